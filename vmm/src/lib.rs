@@ -1,1 +1,5 @@
-//! To be filled.
+//! The KVM virtual machine monitor.
+
+pub mod config;
+pub mod thread;
+pub mod virtio;

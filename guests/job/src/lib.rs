@@ -1,1 +1,201 @@
-//! To be filled.
+//! What the outside tells a guest's first process, and what that process answers.
+//!
+//! The job travels as one file, [`JOB_PATH`], in a small cpio archive appended to the initramfs, so the initramfs in the
+//! store stays what it is. Everything after that travels over virtio-serial ports: CMD's three streams each on a port of
+//! their own, and one control port on which both sides write one JSON message a line. The lab's emulated host runs the
+//! same first process under the same protocol: there the command is vmprof itself.
+
+use serde::{Deserialize, Serialize};
+
+/// Where the job lies in the initramfs.
+pub const JOB_PATH: &str = "vmprof/job.json";
+/// The `schema` of a job this crate writes and reads.
+pub const JOB_SCHEMA: &str = "vmprof.job/1";
+
+/// Names of the virtio-serial ports, as /sys/class/virtio-ports/*/name shows them.
+pub mod port {
+    /// Control: [`ToGuest`](crate::ToGuest) in, [`FromGuest`](crate::FromGuest) out, one JSON message a line.
+    pub const CONTROL: &str = "vmprof.control";
+    /// The command's standard input. End of input is the message [`ToGuest::InputEnded`](crate::ToGuest::InputEnded).
+    pub const STDIN: &str = "vmprof.stdin";
+    /// The command's standard output.
+    pub const STDOUT: &str = "vmprof.stdout";
+    /// The command's standard error.
+    pub const STDERR: &str = "vmprof.stderr";
+}
+
+/// One boot of one guest.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Job {
+    pub schema: String,
+    pub hostname: String,
+    pub root: Root,
+    pub disks: Vec<Disk>,
+    /// Symbolic links made before the command starts, each to the device of the disk with that serial.
+    pub links: Vec<DeviceLink>,
+    pub command: Command,
+}
+
+/// Where `/` is.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Root {
+    /// A read-only filesystem on the disk with this serial, under an overlay in memory.
+    Disk { serial: String, filesystem: String },
+    /// The initramfs itself: the lab's emulated host.
+    Initramfs,
+}
+
+/// A disk the guest must find, and how it shall use it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Disk {
+    /// The plan's name of the disk.
+    pub name: String,
+    /// What the device answers to GET_ID, at most 20 bytes (virtio 1.3, 5.2.6).
+    pub serial: String,
+    /// Word for /sys/block/DEVICE/queue/scheduler; `None` leaves the kernel's choice.
+    pub scheduler: Option<String>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DeviceLink {
+    pub path: String,
+    pub serial: String,
+}
+
+/// The process whose end ends the run.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Command {
+    pub argv: Vec<Bytes>,
+    /// The whole environment, not an addition to one.
+    pub env: Vec<(Bytes, Bytes)>,
+    pub directory: String,
+    pub streams: Streams,
+}
+
+/// Where the command's standard streams lead.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Streams {
+    /// The three stream ports.
+    Ports,
+    /// The serial console, as the command's controlling terminal.
+    Console { rows: u16, columns: u16, term: String },
+}
+
+/// A string the kernel would take: any bytes. Text where it is UTF-8, else a list of numbers.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(untagged)]
+pub enum Bytes {
+    Text(String),
+    Raw(Vec<u8>),
+}
+
+impl Bytes {
+    pub fn as_bytes(&self) -> &[u8] {
+        match self {
+            Bytes::Text(text) => text.as_bytes(),
+            Bytes::Raw(bytes) => bytes,
+        }
+    }
+}
+
+impl From<&[u8]> for Bytes {
+    fn from(bytes: &[u8]) -> Self {
+        match std::str::from_utf8(bytes) {
+            Ok(text) => Bytes::Text(text.to_owned()),
+            Err(_) => Bytes::Raw(bytes.to_owned()),
+        }
+    }
+}
+
+impl From<&str> for Bytes {
+    fn from(text: &str) -> Self {
+        Bytes::Text(text.to_owned())
+    }
+}
+
+/// Outside to guest, one a line on the control port.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum ToGuest {
+    /// Everything for the stdin port has been written: after `bytes` of it the command sees the end of its input.
+    InputEnded { bytes: u64 },
+    /// Send this signal to the command's process group.
+    Signal { number: i32 },
+    /// Clean stop: SIGTERM to everything, SIGKILL after a grace of `grace_ms`, then power off.
+    Stop { grace_ms: u64 },
+    /// Run a helper beside the command, its streams captured, and answer with [`FromGuest::Ran`].
+    Run { id: u64, argv: Vec<Bytes> },
+}
+
+/// Guest to outside, one a line on the control port.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum FromGuest {
+    /// The first process runs and has found its ports.
+    Hello { kernel: String, uptime_ms: u64 },
+    /// Root and disks are as the job asks; the command starts now.
+    Ready { uptime_ms: u64 },
+    /// The boot could not be finished: what was asked, what was found.
+    Failed { message: String },
+    /// The command ended. `stdout` and `stderr` count the bytes it wrote to the ports: the outside has all of them only
+    /// when it has received that many.
+    Ended { status: Ended, stdout: u64, stderr: u64 },
+    /// The answer to [`ToGuest::Run`].
+    Ran { id: u64, status: Ended, stdout: Bytes, stderr: Bytes },
+}
+
+/// How a process ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Ended {
+    Exited(i32),
+    Signaled(i32),
+    /// It could not be started: 127 where there is no such program, 126 where it may not be run (as a shell has it).
+    NotStarted { status: i32, errno: i32 },
+}
+
+impl Ended {
+    /// What a shell would give for it: the code, or 128 plus the signal.
+    pub fn shell_status(self) -> u8 {
+        match self {
+            Ended::Exited(code) => code as u8,
+            Ended::Signaled(signal) => (128 + signal) as u8,
+            Ended::NotStarted { status, .. } => status as u8,
+        }
+    }
+}
+
+/// One message as a line, newline included.
+pub fn line<T: Serialize>(message: &T) -> Vec<u8> {
+    // Messages hold no map with keys that are not strings and no failing Serialize, the only ways this can fail.
+    let mut bytes = serde_json::to_vec(message).expect("a message is always representable as JSON");
+    bytes.push(b'\n');
+    bytes
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_message_survives_the_line_it_travels_in() {
+        let messages = [
+            FromGuest::Ended { status: Ended::Exited(7), stdout: 4, stderr: 4 },
+            FromGuest::Ran { id: 3, status: Ended::Signaled(9), stdout: (&[0xff, 0][..]).into(), stderr: "x".into() },
+            FromGuest::Failed { message: "no disk with serial `root`\nfound: data".into() },
+        ];
+        for message in messages {
+            let line = line(&message);
+            assert_eq!(line.iter().filter(|byte| **byte == b'\n').count(), 1);
+            assert_eq!(serde_json::from_slice::<FromGuest>(&line).unwrap(), message);
+        }
+    }
+
+    #[test]
+    fn a_signal_reads_as_a_shell_has_it() {
+        assert_eq!(Ended::Signaled(15).shell_status(), 143);
+        assert_eq!(Ended::Exited(7).shell_status(), 7);
+    }
+}

@@ -1,0 +1,108 @@
+//! What a machine is: plain data, comparable and printable, made by the caller from a plan and an image. Nothing here is
+//! open, running or looked up; [`crate::Vm`] is built from it.
+
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+/// CPUs of the host that a thread may run on; empty leaves the affinity of the process.
+pub type Cpus = Vec<u32>;
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VmConfig {
+    pub name: String,
+    pub boot: Boot,
+    pub memory: Memory,
+    pub vcpus: Vec<Vcpu>,
+    /// The thread `vmprof`: device emulation that is not an IOThread's.
+    pub emulator_cpus: Cpus,
+    pub iothreads: Vec<IoThread>,
+    /// In the order in which the guest finds them on the PCI bus.
+    pub disks: Vec<Disk>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Boot {
+    /// An ELF vmlinux with a PVH entry note.
+    pub kernel: PathBuf,
+    pub initramfs: PathBuf,
+    pub cmdline: String,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Memory {
+    /// A multiple of 4 KiB, and of the huge page where one is asked for.
+    pub bytes: u64,
+    /// NUMA nodes of the host that the guest's memory is bound to (MPOL_BIND); empty leaves the process's policy.
+    pub nodes: Vec<u32>,
+    /// 2 MiB or 1 GiB pages of hugetlbfs; `None` is ordinary memory.
+    pub hugepage_bytes: Option<u64>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Vcpu {
+    pub id: u32,
+    pub cpus: Cpus,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct IoThread {
+    pub id: u32,
+    /// As the plan prints it (`iothread0`); the OS thread is `IO iothread0`.
+    pub name: String,
+    pub cpus: Cpus,
+    /// Longest busy wait for new work before sleeping, in nanoseconds; 0 never polls.
+    pub poll_max_ns: u64,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Disk {
+    /// The plan's name of the disk, and the serial that the guest reads through GET_ID (virtio 1.3, 5.2.6).
+    pub name: String,
+    /// A regular file or a block device.
+    pub path: PathBuf,
+    pub read_only: bool,
+    pub cache: CacheMode,
+    pub engine: Engine,
+    /// Entries of each virtqueue, a power of two up to 32,768.
+    pub queue_size: u16,
+    /// Which IOThread serves each virtqueue: element k is the id of virtqueue k's. Its length is the number of queues.
+    pub virtqueues: Vec<u32>,
+}
+
+/// QEMU's cache modes: whether the host's page cache is used, and what a completed write or flush promises.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum CacheMode {
+    /// O_DIRECT; durable after a flush.
+    None,
+    /// O_DIRECT; every write durable.
+    Directsync,
+    /// Page cache; durable after a flush.
+    Writeback,
+    /// Page cache; every write durable.
+    Writethrough,
+    /// Page cache; flushes ignored.
+    Unsafe,
+}
+
+/// QEMU's `aio` words: how requests reach the host's block layer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Engine {
+    IoUring,
+    Native,
+    Threads,
+}
+
+impl CacheMode {
+    /// Whether the backing is opened with O_DIRECT.
+    pub fn is_direct(self) -> bool {
+        matches!(self, CacheMode::None | CacheMode::Directsync)
+    }
+
+    /// Whether each write is durable when it completes, so that the guest is shown no write cache.
+    pub fn writes_through(self) -> bool {
+        matches!(self, CacheMode::Directsync | CacheMode::Writethrough)
+    }
+}

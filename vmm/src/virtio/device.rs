@@ -1,0 +1,66 @@
+//! The seam between the transport, which owns registers, and a device, which owns queues while they are live.
+
+use std::sync::Arc;
+
+use vmm_sys_util::eventfd::EventFd;
+use vmprof_sys::vring::SplitRing;
+
+/// A virtio device as the PCI transport sees it. Called from vCPU threads under the transport's lock, never from two at once.
+pub trait VirtioDevice: Send {
+    /// For messages: `blk data`, `console`.
+    fn name(&self) -> &str;
+    /// virtio 1.3, 5: the device id (2 block, 3 console).
+    fn device_id(&self) -> u16;
+    /// Features of the device's own and of the ring; the transport adds VIRTIO_F_VERSION_1.
+    fn features(&self) -> u64;
+    /// The largest size of each queue; its length is the number of queues.
+    fn queue_sizes(&self) -> &[u16];
+    /// Fills `data` from the device's configuration at `offset`; what lies beyond it reads as zero.
+    fn read_config(&self, offset: u32, data: &mut [u8]);
+    /// Ignores what is not writable.
+    fn write_config(&mut self, offset: u32, data: &[u8]);
+    /// DRIVER_OK: the device takes the enabled queues, each with its own index, and begins to serve them. `features` is
+    /// what the driver accepted. An error sets DEVICE_NEEDS_RESET.
+    fn activate(&mut self, features: u64, queues: Vec<ActiveQueue>) -> Result<(), ActivateError>;
+    /// The driver reset the device, or the machine ends: returns when no request is in flight and every queue has been
+    /// dropped, so that nothing writes guest memory afterwards on this device's behalf. Does nothing on an idle device.
+    fn reset(&mut self);
+}
+
+/// A queue that the driver has enabled; owned by whoever serves it, dropped when it stops.
+#[derive(Debug)]
+pub struct ActiveQueue {
+    /// The queue's own index, which nobody counts again.
+    pub index: u16,
+    pub ring: SplitRing,
+    /// Written by KVM (ioeventfd) when the driver notifies this queue.
+    pub doorbell: EventFd,
+    pub interrupt: QueueInterrupt,
+}
+
+/// The MSI-X vector of a queue, through irqfd. Masking is the transport's: a signal while masked stays in the eventfd.
+#[derive(Debug, Clone)]
+pub struct QueueInterrupt(Option<Arc<EventFd>>);
+
+impl QueueInterrupt {
+    /// `None`: the driver gave the queue no vector and polls it.
+    pub fn new(vector: Option<Arc<EventFd>>) -> Self {
+        QueueInterrupt(vector)
+    }
+
+    /// One interrupt. Whether the driver wants one is the ring's to say ([`SplitRing`]), before this is called.
+    pub fn signal(&self) {
+        if let Some(vector) = &self.0 {
+            // An eventfd write fails only when its counter would overflow: then an interrupt is pending anyway.
+            let _ = vector.write(1);
+        }
+    }
+}
+
+#[derive(Debug, thiserror::Error)]
+#[error("{device} cannot serve queue {queue}: {reason}")]
+pub struct ActivateError {
+    pub device: String,
+    pub queue: u16,
+    pub reason: String,
+}

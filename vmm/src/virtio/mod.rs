@@ -1,0 +1,3 @@
+//! virtio devices and the PCI transport they sit behind.
+
+pub mod device;
