@@ -1,1 +1,122 @@
-//! To be filled.
+//! KDL documents with spans, for the profile and the recipe language alike.
+//!
+//! What lives here: text → [`Document`]; the cursors ([`Block`], [`Node`], [`Value`]) through which a language reads
+//! it; and the [`Findings`] that gather every problem of a file before anyone stops. What does not: any node name of
+//! any language, and any rendering. `vmprof-profiles` and `vmprof-guests` call this; `vmprof` renders what comes out.
+//!
+//! A cursor remembers what was asked for. Its `finish` then reports what nobody read: an unknown node, an unknown
+//! property, an argument too many. So a language cannot forget to refuse what it does not know, as long as each
+//! cursor is finished.
+//!
+//! ```
+//! use vmprof_document::Document;
+//!
+//! let doc = Document::parse("vmprof::example", "shop.kdl", "tea \"8GiB\" sugar=#true\n").unwrap();
+//! let found = doc.findings();
+//! let root = doc.root(&found);
+//! let tea = root.required("tea", "name the tea").unwrap();
+//! assert_eq!(tea.arg("a size").and_then(|v| v.bytes()), Some(8 << 30));
+//! assert_eq!(tea.prop("sugar").and_then(|v| v.bool()), Some(true));
+//! tea.finish();
+//! root.finish();
+//! assert!(doc.conclude(found, Some(())).is_ok());
+//! ```
+
+mod cursor;
+mod problem;
+mod size;
+mod suggest;
+mod syntax;
+mod value;
+
+use std::sync::Arc;
+
+use kdl::KdlDocument;
+use miette::NamedSource;
+pub use miette::SourceSpan;
+
+pub use cursor::{Block, Node};
+pub use problem::{Findings, Problem, Problems};
+pub use size::{SizeError, format_size, parse_size};
+pub use suggest::{closest, one_of};
+pub use value::Value;
+
+/// A parsed file: its text, its nodes, and where each of them stands.
+///
+/// Slips that the KDL parser cannot read but vmprof understands (`memory 8GiB`, `true`) are recorded as problems and
+/// stood in for, so that the rest of the file is still checked.
+#[derive(Debug)]
+pub struct Document {
+    area: &'static str,
+    name: String,
+    text: Arc<str>,
+    kdl: KdlDocument,
+    slips: Vec<Problem>,
+}
+
+impl Document {
+    /// Reads `text`. `area` prefixes the codes of all problems (`vmprof::profile`), `name` is what diagnostics call
+    /// the file. Fails only where the text is not KDL at all.
+    pub fn parse(area: &'static str, name: &str, text: &str) -> Result<Self, Problems> {
+        let text: Arc<str> = Arc::from(text);
+        match syntax::parse(area, &text) {
+            Ok((kdl, slips)) => Ok(Document { area, name: name.to_owned(), text, kdl, slips }),
+            Err(problems) => Err(Problems::new(area, NamedSource::new(name, text), problems)),
+        }
+    }
+
+    /// The file's name as diagnostics show it.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// The text as it was read.
+    pub fn text(&self) -> &str {
+        &self.text
+    }
+
+    /// A gatherer for one reading of this document; it starts with the syntax slips found while parsing.
+    pub fn findings(&self) -> Findings {
+        let poisoned = self.slips.iter().filter_map(Problem::first_span).collect();
+        Findings::new(self.area, self.slips.clone(), poisoned)
+    }
+
+    /// The cursor over the top-level nodes.
+    pub fn root<'a>(&'a self, findings: &'a Findings) -> Block<'a> {
+        let end = SourceSpan::from((self.text.len().saturating_sub(1), 0));
+        Block::new(findings, Some(&self.kdl), end, "the file".to_owned())
+    }
+
+    /// Ends a reading: the value and the warnings (perhaps none), or all problems at once. A reading that yields no
+    /// value without having found an error is reported as a problem of its own.
+    pub fn conclude<T>(&self, findings: Findings, value: Option<T>) -> Result<(T, Problems), Problems> {
+        let mut problems = findings.into_problems();
+        problems.sort_by_key(|p| p.first_span().map_or(0, |s| s.offset()));
+        let failed = problems.iter().any(Problem::is_error);
+        match value {
+            Some(value) if !failed => Ok((value, self.problems(problems))),
+            _ => {
+                if !failed {
+                    problems.push(
+                        Problem::error(format!("{}::incomplete", self.area), "the file does not say enough")
+                            .help("`vmprof check` reads it again and names what is missing"),
+                    );
+                }
+                Err(self.problems(problems))
+            }
+        }
+    }
+
+    /// Wraps problems found later (when planning, say) with this file's text.
+    pub fn problems(&self, problems: Vec<Problem>) -> Problems {
+        Problems::new(self.area, self.source(), problems)
+    }
+
+    /// The text under its name, as miette wants it.
+    pub fn source(&self) -> NamedSource<Arc<str>> {
+        NamedSource::new(&self.name, self.text.clone())
+    }
+}
+
+#[cfg(test)]
+mod tests;

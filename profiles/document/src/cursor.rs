@@ -1,0 +1,325 @@
+//! Cursors that remember what was read: [`Block`] over the nodes of a file or of a node's braces, [`Node`] over one
+//! node's arguments, properties and children. `finish` reports what nobody asked for.
+
+use std::cell::{Cell, RefCell};
+
+use kdl::{KdlDocument, KdlEntry, KdlNode};
+use miette::SourceSpan;
+
+use crate::problem::{Findings, Problem};
+use crate::suggest::{closest, one_of};
+use crate::value::Value;
+
+/// The nodes between two braces, or of a whole file.
+#[derive(Debug)]
+#[must_use = "a block that is not finished hides unknown nodes"]
+pub struct Block<'a> {
+    findings: &'a Findings,
+    nodes: &'a [KdlNode],
+    read: Vec<Cell<bool>>,
+    asked: RefCell<Vec<&'static str>>,
+    place: SourceSpan,
+    within: String,
+}
+
+impl<'a> Block<'a> {
+    pub(crate) fn new(
+        findings: &'a Findings,
+        document: Option<&'a KdlDocument>,
+        place: SourceSpan,
+        within: String,
+    ) -> Self {
+        let nodes = document.map_or(&[] as &[KdlNode], KdlDocument::nodes);
+        let read = vec![Cell::new(false); nodes.len()];
+        Block { findings, nodes, read, asked: RefCell::default(), place, within }
+    }
+
+    /// Every node of this name, in order.
+    pub fn all(&self, name: &'static str) -> Vec<Node<'a>> {
+        self.asked.borrow_mut().push(name);
+        let mut found = Vec::new();
+        for (node, read) in self.nodes.iter().zip(&self.read) {
+            if node.name().value() == name {
+                read.set(true);
+                found.push(Node::new(self.findings, node));
+            }
+        }
+        found
+    }
+
+    /// The node of this name, which may stand here once at most.
+    pub fn only(&self, name: &'static str) -> Option<Node<'a>> {
+        let mut found = self.all(name).into_iter();
+        let first = found.next()?;
+        for again in found {
+            self.findings.push(
+                self.findings
+                    .error("duplicate_node", format!("`{name}` stands twice in {}", self.within))
+                    .at(again.name_span(), "again here")
+                    .at(first.name_span(), "first here")
+                    .help(format!("keep one `{name}`")),
+            );
+        }
+        Some(first)
+    }
+
+    /// The node of this name, which must stand here once; `help` says what to write.
+    pub fn required(&self, name: &'static str, help: &str) -> Option<Node<'a>> {
+        let node = self.only(name);
+        if node.is_none() {
+            self.findings.push(
+                self.findings
+                    .error("missing_node", format!("{} has no `{name}`", self.within))
+                    .at(self.place, format!("`{name}` is missing here"))
+                    .help(help),
+            );
+        }
+        node
+    }
+
+    /// Refuses nodes that belong to the language but not to this version of vmprof: `(name, what to do instead)`.
+    pub fn not_yet(&self, names: &[(&'static str, &str)]) {
+        for (name, instead) in names {
+            for node in self.all(name) {
+                self.findings.push(
+                    self.findings
+                        .error("not_supported_yet", format!("`{name}` is not supported yet"))
+                        .at(node.name_span(), "this version of vmprof cannot do this")
+                        .help(*instead),
+                );
+            }
+        }
+    }
+
+    /// The gatherer, for the reader's own problems.
+    pub fn findings(&self) -> &'a Findings {
+        self.findings
+    }
+
+    /// The nodes' names and places, in order, for readers whose node names are not fixed.
+    pub fn rest(&self) -> Vec<Node<'a>> {
+        let mut rest = Vec::new();
+        for (node, read) in self.nodes.iter().zip(&self.read) {
+            if !read.replace(true) {
+                rest.push(Node::new(self.findings, node));
+            }
+        }
+        rest
+    }
+
+    /// Whether no node stands here.
+    pub fn is_empty(&self) -> bool {
+        self.nodes.is_empty()
+    }
+
+    /// Reports every node that nobody asked for.
+    pub fn finish(self) {
+        let asked = self.asked.borrow();
+        for (node, read) in self.nodes.iter().zip(&self.read) {
+            if read.get() {
+                continue;
+            }
+            let name = node.name().value();
+            let help = match closest(name, asked.iter().copied()) {
+                Some(near) => format!("did you mean `{near}`?"),
+                None if asked.is_empty() => format!("{} takes no nodes", self.within),
+                None => format!("{} takes {}", self.within, one_of(&asked)),
+            };
+            self.findings.push(
+                self.findings
+                    .error("unknown_node", format!("{} knows no node `{name}`", self.within))
+                    .at(node.name().span(), "unknown node")
+                    .help(help),
+            );
+        }
+    }
+}
+
+/// One node: name, arguments, properties, children.
+#[derive(Debug)]
+#[must_use = "a node that is not finished hides unknown properties"]
+pub struct Node<'a> {
+    findings: &'a Findings,
+    node: &'a KdlNode,
+    read: Vec<Cell<bool>>,
+    asked: RefCell<Vec<&'static str>>,
+    children_read: Cell<bool>,
+}
+
+impl<'a> Node<'a> {
+    fn new(findings: &'a Findings, node: &'a KdlNode) -> Self {
+        let read = vec![Cell::new(false); node.entries().len()];
+        Node { findings, node, read, asked: RefCell::default(), children_read: Cell::new(false) }
+    }
+
+    /// The node's name.
+    pub fn name(&self) -> &'a str {
+        self.node.name().value()
+    }
+
+    /// Where the name stands: the place to point at when the whole node is meant.
+    pub fn name_span(&self) -> SourceSpan {
+        self.node.name().span()
+    }
+
+    /// The line of the name, counted from 1.
+    pub fn line(&self, text: &str) -> u32 {
+        let upto = text.get(..self.name_span().offset()).unwrap_or(text);
+        u32::try_from(upto.matches('\n').count()).unwrap_or(u32::MAX).saturating_add(1)
+    }
+
+    /// The gatherer, for the reader's own problems.
+    pub fn findings(&self) -> &'a Findings {
+        self.findings
+    }
+
+    /// The next positional argument. `what` names it in messages.
+    pub fn arg(&self, what: &'a str) -> Option<Value<'a>> {
+        let (entry, read) = self.unread().find(|(e, _)| e.name().is_none())?;
+        read.set(true);
+        Some(Value::new(self.findings, entry, what))
+    }
+
+    /// The next positional argument, reported as missing when there is none.
+    pub fn required_arg(&self, what: &'a str, help: &str) -> Option<Value<'a>> {
+        let value = self.arg(what);
+        if value.is_none() {
+            self.findings.push(
+                self.problem("missing_argument", format!("`{}` does not say {what}", self.name())).help(help),
+            );
+        }
+        value
+    }
+
+    /// All arguments that are left.
+    pub fn args(&self, what: &'a str) -> Vec<Value<'a>> {
+        std::iter::from_fn(|| self.arg(what)).collect()
+    }
+
+    /// The property of this key, which may be given once at most. The key names it in messages.
+    pub fn prop(&self, key: &'static str) -> Option<Value<'a>> {
+        self.asked.borrow_mut().push(key);
+        let mut found: Option<&KdlEntry> = None;
+        for (entry, read) in self.node.entries().iter().zip(&self.read) {
+            if entry.name().is_none_or(|n| n.value() != key) {
+                continue;
+            }
+            read.set(true);
+            match found {
+                None => found = Some(entry),
+                Some(first) => self.findings.push(
+                    self.findings
+                        .error("duplicate_property", format!("`{}` is given `{key}` twice", self.name()))
+                        .at(entry.span(), "again here")
+                        .at(first.span(), "first here")
+                        .help("KDL would let the last one win in silence; keep the one you mean"),
+                ),
+            }
+        }
+        found.map(|entry| Value::new(self.findings, entry, key))
+    }
+
+    /// The property of this key, reported as missing when it is not given.
+    pub fn required_prop(&self, key: &'static str, help: &str) -> Option<Value<'a>> {
+        let value = self.prop(key);
+        if value.is_none() {
+            let message = format!("`{}` has no `{key}=`", self.name());
+            self.findings.push(self.problem("missing_property", message).help(help));
+        }
+        value
+    }
+
+    /// The nodes between this node's braces; empty where it has none.
+    pub fn children(&self) -> Block<'a> {
+        self.children_read.set(true);
+        let within = match self.node.entries().iter().find(|e| e.name().is_none()) {
+            Some(arg) => format!(
+                "`{} {}`",
+                self.name(),
+                arg.value().as_string().map_or_else(|| arg.value().to_string(), str::to_owned)
+            ),
+            None => format!("`{}`", self.name()),
+        };
+        Block::new(self.findings, self.node.children(), self.name_span(), within)
+    }
+
+    /// Whether the node has braces with something in them.
+    pub fn has_children(&self) -> bool {
+        self.node.children().is_some_and(|c| !c.is_empty())
+    }
+
+    /// Whether the node has any argument or property.
+    pub fn has_entries(&self) -> bool {
+        !self.node.entries().is_empty()
+    }
+
+    /// A problem that points at this node's name, for the reader's own rules; record it with [`Findings::push`].
+    pub fn problem(&self, code: &str, message: impl Into<String>) -> Problem {
+        self.findings.error(code, message).at(self.name_span(), "here")
+    }
+
+    /// Reports every property and argument that nobody asked for, and children where none are taken.
+    pub fn finish(self) {
+        let name = self.name();
+        let asked = self.asked.borrow();
+        for (entry, _) in self.unread() {
+            let problem = match entry.name() {
+                Some(key) => {
+                    let help = match closest(key.value(), asked.iter().copied()) {
+                        Some(near) => format!("did you mean `{near}=`?"),
+                        None if asked.is_empty() => format!("`{name}` takes no properties"),
+                        None => format!("`{name}` takes {}", one_of(&asked)),
+                    };
+                    self.findings
+                        .error("unknown_property", format!("`{name}` knows no property `{}`", key.value()))
+                        .at(key.span(), "unknown property")
+                        .help(help)
+                }
+                None => self
+                    .findings
+                    .error("extra_argument", format!("`{name}` takes no further argument"))
+                    .at(entry.span(), "one too many")
+                    .help(self.extra_help(entry)),
+            };
+            self.findings.push(problem);
+        }
+        for entry in self.node.entries() {
+            // A typed number that is read as a size was refused there, with what to write.
+            if let Some(ty) = entry.ty().filter(|_| !entry.value().is_integer()) {
+                self.annotation(ty.value(), ty.span());
+            }
+        }
+        if let Some(ty) = self.node.ty() {
+            self.annotation(ty.value(), ty.span());
+        }
+        if self.has_children() && !self.children_read.get() {
+            self.findings.push(
+                self.problem("unexpected_children", format!("`{name}` takes no nodes in braces"))
+                    .help("remove the braces"),
+            );
+        }
+    }
+
+    fn extra_help(&self, entry: &KdlEntry) -> String {
+        let word = entry.value().as_string().unwrap_or_default();
+        match closest(word, self.asked.borrow().iter().copied())
+            .or_else(|| self.asked.borrow().iter().copied().find(|key| *key == word))
+        {
+            Some(key) => format!("a property is written `{key}=…`, without blanks around `=`"),
+            None => "remove it; a list goes into one quoted string".to_owned(),
+        }
+    }
+
+    fn annotation(&self, ty: &str, span: SourceSpan) {
+        self.findings.push(
+            self.findings
+                .error("type_annotation", format!("vmprof gives the annotation `({ty})` no meaning"))
+                .at(span, "annotation")
+                .help("remove it; a unit goes into the quoted value, such as \"16GiB\""),
+        );
+    }
+
+    fn unread(&self) -> impl Iterator<Item = (&'a KdlEntry, &Cell<bool>)> {
+        self.node.entries().iter().zip(&self.read).filter(|(_, read)| !read.get())
+    }
+}

@@ -1,0 +1,135 @@
+//! Text → KDL nodes, with the parser's generic messages replaced where vmprof knows what was meant.
+//!
+//! A slip such as `memory 8GiB` or `readonly true` stops the parser. Here it becomes a problem that says what to
+//! write, a stand-in of the same length takes its place, and parsing goes on, so that spans stay right and the rest
+//! of the file is checked in the same run.
+
+use kdl::{KdlDiagnostic, KdlDocument};
+use miette::SourceSpan;
+
+use crate::problem::Problem;
+
+/// How often a file is parsed again after standing in for slips; each round can uncover new ones.
+const ROUNDS: usize = 32;
+
+/// Parses `text`; the second value holds the slips that were stood in for. Fails with all problems where something
+/// is left that no stand-in mends.
+pub(crate) fn parse(area: &str, text: &str) -> Result<(KdlDocument, Vec<Problem>), Vec<Problem>> {
+    let mut patched = text.to_owned();
+    let mut slips: Vec<Problem> = Vec::new();
+    for _ in 0..ROUNDS {
+        let error = match KdlDocument::parse_v2(&patched) {
+            Ok(document) => return Ok((document, slips)),
+            Err(error) => error,
+        };
+        let mut places: Vec<(usize, usize)> =
+            error.diagnostics.iter().filter_map(|d| slip_at(&patched, d.span)).collect();
+        places.sort_unstable();
+        places.dedup();
+        if places.is_empty() {
+            slips.extend(generic(area, &patched, &error.diagnostics));
+            return Err(slips);
+        }
+        for (start, end) in places {
+            slips.push(explain(area, text, start, end));
+            patched.replace_range(start..end, &"x".repeat(end - start));
+        }
+    }
+    Err(slips)
+}
+
+/// The bounds of the word that a diagnostic is about, if it is a slip we know.
+fn slip_at(text: &str, span: SourceSpan) -> Option<(usize, usize)> {
+    let stop = (span.offset() + span.len()).min(text.len());
+    // The parser marks either the word itself, or everything from the node's name up to into the word.
+    let (start, end) = [span.offset(), stop.saturating_sub(1)]
+        .into_iter()
+        .filter_map(|at| word_around(text, at))
+        .find(|(start, end)| is_slip(&text[*start..*end]))?;
+    Some((start, end))
+}
+
+fn word_around(text: &str, at: usize) -> Option<(usize, usize)> {
+    let bytes = text.as_bytes();
+    let part = |b: u8| b.is_ascii_alphanumeric() || b",.-+_^:%".contains(&b);
+    if !part(*bytes.get(at)?) {
+        return None;
+    }
+    let start = (0..at).rev().take_while(|i| part(bytes[*i])).last().unwrap_or(at);
+    let end = (at..bytes.len()).take_while(|i| part(bytes[*i])).last().unwrap_or(at) + 1;
+    Some((start, end))
+}
+
+fn is_slip(word: &str) -> bool {
+    is_keyword(word) || (word.starts_with(|c: char| c.is_ascii_digit()) && word.parse::<i128>().is_err())
+}
+
+fn is_keyword(word: &str) -> bool {
+    matches!(word, "true" | "false" | "null")
+}
+
+fn explain(area: &str, text: &str, start: usize, end: usize) -> Problem {
+    let word = &text[start..end];
+    let span = SourceSpan::from((start, end - start));
+    if is_keyword(word) {
+        return Problem::error(format!("{area}::bare_keyword"), format!("a bare `{word}` is not KDL"))
+            .at(span, format!("write `#{word}`"))
+            .help(format!("KDL 2 writes `#{word}`"));
+    }
+    let what = if word.bytes().all(|b| b.is_ascii_digit() || b",-^".contains(&b)) {
+        "a list of numbers"
+    } else if crate::size::parse_size(word).is_ok() {
+        "a size"
+    } else {
+        "a word that starts with a digit"
+    };
+    Problem::error(
+        format!("{area}::missing_quotes"),
+        format!("`{word}` needs quotes: {what} does not parse bare"),
+    )
+    .at(span, "not quoted")
+    .help(format!("write \"{word}\""))
+}
+
+/// What is left of the parser's own messages once echoes of the same mistake are dropped.
+fn generic(area: &str, text: &str, diagnostics: &[KdlDiagnostic]) -> Vec<Problem> {
+    let message = |d: &KdlDiagnostic| d.message.clone().unwrap_or_else(|| "this is not KDL".to_owned());
+    let unclosed = diagnostics.iter().any(|d| message(d).starts_with("No closing '}'"));
+    let mut problems: Vec<Problem> = Vec::new();
+    for diagnostic in diagnostics {
+        let said = message(diagnostic);
+        if unclosed && said.starts_with("Closing '}'") {
+            continue;
+        }
+        let stray = said == "Expected end of document";
+        let found = text.get(diagnostic.span.offset()..).and_then(|rest| rest.chars().next());
+        let (said, help) = match found {
+            Some('}') if stray => (
+                "a `}` closes nothing".to_owned(),
+                Some("remove it, or look above for the `{` it should close".to_owned()),
+            ),
+            Some('=') if stray => (
+                "this `=` stands where none can".to_owned(),
+                Some("quote a value that contains `=`".to_owned()),
+            ),
+            _ if said.starts_with("Expected property value") => (
+                "a property has no value that can be read".to_owned(),
+                Some(
+                    "write `key=value`; sizes, CPU sets and anything that starts with a digit go in quotes"
+                        .to_owned(),
+                ),
+            ),
+            _ => (said, diagnostic.help.clone()),
+        };
+        let label = diagnostic.label.clone().unwrap_or_else(|| "here".to_owned());
+        let mut problem = Problem::error(format!("{area}::syntax"), said).at(diagnostic.span, label);
+        if let Some(help) = help {
+            problem = problem.help(help);
+        }
+        let echo = problems.iter().any(|p| p.first_span() == problem.first_span());
+        if !echo {
+            problems.push(problem);
+        }
+    }
+    problems
+}

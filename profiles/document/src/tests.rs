@@ -1,0 +1,125 @@
+//! What the cursors and the syntax reader promise, on a language made up for the purpose.
+
+use super::*;
+
+fn codes(problems: &Problems) -> Vec<String> {
+    problems.iter().map(|p| p.code().rsplit("::").next().unwrap_or_default().to_owned()).collect()
+}
+
+fn helps(problems: &Problems) -> String {
+    problems.iter().filter_map(Problem::help_text).collect::<Vec<_>>().join(" | ")
+}
+
+fn marked<'t>(text: &'t str, problem: &Problem) -> &'t str {
+    let span = problem.first_span().expect("a place");
+    &text[span.offset()..span.offset() + span.len()]
+}
+
+/// Reads `pot SIZE lid=BOOL cups=N colour=WORD { leaf NAME }`.
+fn read(text: &str) -> Result<((), Problems), Problems> {
+    let doc = Document::parse("vmprof::tea", "tea.kdl", text)?;
+    let found = doc.findings();
+    let root = doc.root(&found);
+    if let Some(pot) = root.required("pot", "write `pot \"1GiB\"`") {
+        let _ = pot.required_arg("its size", "write one").and_then(|v| v.bytes());
+        let _ = pot.prop("lid").and_then(|v| v.bool());
+        let _ = pot.prop("cups").and_then(|v| v.u64(1..=8));
+        let _ = pot.prop("colour").and_then(|v| v.word(&[("green", 1), ("black", 2)]));
+        let block = pot.children();
+        for leaf in block.all("leaf") {
+            let _ = leaf.required_arg("its name", "write one").and_then(|v| v.text());
+            leaf.finish();
+        }
+        block.not_yet(&[("steam", "wait")]);
+        block.finish();
+        pot.finish();
+    }
+    root.finish();
+    doc.conclude(found, Some(()))
+}
+
+#[test]
+fn a_right_file_has_no_problems() {
+    let (_, warnings) =
+        read("/- kdl-version 2\npot \"1GiB\" lid=#true cups=3 colour=green { leaf oolong }\n").unwrap();
+    assert!(warnings.is_empty());
+}
+
+#[test]
+fn each_kind_of_stray_is_reported_with_its_place() {
+    for (text, code, place) in [
+        ("pot \"1GiB\"\npto 1", "unknown_node", "pto"),
+        ("pot \"1GiB\" ldi=#true", "unknown_property", "ldi"),
+        ("pot \"1GiB\" 7", "extra_argument", "7"),
+        ("pot \"1GiB\" cups=1 cups=2", "duplicate_property", "cups=2"),
+        ("pot \"1GiB\"\npot \"2GiB\"", "duplicate_node", "pot"),
+        ("pot", "missing_argument", "pot"),
+        ("pot 8", "wrong_type", "8"),
+        ("pot \"8 GB\"", "bad_size", "\"8 GB\""),
+        ("pot \"8\"", "bad_size", "\"8\""),
+        ("pot \"1GiB\" cups=9", "out_of_range", "cups=9"),
+        ("pot \"1GiB\" cups=-1", "out_of_range", "cups=-1"),
+        ("pot \"1GiB\" colour=grene", "unknown_word", "colour=grene"),
+        ("pot \"1GiB\" { leaf \"\"; }", "empty_value", "\"\""),
+        ("pot \"1GiB\" { leaf a { b; }; }", "unexpected_children", "leaf"),
+        ("pot \"1GiB\" { steam; }", "not_supported_yet", "steam"),
+        ("pot (wide)\"1GiB\"", "type_annotation", "wide"),
+    ] {
+        let problems = read(text).unwrap_err();
+        assert_eq!(codes(&problems), [code], "{text}");
+        assert_eq!(marked(text, problems.iter().next().unwrap()), place, "{text}");
+    }
+}
+
+#[test]
+fn a_near_miss_is_suggested() {
+    assert!(helps(&read("pot \"1GiB\" ldi=#true").unwrap_err()).contains("did you mean `lid=`?"));
+    assert!(helps(&read("pot \"1GiB\" colour=grene").unwrap_err()).contains("did you mean `green`?"));
+    assert!(helps(&read("pto 1\npot \"1GiB\"").unwrap_err()).contains("did you mean `pot`?"));
+    assert!(helps(&read("pot \"8GB\"").unwrap_err()).contains("write \"8GiB\""));
+}
+
+#[test]
+fn bare_sizes_lists_and_keywords_say_what_to_write() {
+    for (text, code, help) in [
+        ("pot 8GiB", "missing_quotes", "write \"8GiB\""),
+        ("pot 0-3,8", "missing_quotes", "write \"0-3,8\""),
+        ("pot \"1GiB\" lid=true", "bare_keyword", "KDL 2 writes `#true`"),
+        ("// é\npot \"1GiB\" lid=false", "bare_keyword", "KDL 2 writes `#false`"),
+        ("pot \"1GiB\" cups=1,2", "missing_quotes", "write \"1,2\""),
+    ] {
+        let problems = read(text).unwrap_err();
+        assert_eq!(codes(&problems), [code], "{text}");
+        assert_eq!(helps(&problems), help, "{text}");
+    }
+}
+
+#[test]
+fn a_slip_does_not_hide_the_other_mistakes() {
+    let text = "pot 8GiB lid=true colour=grene {\n  leef green\n}\n";
+    let problems = read(text).unwrap_err();
+    assert_eq!(codes(&problems), ["missing_quotes", "bare_keyword", "unknown_word", "unknown_node"]);
+    assert_eq!(problems.to_string(), "tea.kdl: 4 problems");
+}
+
+#[test]
+fn what_is_not_kdl_is_one_problem_per_place() {
+    for text in ["pot {\n a 1\n", "pot \"abc\n", "pot }", "pot a=b=c", "pot lid=\n"] {
+        let problems = read(text).unwrap_err();
+        assert_eq!(codes(&problems), ["syntax"], "{text}: {problems:?}");
+    }
+}
+
+#[test]
+fn sizes_read_and_print_alike() {
+    for (text, bytes) in [("8GiB", 8 << 30), ("4096KiB", 4096 << 10), ("512B", 512), ("2TiB", 2 << 40)] {
+        assert_eq!(parse_size(text), Ok(bytes));
+        assert_eq!(parse_size(&format_size(bytes)), Ok(bytes));
+    }
+    assert_eq!(format_size(8 << 30), "8GiB");
+    assert_eq!(format_size(1536 << 20), "1536MiB");
+    assert_eq!(format_size(0), "0B");
+    assert!(matches!(parse_size("99999999999TiB"), Err(SizeError::TooLarge(_))));
+    assert!(matches!(parse_size("1.5GiB"), Err(SizeError::Number(_))));
+    assert!(matches!(parse_size(""), Err(SizeError::Number(_))));
+}

@@ -1,0 +1,185 @@
+//! One value of a node, an argument or a property, with typed getters that report what they cannot take.
+
+use std::ops::RangeInclusive;
+
+use kdl::{KdlEntry, KdlValue};
+use miette::SourceSpan;
+
+use crate::problem::{Findings, Problem};
+use crate::size::{SizeError, parse_size, unit_meant};
+use crate::suggest::{closest, one_of};
+
+/// One value. Each getter returns `None` after having reported why.
+#[derive(Debug, Clone, Copy)]
+pub struct Value<'a> {
+    findings: &'a Findings,
+    entry: &'a KdlEntry,
+    what: &'a str,
+}
+
+impl<'a> Value<'a> {
+    pub(crate) fn new(findings: &'a Findings, entry: &'a KdlEntry, what: &'a str) -> Self {
+        Value { findings, entry, what }
+    }
+
+    /// Where the value stands; for a property this covers `key=value`.
+    pub fn span(&self) -> SourceSpan {
+        self.entry.span()
+    }
+
+    /// The value as the parser gives it.
+    pub fn raw(&self) -> &'a KdlValue {
+        self.entry.value()
+    }
+
+    /// What the value is, in words, as the reader named it.
+    pub fn what(&self) -> &'a str {
+        self.what
+    }
+
+    /// A string, quoted or bare.
+    pub fn string(&self) -> Option<&'a str> {
+        match self.raw() {
+            _ if self.poisoned() => None,
+            KdlValue::String(s) => Some(s),
+            _ => self.refuse("a string", "put it in double quotes"),
+        }
+    }
+
+    /// A string that is not empty.
+    pub fn text(&self) -> Option<&'a str> {
+        let text = self.string()?;
+        if text.trim().is_empty() {
+            let problem = self.problem("empty_value", format!("{} is empty", self.what));
+            self.findings.push(problem.help("write it, or leave it out altogether"));
+            return None;
+        }
+        Some(text)
+    }
+
+    /// `#true` or `#false`.
+    pub fn bool(&self) -> Option<bool> {
+        match self.raw() {
+            _ if self.poisoned() => None,
+            KdlValue::Bool(b) => Some(*b),
+            _ => self.refuse("`#true` or `#false`", "KDL 2 writes booleans with a hash: `#true`, `#false`"),
+        }
+    }
+
+    /// A whole number inside `range`.
+    pub fn u64(&self, range: RangeInclusive<u64>) -> Option<u64> {
+        match self.raw() {
+            _ if self.poisoned() => None,
+            KdlValue::Integer(n) => match u64::try_from(*n) {
+                Ok(n) if range.contains(&n) => Some(n),
+                _ => self.out_of_range(*n, range.start(), range.end()),
+            },
+            _ => self.refuse("a whole number", "write it bare, without quotes"),
+        }
+    }
+
+    /// A whole number that may be negative.
+    pub fn i64(&self, range: RangeInclusive<i64>) -> Option<i64> {
+        match self.raw() {
+            _ if self.poisoned() => None,
+            KdlValue::Integer(n) => match i64::try_from(*n) {
+                Ok(n) if range.contains(&n) => Some(n),
+                _ => self.out_of_range(*n, range.start(), range.end()),
+            },
+            _ => self.refuse("a whole number", "write it bare, without quotes"),
+        }
+    }
+
+    /// A number of bytes written as `"8GiB"`. A bare number is refused: its unit would be a guess.
+    pub fn bytes(&self) -> Option<u64> {
+        let text = match self.raw() {
+            _ if self.poisoned() => return None,
+            KdlValue::String(s) => s.as_str(),
+            KdlValue::Integer(n) => {
+                let unit = self.entry.ty().map(|t| t.value()).filter(|t| unit_meant(t).is_some());
+                let text = format!("{n}{}", unit.unwrap_or("MiB"));
+                return self.refuse(
+                    "a size with its unit",
+                    format!("write it as a quoted string, such as \"{text}\""),
+                );
+            }
+            _ => return self.refuse("a size with its unit", "write it as a quoted string, such as \"8GiB\""),
+        };
+        match parse_size(text) {
+            Ok(bytes) => Some(bytes),
+            Err(error) => {
+                let help = match &error {
+                    SizeError::Unit(unit) => match unit_meant(unit) {
+                        Some(meant) => {
+                            let number = text.trim_end_matches(unit.as_str()).trim_end();
+                            format!("write \"{number}{meant}\"")
+                        }
+                        None => "the units are KiB, MiB, GiB and TiB".to_owned(),
+                    },
+                    SizeError::NoUnit(text) => format!("name the unit: \"{text}MiB\" or \"{text}GiB\""),
+                    SizeError::Number(_) | SizeError::TooLarge(_) => {
+                        "write a whole number and a unit, such as \"1536MiB\"".to_owned()
+                    }
+                };
+                let problem = self.problem("bad_size", format!("{} is not a size: {error}", self.what));
+                self.findings.push(problem.help(help));
+                None
+            }
+        }
+    }
+
+    /// One word of a closed list.
+    pub fn word<T: Copy>(&self, words: &[(&str, T)]) -> Option<T> {
+        let names: Vec<&str> = words.iter().map(|(name, _)| *name).collect();
+        let given = match self.raw() {
+            _ if self.poisoned() => return None,
+            KdlValue::String(s) => s.as_str(),
+            _ => return self.refuse(&one_of(&names), "write one of these words, bare"),
+        };
+        if let Some((_, value)) = words.iter().find(|(name, _)| *name == given) {
+            return Some(*value);
+        }
+        let help = match closest(given, names.iter().copied()) {
+            Some(near) => format!("did you mean `{near}`? The words are {}", one_of(&names)),
+            None => format!("the words are {}", one_of(&names)),
+        };
+        let problem = self.problem("unknown_word", format!("`{given}` is no word for {}", self.what));
+        self.findings.push(problem.help(help));
+        None
+    }
+
+    /// A problem that points at this value, for the reader's own rules; record it with [`Findings::push`].
+    pub fn problem(&self, code: &str, message: impl Into<String>) -> Problem {
+        self.findings.error(code, message).at(self.span(), "here")
+    }
+
+    /// Whether a syntax slip at this place was reported already; getters then stay silent.
+    pub fn poisoned(&self) -> bool {
+        self.findings.is_poisoned(self.entry.span())
+    }
+
+    fn refuse<T>(&self, wanted: &str, help: impl Into<String>) -> Option<T> {
+        let found = match self.raw() {
+            KdlValue::String(s) => format!("the string \"{s}\""),
+            KdlValue::Integer(n) => format!("the number {n}"),
+            KdlValue::Float(n) => format!("the number {n}"),
+            KdlValue::Bool(b) => format!("#{b}"),
+            KdlValue::Null => "#null".to_owned(),
+        };
+        let message = format!("{} must be {wanted}, and is {found}", self.what);
+        self.findings.push(
+            self.findings
+                .error("wrong_type", message)
+                .at(self.span(), format!("not {wanted}"))
+                .help(help.into()),
+        );
+        None
+    }
+
+    fn out_of_range<T>(&self, found: i128, low: impl ToString, high: impl ToString) -> Option<T> {
+        let (low, high) = (low.to_string(), high.to_string());
+        let message = format!("{} is {found}, outside {low} to {high}", self.what);
+        self.findings.push(self.problem("out_of_range", message).help(format!("write {low} to {high}")));
+        None
+    }
+}
