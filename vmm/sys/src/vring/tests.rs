@@ -1,0 +1,252 @@
+use proptest::prelude::*;
+use vm_memory::Bytes as _;
+
+use super::*;
+
+const TABLE: u64 = 0x1000;
+const AVAILABLE: u64 = 0x4000;
+const USED: u64 = 0x8000;
+const INDIRECT: u64 = 0x10000;
+const RAM_BYTES: usize = 1 << 20;
+
+fn ram() -> Arc<GuestRam> {
+    Arc::new(GuestRam::from_ranges(&[(GuestAddress(0), RAM_BYTES)]).unwrap())
+}
+
+fn ring(ram: &Arc<GuestRam>, size: u16, event_idx: bool) -> SplitRing {
+    SplitRing::new(ram, size, TABLE, AVAILABLE, USED, event_idx).unwrap()
+}
+
+fn put<T: vm_memory::ByteValued>(ram: &GuestRam, address: u64, value: T) {
+    ram.write_obj(value, GuestAddress(address)).unwrap();
+}
+
+fn u16_at(ram: &GuestRam, address: u64) -> u16 {
+    ram.read_obj(GuestAddress(address)).unwrap()
+}
+
+fn descriptor(ram: &GuestRam, table: u64, index: u16, address: u64, len: u32, flags: u16, next: u16) {
+    let at = table + 16 * u64::from(index);
+    put(ram, at, address);
+    put(ram, at + 8, len);
+    put(ram, at + 12, flags);
+    put(ram, at + 14, next);
+}
+
+/// Offers `heads` after the `from` that were offered before.
+fn offer(ram: &GuestRam, size: u16, from: u16, heads: &[u16]) {
+    for (step, head) in (0..).zip(heads) {
+        let index = from.wrapping_add(step);
+        put(ram, AVAILABLE + 4 + 2 * u64::from(index % size), *head);
+    }
+    put(ram, AVAILABLE + 2, from.wrapping_add(heads.len() as u16));
+}
+
+#[test]
+fn a_ring_outside_memory_or_off_its_alignment_is_refused() {
+    let ram = ram();
+    let end = RAM_BYTES as u64;
+    let new = |size, desc, avail, used| SplitRing::new(&ram, size, desc, avail, used, true).map(|_| ());
+    assert_eq!(new(8, TABLE, AVAILABLE, USED), Ok(()));
+    assert_eq!(new(0, TABLE, AVAILABLE, USED), Err(RingError::Size(0)));
+    assert_eq!(new(12, TABLE, AVAILABLE, USED), Err(RingError::Size(12)));
+    assert_eq!(new(32_769, TABLE, AVAILABLE, USED), Err(RingError::Size(32_769)));
+    for (desc, avail, used) in
+        [(TABLE + 8, AVAILABLE, USED), (TABLE, AVAILABLE + 1, USED), (TABLE, AVAILABLE, USED + 2)]
+    {
+        assert!(matches!(new(8, desc, avail, used), Err(RingError::Unaligned { .. })));
+    }
+    let last = [
+        (end - 112, AVAILABLE, USED),
+        (TABLE, end - 20, USED),
+        (TABLE, AVAILABLE, end - 68),
+        (u64::MAX - 15, AVAILABLE, USED),
+    ];
+    for (desc, avail, used) in last {
+        assert!(
+            matches!(new(8, desc, avail, used), Err(RingError::OutsideMemory { .. })),
+            "{desc:#x} {avail:#x} {used:#x}"
+        );
+    }
+    assert_eq!(new(8, end - 128, AVAILABLE, USED), Ok(()), "a table may end where memory ends");
+}
+
+#[test]
+fn heads_come_in_the_drivers_order_and_around_the_ring() {
+    let ram = ram();
+    let mut ring = ring(&ram, 4, true);
+    assert_eq!(ring.pop(), Ok(None));
+    for round in 0..40_000_u16 {
+        let from = round.wrapping_mul(2);
+        offer(&ram, 4, from, &[round % 4, (round + 1) % 4]);
+        assert_eq!(ring.pop(), Ok(Some(round % 4)));
+        assert_eq!(ring.pop(), Ok(Some((round + 1) % 4)));
+        assert_eq!(ring.pop(), Ok(None));
+    }
+}
+
+#[test]
+fn an_index_that_jumps_over_the_ring_is_the_drivers_error() {
+    let ram = ram();
+    let mut ring = ring(&ram, 4, true);
+    put(&ram, AVAILABLE + 2, 5_u16);
+    assert_eq!(ring.pop(), Err(RingError::AvailableJump { from: 0, to: 5, size: 4 }));
+    put(&ram, AVAILABLE + 2, u16::MAX);
+    assert!(ring.look().is_err(), "backwards is a jump too");
+}
+
+#[test]
+fn a_head_outside_the_table_is_the_drivers_error() {
+    let ram = ram();
+    let mut ring = ring(&ram, 4, true);
+    offer(&ram, 4, 0, &[4]);
+    assert_eq!(ring.pop(), Err(RingError::Head { head: 4, size: 4 }));
+}
+
+#[test]
+fn used_elements_show_only_once_published() {
+    let ram = ram();
+    let mut ring = ring(&ram, 4, false);
+    ring.push_used(3, 513);
+    assert_eq!(u16_at(&ram, USED + 2), 0);
+    assert!(ring.publish());
+    assert_eq!(u16_at(&ram, USED + 2), 1);
+    assert_eq!(ram.read_obj::<u32>(GuestAddress(USED + 4)).unwrap(), 3);
+    assert_eq!(ram.read_obj::<u32>(GuestAddress(USED + 8)).unwrap(), 513);
+    assert!(!ring.publish(), "nothing new, no interrupt");
+}
+
+#[test]
+fn without_event_idx_the_flags_suppress() {
+    let ram = ram();
+    let mut ring = ring(&ram, 4, false);
+    ring.disarm();
+    assert_eq!(u16_at(&ram, USED), 1);
+    assert_eq!(ring.arm_and_look(), Ok(false));
+    assert_eq!(u16_at(&ram, USED), 0);
+    put(&ram, AVAILABLE, 1_u16);
+    ring.push_used(0, 0);
+    assert!(!ring.publish(), "VIRTQ_AVAIL_F_NO_INTERRUPT");
+}
+
+#[test]
+fn with_event_idx_an_interrupt_is_wanted_when_the_event_is_passed() {
+    let ram = ram();
+    let mut ring = ring(&ram, 8, true);
+    let used_event = AVAILABLE + 4 + 2 * 8;
+    put(&ram, used_event, 2_u16);
+    let mut wanted = Vec::new();
+    for head in 0..4 {
+        ring.push_used(head, 0);
+        wanted.push(ring.publish());
+    }
+    assert_eq!(wanted, [false, false, true, false]);
+    put(&ram, used_event, 5_u16);
+    (4..7).for_each(|head| ring.push_used(head, 0));
+    assert!(ring.publish(), "an event inside a batch counts");
+}
+
+#[test]
+fn arming_names_the_next_head_and_sees_one_that_came_meanwhile() {
+    let ram = ram();
+    let mut ring = ring(&ram, 8, true);
+    let avail_event = USED + 4 + 8 * 8;
+    offer(&ram, 8, 0, &[0, 1]);
+    ring.pop().unwrap();
+    ring.pop().unwrap();
+    assert_eq!(ring.arm_and_look(), Ok(false));
+    assert_eq!(u16_at(&ram, avail_event), 2);
+    offer(&ram, 8, 2, &[2]);
+    assert_eq!(ring.arm_and_look(), Ok(true));
+}
+
+#[test]
+fn events_are_passed_across_the_wrap_of_the_index() {
+    assert!(crossed(u16::MAX, 0, u16::MAX));
+    assert!(crossed(u16::MAX, 3, u16::MAX - 1));
+    assert!(!crossed(1, 1, u16::MAX));
+    assert!(crossed(0, 1, u16::MAX));
+    assert!(!crossed(5, 5, 4));
+}
+
+#[test]
+fn a_chain_is_read_through_its_indirect_table() {
+    let ram = ram();
+    descriptor(&ram, TABLE, 2, 0x20000, 16, 1, 5);
+    descriptor(&ram, TABLE, 5, INDIRECT + 2, 32, 4 | 2, 9);
+    descriptor(&ram, INDIRECT + 2, 0, 0x21000, 512, 1 | 2, 1);
+    descriptor(&ram, INDIRECT + 2, 1, 0x22000, 1, 2, 0);
+    let ring = ring(&ram, 8, true);
+    let chain: Result<Vec<_>, _> = ring.chain(2).collect();
+    let buffer = |address, len, writable| Descriptor { address, len, writable };
+    assert_eq!(
+        chain.unwrap(),
+        [buffer(0x20000, 16, false), buffer(0x21000, 512, true), buffer(0x22000, 1, true)]
+    );
+}
+
+#[test]
+fn broken_chains_end_with_their_error() {
+    type Write = fn(&GuestRam);
+    let cases: [(&str, Write); 8] = [
+        ("loop", |ram| descriptor(ram, TABLE, 0, 0, 1, 1, 0)),
+        ("next outside", |ram| descriptor(ram, TABLE, 0, 0, 1, 1, 8)),
+        ("table within a table", |ram| {
+            descriptor(ram, TABLE, 0, INDIRECT, 16, 4, 0);
+            descriptor(ram, INDIRECT, 0, INDIRECT, 16, 4, 0);
+        }),
+        ("table and next", |ram| descriptor(ram, TABLE, 0, INDIRECT, 16, 4 | 1, 1)),
+        ("empty table", |ram| descriptor(ram, TABLE, 0, INDIRECT, 0, 4, 0)),
+        ("half a descriptor", |ram| descriptor(ram, TABLE, 0, INDIRECT, 24, 4, 0)),
+        ("table outside memory", |ram| descriptor(ram, TABLE, 0, RAM_BYTES as u64 - 16, 32, 4, 0)),
+        ("loop in a table", |ram| {
+            descriptor(ram, TABLE, 0, INDIRECT, 32, 4, 0);
+            descriptor(ram, INDIRECT, 0, 0, 1, 1, 1);
+            descriptor(ram, INDIRECT, 1, 0, 1, 1, 0);
+        }),
+    ];
+    for (name, write) in cases {
+        let ram = ram();
+        write(&ram);
+        let ring = ring(&ram, 8, true);
+        let items: Vec<_> = ring.chain(0).take(100).collect();
+        assert!(items.len() <= 9, "{name}: {items:?}");
+        assert!(items.last().unwrap().is_err(), "{name}: {items:?}");
+    }
+}
+
+proptest! {
+    /// Whatever the guest wrote, a pass over the queue ends, and what it yields is bounded.
+    #[test]
+    fn any_bytes_in_the_rings_are_walked_to_an_end(
+        table in proptest::collection::vec(any::<u8>(), 16 * 16),
+        flags in proptest::collection::vec(0_u16..8, 16),
+        available in proptest::collection::vec(0_u16..20, 18),
+    ) {
+        let ram = ram();
+        ram.write_slice(&table, GuestAddress(TABLE)).unwrap();
+        for (index, flags) in flags.iter().enumerate() {
+            put(&ram, TABLE + 16 * index as u64 + 12, *flags);
+            put(&ram, TABLE + 16 * index as u64 + 2, [0_u8; 6]);
+        }
+        for (index, value) in available.iter().enumerate() {
+            put(&ram, AVAILABLE + 2 * index as u64, *value);
+        }
+        let mut ring = ring(&ram, 16, true);
+        let mut taken = 0;
+        while let Ok(Some(head)) = ring.pop() {
+            taken += 1;
+            prop_assert!(taken <= 16);
+            let items: Vec<_> = ring.chain(head).collect();
+            prop_assert!(items.len() <= 1 + 16 + 1_024);
+            prop_assert!(items.iter().rev().skip(1).all(Result::is_ok));
+        }
+    }
+
+    #[test]
+    fn crossing_agrees_with_counting(event: u16, old: u16, steps in 0_u16..40_000) {
+        let new = old.wrapping_add(steps);
+        let passed = (0..steps).any(|step| old.wrapping_add(step) == event);
+        prop_assert_eq!(crossed(event, new, old), passed);
+    }
+}
