@@ -3,5 +3,8 @@
 
 pub mod affinity;
 pub mod child;
+pub mod kick;
+pub mod kvm;
 pub mod memory;
+pub mod mempolicy;
 pub mod vring;
