@@ -1,0 +1,64 @@
+//! What the emulated host holds: the lab's own boot files, and behind them, in one more archive, vmprof itself, the profile
+//! and the guest's files that it boots from.
+
+use std::fs;
+use std::io::{self, Write};
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+
+use rustix::fs::MemfdFlags;
+
+use super::LabError;
+
+/// Paths inside the emulated host.
+pub struct Inside;
+
+impl Inside {
+    pub const VMPROF: &'static str = "/vmprof/vmprof";
+    pub const IMAGE: &'static str = "/vmprof/image.json";
+    pub const KERNEL: &'static str = "/vmprof/kernel";
+    pub const INITRAMFS: &'static str = "/vmprof/initramfs";
+    pub const ROOT: &'static str = "/vmprof/root";
+    pub const STATE: &'static str = "/vmprof/state";
+    pub const STORE: &'static str = "/vmprof/store";
+    pub const RUNTIME: &'static str = "/run/vmprof";
+
+    /// Serial of the drive that holds the guest's root image.
+    pub const ROOT_SERIAL: &'static str = "vmprof-root";
+
+    pub fn profile(outside: &Path) -> PathBuf {
+        Path::new("/vmprof/profiles").join(outside.file_name().unwrap_or("profile.kdl".as_ref()))
+    }
+}
+
+/// A file of the emulated host.
+#[derive(Debug)]
+pub struct Packed {
+    pub path: String,
+    pub mode: u32,
+    pub bytes: Vec<u8>,
+}
+
+impl Packed {
+    pub fn text(path: &str, text: impl Into<Vec<u8>>) -> Packed {
+        Packed { path: path.to_owned(), mode: 0o644, bytes: text.into() }
+    }
+
+    pub fn copy(path: &str, mode: u32, from: &Path) -> io::Result<Packed> {
+        Ok(Packed { path: path.to_owned(), mode, bytes: fs::read(from)? })
+    }
+}
+
+/// The emulated host's initramfs, in memory that goes with the last process that has it open.
+pub fn pack(base: &Path, archive: &[u8]) -> Result<OwnedFd, LabError> {
+    let failed = |source: io::Error| LabError::Prepare { what: "its initramfs", source };
+    let memory = rustix::fs::memfd_create("vmprof lab initramfs", MemfdFlags::CLOEXEC).map_err(|e| failed(e.into()))?;
+    let mut memory = fs::File::from(memory);
+    let mut base = fs::File::open(base).map_err(failed)?;
+    let length = io::copy(&mut base, &mut memory).map_err(failed)?;
+    // The kernel looks for the next archive at a multiple of four (Documentation/driver-api/early-userspace/buffer-format).
+    let padding = [0; 3];
+    memory.write_all(&padding[..(4 - length as usize % 4) % 4]).map_err(failed)?;
+    memory.write_all(archive).map_err(failed)?;
+    Ok(memory.into())
+}

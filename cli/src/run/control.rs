@@ -1,0 +1,188 @@
+//! The control socket of a run: `control.sock` in its record. One request a connection: a line of JSON in, a line of JSON
+//! out. What the requests mean is the machine's to say; an emulated host passes them on to the vmprof inside.
+
+use std::fs::File;
+use std::io::{self, BufRead, BufReader, Read, Write};
+use std::os::fd::AsRawFd;
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::thread;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+const SOCKET: &str = "control.sock";
+/// The longest request line; there are only words in it.
+const REQUEST_BYTES: u64 = 4096;
+/// How long an answer may take: an emulated host starts a process for it.
+const ANSWER_WITHIN: Duration = Duration::from_secs(60);
+
+/// What a run can be asked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Request {
+    /// The plan in force, as `plan --format json` has it.
+    Plan,
+    /// Counters per vCPU, IOThread and virtqueue.
+    Stats,
+    /// Each planned thread with where it is.
+    Verify,
+    /// End the run cleanly.
+    Stop,
+}
+
+impl Request {
+    pub fn word(self) -> &'static str {
+        match self {
+            Request::Plan => "plan",
+            Request::Stats => "stats",
+            Request::Verify => "verify",
+            Request::Stop => "stop",
+        }
+    }
+
+    pub fn from_word(word: &str) -> Option<Request> {
+        [Request::Plan, Request::Stats, Request::Verify, Request::Stop].into_iter().find(|request| request.word() == word)
+    }
+}
+
+/// A machine's side of the socket.
+pub trait Answers: Send + Sync + 'static {
+    fn answer(&self, request: Request) -> Result<Value, String>;
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+struct Asked {
+    vmprof_control: u32,
+    request: Request,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+enum Answer {
+    Ok(Value),
+    Error(String),
+}
+
+/// Serves the socket in `directory` until the process ends.
+pub fn serve(directory: &Path, answers: Arc<dyn Answers>) -> io::Result<()> {
+    let listener = UnixListener::bind(short_path(directory)?.1)?;
+    thread::Builder::new().name("control socket".into()).spawn(move || {
+        for connection in listener.incoming() {
+            let answers = answers.clone();
+            // A thread a connection, so that a slow answer holds up nobody else; they are short and few.
+            let served = connection.and_then(|connection| {
+                thread::Builder::new().name("control request".into()).spawn(move || drop(serve_one(connection, &*answers)))
+            });
+            if served.is_err() {
+                // Out of descriptors or threads: the asker sees the connection close, the run goes on.
+                thread::sleep(Duration::from_millis(100));
+            }
+        }
+    })?;
+    Ok(())
+}
+
+fn serve_one(mut connection: UnixStream, answers: &dyn Answers) -> io::Result<()> {
+    connection.set_read_timeout(Some(Duration::from_secs(5)))?;
+    let mut line = String::new();
+    BufReader::new(connection.try_clone()?).take(REQUEST_BYTES).read_line(&mut line)?;
+    let answer = match serde_json::from_str(&line) {
+        Ok(Asked { vmprof_control: 1, request }) => answers.answer(request).map_or_else(Answer::Error, Answer::Ok),
+        Ok(Asked { vmprof_control, .. }) => Answer::Error(format!("control version {vmprof_control} is not 1")),
+        Err(error) => Answer::Error(format!("no request that is known here: {error}")),
+    };
+    let mut text = serde_json::to_vec(&answer)?;
+    text.push(b'\n');
+    connection.write_all(&text)
+}
+
+#[derive(Debug, thiserror::Error, miette::Diagnostic)]
+pub enum AskError {
+    #[error("the running VM `{name}` cannot be reached through its control socket")]
+    #[diagnostic(code(vmprof::run::control))]
+    Io { name: String, source: io::Error },
+    #[error("the running VM `{name}` gave no answer that can be read: {found}")]
+    #[diagnostic(code(vmprof::run::control), help("was it started by another version of vmprof?"))]
+    Answer { name: String, found: String },
+    #[error("the running VM `{name}` could not answer `{request}`: {reason}")]
+    #[diagnostic(code(vmprof::run::control))]
+    Refused { name: String, request: &'static str, reason: String },
+}
+
+/// Asks the run whose record is `directory`.
+pub fn ask(name: &str, directory: &Path, request: Request) -> Result<Value, AskError> {
+    let exchange = || -> io::Result<String> {
+        let (_keep, path) = short_path(directory)?;
+        let mut connection = UnixStream::connect(path)?;
+        connection.set_read_timeout(Some(ANSWER_WITHIN))?;
+        let mut text = serde_json::to_vec(&Asked { vmprof_control: 1, request })?;
+        text.push(b'\n');
+        connection.write_all(&text)?;
+        let mut answer = String::new();
+        connection.read_to_string(&mut answer)?;
+        Ok(answer)
+    };
+    let answer = exchange().map_err(|source| AskError::Io { name: name.to_owned(), source })?;
+    match serde_json::from_str(&answer) {
+        Ok(Answer::Ok(value)) => Ok(value),
+        Ok(Answer::Error(reason)) => {
+            Err(AskError::Refused { name: name.to_owned(), request: request.word(), reason })
+        }
+        Err(_) => Err(AskError::Answer { name: name.to_owned(), found: answer }),
+    }
+}
+
+/// A path to the socket that fits in sun_path's 108 bytes however long the directory's is: by way of an open directory,
+/// which must stay open while the path is used.
+fn short_path(directory: &Path) -> io::Result<(File, PathBuf)> {
+    let opened = File::open(directory)?;
+    let path = PathBuf::from(format!("/proc/self/fd/{}/{SOCKET}", opened.as_raw_fd()));
+    Ok((opened, path))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    struct Echo;
+
+    impl Answers for Echo {
+        fn answer(&self, request: Request) -> Result<Value, String> {
+            match request {
+                Request::Stop => Err("not now".into()),
+                other => Ok(other.word().into()),
+            }
+        }
+    }
+
+    #[test]
+    fn a_run_is_asked_below_a_path_too_long_for_a_socket() {
+        let keep = tempfile::tempdir().unwrap();
+        let directory = keep.path().join("d".repeat(200));
+        std::fs::create_dir(&directory).unwrap();
+        serve(&directory, Arc::new(Echo)).unwrap();
+        assert_eq!(ask("db", &directory, Request::Stats).unwrap(), "stats");
+        let error = ask("db", &directory, Request::Stop).unwrap_err();
+        assert!(error.to_string().contains("not now"), "{error}");
+    }
+
+    #[test]
+    fn nonsense_on_the_socket_is_answered_and_harms_nothing() {
+        let keep = tempfile::tempdir().unwrap();
+        serve(keep.path(), Arc::new(Echo)).unwrap();
+        for nonsense in ["", "\n", "{}\n", "{\"vmprof_control\":2,\"request\":\"stats\"}\n", &"x".repeat(100_000)] {
+            let (_keep, path) = short_path(keep.path()).unwrap();
+            let mut connection = UnixStream::connect(path).unwrap();
+            // The server may stop reading before all of it is written.
+            let _ = connection.write_all(nonsense.as_bytes());
+            let _ = connection.shutdown(std::net::Shutdown::Write);
+            let mut answer = String::new();
+            let _ = connection.read_to_string(&mut answer);
+            assert!(answer.is_empty() || answer.starts_with("{\"error\":"), "{answer}");
+        }
+        assert_eq!(ask("db", keep.path(), Request::Plan).unwrap(), "plan");
+    }
+}

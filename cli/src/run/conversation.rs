@@ -1,0 +1,204 @@
+//! What is said over the control channel during a run, and what follows from it: signals, the timeout, a clean stop and a
+//! hard one, requests from other processes. One thread holds the conversation; everything reaches it as an [`Event`].
+
+use std::collections::HashMap;
+use std::io::{self, BufRead, BufReader, Write};
+use std::os::unix::net::UnixStream;
+use std::sync::mpsc::{self, Receiver, Sender};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use vmprof_job::{Bytes, Ended, FromGuest, ToGuest};
+
+/// Everything that can happen to a run.
+#[derive(Debug)]
+pub enum Event {
+    Said(FromGuest),
+    /// A line on the control channel that is none of ours.
+    Garbled(String),
+    InputEnded { bytes: u64 },
+    /// Nobody reads our standard output or error any more.
+    ReaderGone,
+    /// SIGINT, SIGTERM or SIGHUP to this process, or Ctrl-A x on its console.
+    Interrupted { signal: i32 },
+    /// `vmprof stop`.
+    StopAsked,
+    /// Run this beside the command and hand over what came of it.
+    RunAsked { argv: Vec<Bytes>, answer: Sender<Ran> },
+    MachineEnded,
+}
+
+/// What a helper in the guest printed, and how it ended.
+#[derive(Debug)]
+pub struct Ran {
+    pub status: Ended,
+    pub stdout: Vec<u8>,
+    pub stderr: Vec<u8>,
+}
+
+/// How a run is ended before its time.
+#[derive(Debug, Clone)]
+pub struct Manners {
+    /// The message that asks for a clean stop.
+    pub clean_stop: ToGuest,
+    /// How long a clean stop may take before the hard one.
+    pub grace: Duration,
+    /// How long the whole run may take, from the machine's start.
+    pub timeout: Option<Duration>,
+    /// How long the machine may take until its first process says hello; `None` trusts it.
+    pub hello_within: Option<Duration>,
+}
+
+/// What a run came to, as far as the conversation tells.
+#[derive(Debug, Default)]
+pub struct Account {
+    pub kernel: Option<String>,
+    /// From the machine's start to the first process's first word.
+    pub hello_after: Option<Duration>,
+    pub ready_after: Option<Duration>,
+    pub ended: Option<Finish>,
+    /// The first process could not finish the boot: its own words.
+    pub failed: Option<String>,
+    pub garbled: Option<String>,
+    pub interrupted: Option<i32>,
+    pub stop_asked: bool,
+    pub timed_out: bool,
+    /// The machine was ended hard: it ignored a clean stop, or nobody wanted to wait for one.
+    pub killed: bool,
+    /// The machine never said hello in the time it had.
+    pub mute: bool,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Finish {
+    pub status: Ended,
+    pub stdout_bytes: u64,
+    pub stderr_bytes: u64,
+}
+
+/// Reads the control channel until it ends, each line an event.
+pub fn listen(control: &UnixStream, events: Sender<Event>) -> io::Result<()> {
+    let control = BufReader::new(control.try_clone()?);
+    thread::Builder::new().name("control".into()).spawn(move || {
+        for line in control.split(b'\n').map_while(Result::ok) {
+            let event = match serde_json::from_slice(&line) {
+                Ok(said) => Event::Said(said),
+                Err(_) => Event::Garbled(String::from_utf8_lossy(&line).into_owned()),
+            };
+            if events.send(event).is_err() {
+                return;
+            }
+        }
+    })?;
+    Ok(())
+}
+
+/// Holds the conversation until the machine ends. `started` is the machine's start; `kill` ends it hard and must return.
+pub fn hold(
+    mut control: UnixStream,
+    events: &Receiver<Event>,
+    manners: &Manners,
+    started: Instant,
+    kill: impl Fn(),
+) -> Account {
+    let mut account = Account::default();
+    let mut waiting: HashMap<u64, Sender<Ran>> = HashMap::new();
+    let mut next_id = 0;
+    // When the clean stop has had its time.
+    let mut kill_at: Option<Instant> = None;
+    let mut pending: Vec<ToGuest> = Vec::new();
+
+    // A guest that is gone cannot be told anything, and its end reaches us as an event.
+    let mut say = |message: &ToGuest| drop(control.write_all(&vmprof_job::line(message)));
+    loop {
+        let deadline = [
+            kill_at,
+            manners.timeout.filter(|_| !account.timed_out).map(|limit| started + limit),
+            manners.hello_within.filter(|_| account.hello_after.is_none() && !account.mute).map(|limit| started + limit),
+        ];
+        let event = match deadline.into_iter().flatten().min() {
+            None => events.recv().map_err(|_| mpsc::RecvTimeoutError::Disconnected),
+            Some(at) => events.recv_timeout(at.saturating_duration_since(Instant::now())),
+        };
+        let mut stop = None;
+        match event {
+            Ok(Event::Said(FromGuest::Hello { kernel, .. })) => {
+                account.kernel = Some(kernel);
+                account.hello_after = Some(started.elapsed());
+                pending.drain(..).for_each(|message| say(&message));
+            }
+            Ok(Event::Said(FromGuest::Ready { .. })) => account.ready_after = Some(started.elapsed()),
+            Ok(Event::Said(FromGuest::Failed { message })) => account.failed = Some(message),
+            Ok(Event::Said(FromGuest::Ended { status, stdout, stderr })) => {
+                account.ended = Some(Finish { status, stdout_bytes: stdout, stderr_bytes: stderr });
+            }
+            Ok(Event::Said(FromGuest::Ran { id, status, stdout, stderr })) => {
+                if let Some(answer) = waiting.remove(&id) {
+                    // Whoever asked may have left.
+                    let owned = |bytes: Bytes| bytes.as_bytes().to_vec();
+                    let _ = answer.send(Ran { status, stdout: owned(stdout), stderr: owned(stderr) });
+                }
+            }
+            Ok(Event::Garbled(line)) => account.garbled = Some(line),
+            Ok(Event::InputEnded { bytes }) => {
+                let message = ToGuest::InputEnded { bytes };
+                // Before hello nobody has opened the port, and what is written to it could be lost.
+                if account.hello_after.is_some() { say(&message) } else { pending.push(message) }
+            }
+            Ok(Event::ReaderGone) => say(&ToGuest::Signal { number: SIGPIPE }),
+            Ok(Event::RunAsked { argv, answer }) => {
+                next_id += 1;
+                waiting.insert(next_id, answer);
+                say(&ToGuest::Run { id: next_id, argv });
+            }
+            Ok(Event::Interrupted { signal }) => {
+                stop = Some(if account.interrupted.is_none() { Stop::Clean } else { Stop::Hard });
+                account.interrupted.get_or_insert(signal);
+            }
+            Ok(Event::StopAsked) => {
+                account.stop_asked = true;
+                stop = Some(Stop::Clean);
+            }
+            Ok(Event::MachineEnded) | Err(mpsc::RecvTimeoutError::Disconnected) => return account,
+            Err(mpsc::RecvTimeoutError::Timeout) => {
+                let now = Instant::now();
+                if kill_at.is_some_and(|at| at <= now) {
+                    stop = Some(Stop::Hard);
+                } else if manners.timeout.is_some_and(|limit| started + limit <= now) && !account.timed_out {
+                    account.timed_out = true;
+                    stop = Some(Stop::Clean);
+                } else if manners.hello_within.is_some_and(|limit| started + limit <= now) {
+                    account.mute = account.hello_after.is_none();
+                    stop = account.mute.then_some(Stop::Hard);
+                }
+            }
+        }
+        match stop {
+            // Nobody inside listens yet: there is nothing to end cleanly.
+            Some(Stop::Clean) if account.hello_after.is_none() => {
+                account.killed = true;
+                kill();
+            }
+            Some(Stop::Clean) => {
+                say(&manners.clean_stop);
+                kill_at.get_or_insert(Instant::now() + manners.grace);
+            }
+            Some(Stop::Hard) => {
+                account.killed = true;
+                kill_at = None;
+                kill();
+            }
+            None => {}
+        }
+    }
+}
+
+enum Stop {
+    Clean,
+    Hard,
+}
+
+const SIGPIPE: i32 = 13;
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,81 @@
+use std::cell::Cell;
+
+use super::*;
+
+const STOP: ToGuest = ToGuest::Stop { grace_ms: 5_000 };
+
+fn manners() -> Manners {
+    Manners { clean_stop: STOP, grace: Duration::from_secs(600), timeout: None, hello_within: None }
+}
+
+fn hello() -> Event {
+    Event::Said(FromGuest::Hello { kernel: "6.1".into(), uptime_ms: 1 })
+}
+
+/// Holds a conversation in which all of `script` has happened already; gives the account, what was said and whether the
+/// machine was killed.
+fn after(script: Vec<Event>, manners: &Manners) -> (Account, Vec<ToGuest>, bool) {
+    let (ours, theirs) = UnixStream::pair().unwrap();
+    let (events, heard) = mpsc::channel();
+    script.into_iter().for_each(|event| events.send(event).unwrap());
+    let killed = Cell::new(false);
+    let account = hold(ours, &heard, manners, Instant::now(), || {
+        killed.set(true);
+        events.send(Event::MachineEnded).unwrap();
+    });
+    let said = BufReader::new(theirs).lines().map(|line| serde_json::from_str(&line.unwrap()).unwrap()).collect();
+    (account, said, killed.get())
+}
+
+#[test]
+fn the_commands_end_is_kept_with_what_it_wrote() {
+    let ended = FromGuest::Ended { status: Ended::Exited(7), stdout: 4, stderr: 0 };
+    let (account, said, killed) = after(vec![hello(), Event::Said(ended), Event::MachineEnded], &manners());
+    assert_eq!(account.ended, Some(Finish { status: Ended::Exited(7), stdout_bytes: 4, stderr_bytes: 0 }));
+    assert!(said.is_empty() && !killed);
+}
+
+#[test]
+fn one_interrupt_stops_cleanly_and_a_second_one_hard() {
+    let interrupt = || Event::Interrupted { signal: 2 };
+    let (account, said, killed) = after(vec![hello(), interrupt(), Event::MachineEnded], &manners());
+    assert_eq!((account.interrupted, said, killed), (Some(2), vec![STOP], false));
+    let (account, said, killed) = after(vec![hello(), interrupt(), interrupt()], &manners());
+    assert_eq!((account.killed, said, killed), (true, vec![STOP], true));
+}
+
+#[test]
+fn a_machine_that_has_not_said_hello_has_nothing_to_end_cleanly() {
+    let (account, said, killed) = after(vec![Event::Interrupted { signal: 15 }], &manners());
+    assert!(account.killed && killed && said.is_empty());
+}
+
+#[test]
+fn a_timeout_stops_cleanly_and_after_the_grace_hard() {
+    let quick = Manners { timeout: Some(Duration::from_millis(5)), grace: Duration::from_millis(5), ..manners() };
+    let (account, said, killed) = after(vec![hello()], &quick);
+    assert!(account.timed_out && account.killed && killed);
+    assert_eq!(said, [STOP]);
+}
+
+#[test]
+fn a_machine_that_stays_mute_is_ended() {
+    let impatient = Manners { hello_within: Some(Duration::from_millis(5)), ..manners() };
+    let (account, _, killed) = after(vec![], &impatient);
+    assert!(account.mute && killed);
+}
+
+#[test]
+fn the_end_of_input_waits_for_somebody_to_hear_it() {
+    let (_, said, _) = after(vec![Event::InputEnded { bytes: 3 }, hello(), Event::MachineEnded], &manners());
+    assert_eq!(said, [ToGuest::InputEnded { bytes: 3 }]);
+}
+
+#[test]
+fn a_helper_answers_whoever_asked() {
+    let (answer, got) = mpsc::channel();
+    let asked = Event::RunAsked { argv: vec!["true".into()], answer };
+    let ran = FromGuest::Ran { id: 1, status: Ended::Exited(0), stdout: "x".into(), stderr: "".into() };
+    after(vec![hello(), asked, Event::Said(ran), Event::MachineEnded], &manners());
+    assert_eq!(got.recv().unwrap().stdout, b"x");
+}

@@ -1,0 +1,142 @@
+//! The threads that carry bytes between this process's standard streams and the channels of a run.
+
+use std::fs::File;
+use std::io::{self, ErrorKind, Read, Write};
+use std::net::Shutdown;
+use std::os::fd::AsFd;
+use std::os::unix::net::UnixStream;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::mpsc::Sender;
+use std::thread::{self, JoinHandle};
+
+use super::conversation::Event;
+
+const CHUNK_BYTES: usize = 64 << 10;
+
+/// A copier from a channel to one of our standard streams.
+#[derive(Debug)]
+pub struct Output {
+    /// Bytes taken out of the channel so far.
+    taken: Arc<AtomicU64>,
+    thread: JoinHandle<()>,
+}
+
+/// Copies until the machine closes its end. When our reader goes away the rest is thrown away, and the command is told
+/// once, as a shell's pipeline would tell it.
+pub fn output(from: UnixStream, to: impl AsFd, events: Sender<Event>) -> io::Result<Output> {
+    // Not through std's handles: their line buffering would hold back what has no newline.
+    let to = File::from(to.as_fd().try_clone_to_owned()?);
+    let taken = Arc::new(AtomicU64::new(0));
+    let counter = taken.clone();
+    let thread = thread::Builder::new().name("copy output".into()).spawn(move || {
+        let mut open = Some(to);
+        each_chunk(from, |chunk| {
+            counter.fetch_add(chunk.len() as u64, Ordering::Release);
+            if let Some(file) = &mut open
+                && write_patiently(file, chunk).is_err()
+            {
+                open = None;
+                // The conversation may be over: then nobody is left to tell.
+                let _ = events.send(Event::ReaderGone);
+            }
+            true
+        });
+    })?;
+    Ok(Output { taken, thread })
+}
+
+impl Output {
+    /// Waits for the channel's end, which comes with the machine's, and says how many bytes came through it.
+    pub fn finish(self) -> u64 {
+        // The thread only copies; were it to panic, the count would show what is missing.
+        let _ = self.thread.join();
+        self.taken.load(Ordering::Acquire)
+    }
+}
+
+/// Copies our standard input into the channel; at its end says so with the number of bytes. Never joined: it may wait in
+/// read(2) for as long as the process lives.
+pub fn input(from: impl AsFd, mut to: UnixStream, events: Sender<Event>) -> io::Result<()> {
+    let from = File::from(from.as_fd().try_clone_to_owned()?);
+    thread::Builder::new().name("copy input".into()).spawn(move || {
+        let mut bytes = 0;
+        each_chunk(from, |chunk| {
+            let written = to.write_all(chunk).is_ok();
+            bytes += if written { chunk.len() as u64 } else { 0 };
+            written
+        });
+        let _ = events.send(Event::InputEnded { bytes });
+        // Not shut down before the guest has read it all: the machine holds its end open until then.
+        let _ = to.shutdown(Shutdown::Read);
+        std::mem::forget(to);
+    })?;
+    Ok(())
+}
+
+/// Hands every chunk to `take` until the end, an error, or until it wants no more.
+fn each_chunk(mut from: impl Read, mut take: impl FnMut(&[u8]) -> bool) {
+    let mut buffer = vec![0; CHUNK_BYTES];
+    loop {
+        match from.read(&mut buffer) {
+            Ok(0) => return,
+            Ok(length) if take(&buffer[..length]) => {}
+            Ok(_) => return,
+            Err(error) if error.kind() == ErrorKind::Interrupted => {}
+            // A terminal that is another job's to read (EIO with SIGTTIN ignored) has no input for us.
+            Err(_) => return,
+        }
+    }
+}
+
+/// Like write_all, on a stream that somebody else may have made non-blocking.
+fn write_patiently(file: &mut File, mut bytes: &[u8]) -> io::Result<()> {
+    while !bytes.is_empty() {
+        match file.write(bytes) {
+            Ok(0) => return Err(ErrorKind::WriteZero.into()),
+            Ok(length) => bytes = &bytes[length..],
+            Err(error) if error.kind() == ErrorKind::Interrupted => {}
+            Err(error) if error.kind() == ErrorKind::WouldBlock => {
+                let mut ready = [rustix::event::PollFd::new(file, rustix::event::PollFlags::OUT)];
+                rustix::event::poll(&mut ready, None)?;
+            }
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc;
+
+    use super::*;
+
+    #[test]
+    fn output_counts_what_came_through_even_when_its_reader_is_gone() {
+        let (mut machine, ours) = UnixStream::pair().unwrap();
+        let (reader, writer) = std::io::pipe().unwrap();
+        drop(reader);
+        let (events, heard) = mpsc::channel();
+        let output = output(ours, &writer, events).unwrap();
+        machine.write_all(&[7; 100_000]).unwrap();
+        drop(machine);
+        assert_eq!(output.finish(), 100_000);
+        assert!(matches!(heard.recv().unwrap(), Event::ReaderGone));
+        assert!(heard.recv().is_err(), "the command is told once");
+    }
+
+    #[test]
+    fn input_ends_with_its_length() {
+        let (mut machine, ours) = UnixStream::pair().unwrap();
+        let (reader, mut writer) = std::io::pipe().unwrap();
+        let (events, heard) = mpsc::channel();
+        input(&reader, ours, events).unwrap();
+        writer.write_all(b"seven b").unwrap();
+        drop(writer);
+        assert!(matches!(heard.recv().unwrap(), Event::InputEnded { bytes: 7 }));
+        let mut got = [0; 7];
+        machine.read_exact(&mut got).unwrap();
+        assert_eq!(&got, b"seven b");
+    }
+}

@@ -1,0 +1,220 @@
+//! The record of a running VM: one directory a name under the runtime place, with `lock` held by the running process for as
+//! long as it lives, `run.json` saying what it is, and `control.sock`. A record whose lock nobody holds is a dead one's, and
+//! the next run of the name takes the directory over.
+
+use std::fs::{self, File, TryLockError};
+use std::io;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+
+use miette::Diagnostic;
+use serde::{Deserialize, Serialize};
+
+use crate::places::Places;
+
+/// `run.json`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Run {
+    pub schema: String,
+    pub name: String,
+    pub pid: u32,
+    pub profile: PathBuf,
+    /// `kvm` or `lab`.
+    pub on: String,
+    /// Seconds since the epoch.
+    pub started: u64,
+    /// CPUs of this host that pinned threads hold, as a kernel list; empty in the lab.
+    pub cpus: String,
+    pub disks: Vec<DiskInUse>,
+}
+
+/// A disk by what it is, whatever path led to it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DiskInUse {
+    pub name: String,
+    pub path: PathBuf,
+    pub device: u64,
+    pub inode: u64,
+}
+
+impl DiskInUse {
+    pub fn look(name: &str, path: &Path) -> io::Result<DiskInUse> {
+        let metadata = fs::metadata(path)?;
+        Ok(DiskInUse { name: name.to_owned(), path: path.to_owned(), device: metadata.dev(), inode: metadata.ino() })
+    }
+
+    fn is_same(&self, other: &DiskInUse) -> bool {
+        (self.device, self.inode) == (other.device, other.inode)
+    }
+}
+
+#[derive(Debug, thiserror::Error, Diagnostic)]
+pub enum RecordError {
+    #[error("a VM named `{name}` is running already (pid {pid})")]
+    #[diagnostic(
+        code(vmprof::up::name_in_use),
+        help("stop it with `vmprof stop {name}`, or give this one another name with `--name`")
+    )]
+    NameInUse { name: String, pid: String },
+    #[error("disk `{disk}` ({path}) is in use by the running VM `{holder}` (pid {pid})")]
+    #[diagnostic(code(vmprof::up::disk_in_use), help("stop it with `vmprof stop {holder}`, or give the profile another source"))]
+    DiskInUse { disk: String, path: PathBuf, holder: String, pid: u32 },
+    #[error("no VM named `{name}` is running")]
+    #[diagnostic(code(vmprof::run::not_running), help("`vmprof ps` lists the running ones"))]
+    NotRunning { name: String },
+    #[error("the record of run `{name}` in {path} cannot be used")]
+    #[diagnostic(code(vmprof::run::record))]
+    Io { name: String, path: PathBuf, source: io::Error },
+}
+
+/// The record of this process's own run; dropping it removes the record.
+#[derive(Debug)]
+pub struct OwnRecord {
+    directory: PathBuf,
+    name: String,
+    _lock: File,
+}
+
+impl OwnRecord {
+    /// Takes the name for this process, or says who has it.
+    pub fn claim(places: &Places, name: &str) -> Result<OwnRecord, RecordError> {
+        let directory = places.run_of(name);
+        let io = |source| RecordError::Io { name: name.to_owned(), path: directory.clone(), source };
+        loop {
+            fs::create_dir_all(&directory).map_err(io)?;
+            let path = directory.join("lock");
+            let lock = match File::options().create(true).truncate(false).write(true).open(&path) {
+                // The last run of the name removed its directory in between.
+                Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+                other => other.map_err(io)?,
+            };
+            match lock.try_lock() {
+                Ok(()) => {}
+                Err(TryLockError::WouldBlock) => {
+                    let pid = read(&directory).map_or("not known yet".to_owned(), |run| run.pid.to_string());
+                    return Err(RecordError::NameInUse { name: name.to_owned(), pid });
+                }
+                Err(TryLockError::Error(error)) => return Err(io(error)),
+            }
+            // What we locked may be a file that its last owner has removed since we opened it.
+            let locked = lock.metadata().map_err(io)?.ino();
+            if fs::metadata(&path).is_ok_and(|found| found.ino() == locked) {
+                for stale in ["run.json", "control.sock"] {
+                    let _ = fs::remove_file(directory.join(stale));
+                }
+                return Ok(OwnRecord { directory, name: name.to_owned(), _lock: lock });
+            }
+        }
+    }
+
+    pub fn directory(&self) -> &Path {
+        &self.directory
+    }
+
+    pub fn write(&self, run: &Run) -> Result<(), RecordError> {
+        let io = |source| RecordError::Io { name: self.name.clone(), path: self.directory.clone(), source };
+        let text = serde_json::to_vec_pretty(run).map_err(|error| io(error.into()))?;
+        let new = self.directory.join("run.json.new");
+        fs::write(&new, text).and_then(|()| fs::rename(&new, self.directory.join("run.json"))).map_err(io)
+    }
+}
+
+impl Drop for OwnRecord {
+    fn drop(&mut self) {
+        // The lock goes with the process either way; what cannot be removed is stale to whoever finds it.
+        let _ = fs::remove_dir_all(&self.directory);
+    }
+}
+
+fn read(directory: &Path) -> Option<Run> {
+    serde_json::from_slice(&fs::read(directory.join("run.json")).ok()?).ok()
+}
+
+fn is_held(directory: &Path) -> bool {
+    let Ok(lock) = File::open(directory.join("lock")) else { return false };
+    matches!(lock.try_lock_shared(), Err(TryLockError::WouldBlock))
+}
+
+/// Every VM that runs under this user's runtime place, by name.
+pub fn running(places: &Places) -> Vec<Run> {
+    let Ok(entries) = fs::read_dir(&places.runtime) else { return Vec::new() };
+    let live = |directory: PathBuf| if is_held(&directory) { read(&directory) } else { None };
+    let mut runs: Vec<Run> = entries.flatten().filter_map(|entry| live(entry.path())).collect();
+    runs.sort_by(|a, b| a.name.cmp(&b.name));
+    runs
+}
+
+/// The running VM of that name.
+pub fn find(places: &Places, name: &str) -> Result<Run, RecordError> {
+    let found = running(places).into_iter().find(|run| run.name == name);
+    found.ok_or_else(|| RecordError::NotRunning { name: name.to_owned() })
+}
+
+/// Refuses a disk that a running VM uses, naming that VM.
+pub fn refuse_shared_disks(places: &Places, wanted: &[DiskInUse]) -> Result<(), RecordError> {
+    for run in running(places) {
+        for disk in wanted {
+            if run.disks.iter().any(|used| used.is_same(disk)) {
+                let (disk, path) = (disk.name.clone(), disk.path.clone());
+                return Err(RecordError::DiskInUse { disk, path, holder: run.name, pid: run.pid });
+            }
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn places() -> (tempfile::TempDir, Places) {
+        let directory = tempfile::tempdir().unwrap();
+        let below = |name| directory.path().join(name);
+        let places = Places { store: below("store"), state: below("state"), runtime: below("run") };
+        (directory, places)
+    }
+
+    fn run(name: &str, disks: Vec<DiskInUse>) -> Run {
+        let (schema, profile, on) = ("vmprof.run/1".into(), "p.kdl".into(), "kvm".into());
+        Run { schema, name: name.into(), pid: 7, profile, on, started: 0, cpus: String::new(), disks }
+    }
+
+    #[test]
+    fn a_name_has_one_owner_and_is_free_again_after_it() {
+        let (_keep, places) = places();
+        let own = OwnRecord::claim(&places, "db").unwrap();
+        own.write(&run("db", vec![])).unwrap();
+        let error = OwnRecord::claim(&places, "db").unwrap_err();
+        assert!(matches!(error, RecordError::NameInUse { pid, .. } if pid == "7"));
+        assert_eq!(running(&places).len(), 1);
+        drop(own);
+        assert!(running(&places).is_empty() && !places.run_of("db").exists());
+        OwnRecord::claim(&places, "db").unwrap();
+    }
+
+    #[test]
+    fn a_dead_runs_record_is_taken_over() {
+        let (_keep, places) = places();
+        fs::create_dir_all(places.run_of("db")).unwrap();
+        for leftover in ["lock", "control.sock"] {
+            fs::write(places.run_of("db").join(leftover), "").unwrap();
+        }
+        assert!(running(&places).is_empty());
+        let own = OwnRecord::claim(&places, "db").unwrap();
+        assert!(!own.directory().join("control.sock").exists());
+    }
+
+    #[test]
+    fn a_disk_in_use_is_refused_whatever_path_leads_to_it() {
+        let (keep, places) = places();
+        let (disk, alias) = (keep.path().join("data.raw"), keep.path().join("alias.raw"));
+        fs::write(&disk, "").unwrap();
+        fs::hard_link(&disk, &alias).unwrap();
+        let own = OwnRecord::claim(&places, "first").unwrap();
+        own.write(&run("first", vec![DiskInUse::look("data", &disk).unwrap()])).unwrap();
+        let error = refuse_shared_disks(&places, &[DiskInUse::look("log", &alias).unwrap()]).unwrap_err();
+        assert!(matches!(error, RecordError::DiskInUse { holder, .. } if holder == "first"));
+        drop(own);
+        refuse_shared_disks(&places, &[DiskInUse::look("log", &alias).unwrap()]).unwrap();
+    }
+}

@@ -1,0 +1,130 @@
+//! The terminal while the guest's console has it: raw, and given back as it was.
+
+use std::fs::File;
+use std::io::{self, Read, Write};
+use std::os::unix::net::UnixStream;
+use std::sync::mpsc::Sender;
+use std::thread;
+
+use rustix::termios::{self, OptionalActions, Termios};
+
+use super::conversation::Event;
+
+/// A terminal in raw mode; dropping it restores what was. Only SIGKILL leaves it raw.
+#[derive(Debug)]
+pub struct RawTerminal {
+    terminal: File,
+    before: Termios,
+}
+
+impl RawTerminal {
+    /// Makes standard input raw; `None` where it is no terminal.
+    pub fn take() -> io::Result<Option<RawTerminal>> {
+        let stdin = rustix::stdio::stdin();
+        if !termios::isatty(stdin) {
+            return Ok(None);
+        }
+        let terminal = File::from(stdin.try_clone_to_owned()?);
+        let before = termios::tcgetattr(&terminal)?;
+        let mut raw = before.clone();
+        raw.make_raw();
+        termios::tcsetattr(&terminal, OptionalActions::Flush, &raw)?;
+        Ok(Some(RawTerminal { terminal, before }))
+    }
+}
+
+impl Drop for RawTerminal {
+    fn drop(&mut self) {
+        // A terminal that is gone needs no restoring.
+        let _ = termios::tcsetattr(&self.terminal, OptionalActions::Now, &self.before);
+    }
+}
+
+/// Rows and columns of the terminal on standard input; 24 by 80 where there is none.
+pub fn size() -> (u16, u16) {
+    match termios::tcgetwinsize(rustix::stdio::stdin()) {
+        Ok(size) if size.ws_row > 0 && size.ws_col > 0 => (size.ws_row, size.ws_col),
+        _ => (24, 80),
+    }
+}
+
+const CTRL_A: u8 = 1;
+/// SIGINT's number: leaving the console of `up` ends the run as Ctrl-C elsewhere does.
+const INTERRUPT: i32 = 2;
+
+/// What the keys typed so far mean: most go to the guest, Ctrl-A x leaves, Ctrl-A Ctrl-A is one Ctrl-A.
+#[derive(Debug, Default)]
+pub struct Keys {
+    after_ctrl_a: bool,
+}
+
+/// What one chunk of input comes to.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Typed {
+    pub for_guest: Vec<u8>,
+    pub leave: bool,
+}
+
+impl Keys {
+    pub fn read(&mut self, input: &[u8]) -> Typed {
+        let mut typed = Typed { for_guest: Vec::with_capacity(input.len()), leave: false };
+        for &key in input {
+            match (std::mem::take(&mut self.after_ctrl_a), key) {
+                (false, CTRL_A) => self.after_ctrl_a = true,
+                (true, b'x' | b'X') => typed.leave = true,
+                (true, CTRL_A) | (false, _) => typed.for_guest.push(key),
+                (true, _) => typed.for_guest.extend([CTRL_A, key]),
+            }
+        }
+        typed
+    }
+}
+
+/// Carries keys from standard input to the guest's console. Never joined: it waits in read(2).
+pub fn carry_keys(mut to: UnixStream, escapes: bool, events: Sender<Event>) -> io::Result<()> {
+    let mut from = File::from(rustix::stdio::stdin().try_clone_to_owned()?);
+    thread::Builder::new().name("console keys".into()).spawn(move || {
+        let mut keys = Keys::default();
+        let mut buffer = [0; 4096];
+        while let Ok(length @ 1..) = from.read(&mut buffer) {
+            let typed = match escapes {
+                true => keys.read(&buffer[..length]),
+                false => Typed { for_guest: buffer[..length].to_owned(), leave: false },
+            };
+            if typed.leave && events.send(Event::Interrupted { signal: INTERRUPT }).is_err() {
+                return;
+            }
+            if to.write_all(&typed.for_guest).is_err() {
+                return;
+            }
+        }
+        // End of input is no key: the console stays open until the guest ends.
+        std::mem::forget(to);
+    })?;
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn typed(keys: &mut Keys, input: &[u8]) -> (Vec<u8>, bool) {
+        let typed = keys.read(input);
+        (typed.for_guest, typed.leave)
+    }
+
+    #[test]
+    fn ctrl_c_goes_to_the_guest_and_ctrl_a_x_leaves() {
+        let mut keys = Keys::default();
+        assert_eq!(typed(&mut keys, b"ls\r\x03"), (b"ls\r\x03".to_vec(), false));
+        assert_eq!(typed(&mut keys, b"\x01"), (vec![], false));
+        assert_eq!(typed(&mut keys, b"x"), (vec![], true));
+    }
+
+    #[test]
+    fn ctrl_a_twice_is_one_and_before_another_key_it_is_kept() {
+        let mut keys = Keys::default();
+        assert_eq!(typed(&mut keys, b"\x01\x01x"), (b"\x01x".to_vec(), false));
+        assert_eq!(typed(&mut keys, b"\x01b"), (b"\x01b".to_vec(), false));
+    }
+}
