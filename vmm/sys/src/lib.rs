@@ -2,9 +2,13 @@
 //! every other crate denies it. Each module opts in with a line that says why safe code will not do.
 
 pub mod affinity;
+pub mod aligned;
 pub mod child;
+pub mod eventfd;
 pub mod kick;
 pub mod kvm;
 pub mod memory;
 pub mod mempolicy;
+pub mod ring;
+pub mod segments;
 pub mod vring;

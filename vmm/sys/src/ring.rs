@@ -1,0 +1,382 @@
+//! An io_uring that owns each operation, with its buffers, until the kernel has completed it: no caller can free, reuse or
+//! move away memory that the kernel still writes. One thread makes it, submits to it and waits in it.
+//!
+//! What waits besides I/O are *watches*: multishot polls on eventfds, so that one `io_uring_enter` waits for doorbells,
+//! commands and completions alike.
+
+// UNSAFETY: the kernel reads and writes the memory that submitted entries point to.
+#![allow(unsafe_code, reason = "pushing entries whose memory must outlive them")]
+
+use std::collections::VecDeque;
+use std::fs::File;
+use std::io;
+use std::marker::PhantomData;
+use std::os::fd::AsRawFd;
+use std::sync::Arc;
+use std::time::Duration;
+
+use io_uring::{IoUring, cqueue, opcode, squeue, types};
+use vmm_sys_util::eventfd::EventFd;
+
+use crate::aligned::AlignedBuffer;
+use crate::segments::GuestBuffers;
+
+mod files;
+mod setup;
+
+pub use files::FileId;
+use files::Files;
+pub use setup::{Completions, SetupError};
+
+/// Marks completions of cancellations: nobody waits for them.
+const NOBODY: u64 = u64::MAX;
+
+/// The memory of one operation; the ring has it from `start` to the completion.
+#[derive(Debug)]
+pub enum Buffers {
+    /// Flushes have none.
+    None,
+    /// The guest's own, all that is left in them.
+    Guest(GuestBuffers),
+    /// The first `bytes` of a buffer of ours.
+    Bounce { buffer: AlignedBuffer, bytes: usize },
+}
+
+/// What the kernel is to do. Offsets are bytes from the start of the file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Operation {
+    Read {
+        offset: u64,
+    },
+    /// `durable` (RWF_DSYNC): complete only when the data is on stable storage.
+    Write {
+        offset: u64,
+        durable: bool,
+    },
+    /// fdatasync(2).
+    Sync,
+}
+
+/// How long [`Ring::enter`] may sleep when nothing has completed yet.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Wait {
+    Never,
+    Forever,
+    AtMost(Duration),
+}
+
+#[derive(Debug)]
+pub enum Completion<T> {
+    /// An operation ended: bytes moved, or the kernel's error. Its buffers come back.
+    Done { token: T, result: io::Result<u32>, buffers: Buffers },
+    /// A watched eventfd was written.
+    Rang { token: T },
+    /// A watch has ended, and its eventfd is closed: as asked (`None`), or because the kernel gave it up.
+    Unwatched { token: T, error: Option<io::Error> },
+}
+
+/// A watch, to end it by.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct WatchId(usize);
+
+#[derive(Debug)]
+enum Slot<T> {
+    Free { next: Option<usize> },
+    Operation { token: T, buffers: Buffers },
+    Watch { token: T, eventfd: EventFd, ending: bool },
+}
+
+/// See the module. `T` is how the owner knows an operation again.
+#[derive(Debug)]
+pub struct Ring<T: Copy> {
+    uring: Uring,
+    completions: Completions,
+    files: Files,
+    /// Everything the kernel has, or is about to get, by the index in its user_data.
+    slots: Vec<Slot<T>>,
+    free: Option<usize>,
+    busy: usize,
+    /// Entries that found the submission queue full, in order.
+    overflow: VecDeque<squeue::Entry>,
+    /// SINGLE_ISSUER: the ring stays on the thread that made it.
+    _thread: PhantomData<*const ()>,
+}
+
+struct Uring(IoUring);
+
+impl std::fmt::Debug for Uring {
+    fn fmt(&self, out: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(out, "io_uring {}", self.0.as_raw_fd())
+    }
+}
+
+impl<T: Copy> Ring<T> {
+    /// A ring for the calling thread.
+    pub fn new() -> Result<Self, SetupError> {
+        let (uring, completions) = setup::ring()?;
+        let files = Files::new(&uring);
+        Ok(Ring {
+            uring: Uring(uring),
+            completions,
+            files,
+            slots: Vec::new(),
+            free: None,
+            busy: 0,
+            overflow: VecDeque::new(),
+            _thread: PhantomData,
+        })
+    }
+
+    pub fn completions(&self) -> Completions {
+        self.completions
+    }
+
+    /// Makes a file known to the ring; the same file again gives the same id.
+    pub fn add_file(&mut self, file: Arc<File>) -> io::Result<FileId> {
+        self.files.add(&self.uring.0, file)
+    }
+
+    /// Undoes one [`add_file`](Self::add_file), once no operation of that user is in flight.
+    pub fn remove_file(&mut self, file: FileId) {
+        self.files.remove(&self.uring.0, file);
+    }
+
+    /// Takes an operation; it reaches the kernel with the next [`enter`](Self::enter). Buffers that are empty, or of the
+    /// wrong kind for the operation, are the caller's mistake and move nothing.
+    pub fn start(&mut self, file: FileId, operation: Operation, buffers: Buffers, token: T) {
+        let (fd, flags) = self.files.target(file);
+        let index = self.occupy(Slot::Operation { token, buffers });
+        let Slot::Operation { buffers, .. } = &mut self.slots[index] else { return };
+        let entry = entry(fd, operation, buffers).flags(flags).user_data(index as u64);
+        self.push(entry);
+    }
+
+    /// Watches an eventfd until [`unwatch`](Self::unwatch): each write of it, and a count that it already holds, rings.
+    /// It is never read: polls that fire more than once fire for each write, whatever the count.
+    pub fn watch(&mut self, eventfd: EventFd, token: T) -> WatchId {
+        let fd = eventfd.as_raw_fd();
+        let index = self.occupy(Slot::Watch { token, eventfd, ending: false });
+        self.push(poll(fd, index));
+        WatchId(index)
+    }
+
+    /// Ends a watch; [`Completion::Unwatched`] says when it has ended.
+    pub fn unwatch(&mut self, WatchId(index): WatchId) {
+        if let Some(Slot::Watch { ending, .. }) = self.slots.get_mut(index)
+            && !*ending
+        {
+            *ending = true;
+            self.push(opcode::PollRemove::new(index as u64).build().user_data(NOBODY));
+        }
+    }
+
+    /// Operations and watches that have not ended.
+    pub fn busy(&self) -> usize {
+        self.busy
+    }
+
+    /// Whether a call of [`enter`](Self::enter) has something to submit.
+    pub fn has_submissions(&mut self) -> bool {
+        !self.overflow.is_empty() || !self.uring.0.submission().is_empty()
+    }
+
+    /// Whether something completed, as far as can be seen without a system call.
+    pub fn has_completions(&mut self) -> bool {
+        let submission = self.uring.0.submission();
+        let held_back = submission.taskrun() || submission.cq_overflow();
+        drop(submission);
+        held_back || !self.uring.0.completion().is_empty()
+    }
+
+    /// One system call: submits what was started, and waits for a completion as long as it may. An interrupted or timed
+    /// out wait is no error.
+    pub fn enter(&mut self, wait: Wait) -> io::Result<()> {
+        // Everything is handed over before anyone sleeps: what stayed behind could be the only thing to wake us.
+        while self.refill() {
+            if !forgivable(self.uring.0.submit())? {
+                // The kernel takes no more before completions were taken.
+                return Ok(());
+            }
+        }
+        let submitter = self.uring.0.submitter();
+        let outcome = match wait {
+            Wait::Never => submitter.submit(),
+            Wait::Forever => submitter.submit_and_wait(1),
+            Wait::AtMost(time) => {
+                let time = types::Timespec::from(time);
+                submitter.submit_with_args(1, &types::SubmitArgs::new().timespec(&time))
+            }
+        };
+        forgivable(outcome).map(|_| ())
+    }
+
+    /// Takes every completion that is there.
+    pub fn reap(&mut self, into: &mut Vec<Completion<T>>) {
+        loop {
+            let Some(entry) = self.uring.0.completion().next() else { return };
+            if entry.user_data() != NOBODY
+                && let Some(completion) =
+                    self.complete(entry.user_data() as usize, entry.result(), entry.flags())
+            {
+                into.push(completion);
+            }
+        }
+    }
+
+    fn complete(&mut self, index: usize, result: i32, flags: u32) -> Option<Completion<T>> {
+        match self.slots.get_mut(index)? {
+            Slot::Free { .. } => None,
+            Slot::Operation { .. } => {
+                let Slot::Operation { token, buffers } = self.vacate(index) else { return None };
+                let result =
+                    u32::try_from(result).map_err(|_| io::Error::from_raw_os_error(result.wrapping_neg()));
+                Some(Completion::Done { token, result, buffers })
+            }
+            Slot::Watch { token, .. } if cqueue::more(flags) => Some(Completion::Rang { token: *token }),
+            Slot::Watch { token, eventfd, ending: false } if result >= 0 => {
+                // The kernel ends a poll that finds no room for its completion: begin it anew, and look.
+                let (token, fd) = (*token, eventfd.as_raw_fd());
+                self.push(poll(fd, index));
+                Some(Completion::Rang { token })
+            }
+            Slot::Watch { .. } => {
+                let Slot::Watch { token, ending, .. } = self.vacate(index) else { return None };
+                let error = (!ending).then(|| io::Error::from_raw_os_error(result.wrapping_neg()));
+                Some(Completion::Unwatched { token, error })
+            }
+        }
+    }
+
+    fn occupy(&mut self, slot: Slot<T>) -> usize {
+        self.busy += 1;
+        match self.free {
+            Some(index) => {
+                if let Slot::Free { next } = self.slots[index] {
+                    self.free = next;
+                }
+                self.slots[index] = slot;
+                index
+            }
+            None => {
+                self.slots.push(slot);
+                self.slots.len() - 1
+            }
+        }
+    }
+
+    fn vacate(&mut self, index: usize) -> Slot<T> {
+        self.busy -= 1;
+        let slot = std::mem::replace(&mut self.slots[index], Slot::Free { next: self.free });
+        self.free = Some(index);
+        slot
+    }
+
+    /// Puts an entry into the submission queue, or behind those that found it full. Its memory is in a slot by now.
+    fn push(&mut self, entry: squeue::Entry) {
+        if !self.overflow.is_empty() {
+            return self.overflow.push_back(entry);
+        }
+        // SAFETY: what `entry` points to is in `slots` or static, and a slot is vacated only by the entry's completion, or
+        // never when the ring must be given up with entries in the kernel.
+        let pushed = unsafe { self.uring.0.submission().push(&entry) };
+        if pushed.is_err() {
+            self.overflow.push_back(entry);
+        }
+    }
+
+    /// Moves what waits into the submission queue. Whether more is left than fits.
+    fn refill(&mut self) -> bool {
+        while let Some(entry) = self.overflow.pop_front() {
+            // SAFETY: as in `push`.
+            let pushed = unsafe { self.uring.0.submission().push(&entry) };
+            if pushed.is_err() {
+                self.overflow.push_front(entry);
+                return true;
+            }
+        }
+        false
+    }
+}
+
+impl<T: Copy> Drop for Ring<T> {
+    /// Waits until the kernel has let go of every operation. Closing the ring would not: work in the kernel's threads goes
+    /// on writing to memory after it.
+    fn drop(&mut self) {
+        for index in 0..self.slots.len() {
+            self.unwatch(WatchId(index));
+        }
+        let mut ended = Vec::new();
+        while self.busy > 0 {
+            if self.enter(Wait::Forever).is_err() {
+                // The kernel may still hold these: leaked, they stay good.
+                std::mem::forget(std::mem::take(&mut self.slots));
+                return;
+            }
+            self.reap(&mut ended);
+            ended.clear();
+        }
+    }
+}
+
+/// The entry for an operation whose buffers are where they will stay.
+fn entry(fd: types::Fd, operation: Operation, buffers: &mut Buffers) -> squeue::Entry {
+    let segments: &[libc::iovec] = match buffers {
+        Buffers::None => &[],
+        Buffers::Guest(guest) => guest.segments(),
+        Buffers::Bounce { buffer, bytes } => {
+            let len = (*bytes).min(buffer.size()) as u32;
+            let base = buffer.as_mut_slice().as_mut_ptr();
+            return match operation {
+                Operation::Read { offset } => opcode::Read::new(fd, base, len).offset(offset).build(),
+                Operation::Write { offset, durable } => {
+                    opcode::Write::new(fd, base, len).offset(offset).rw_flags(durability(durable)).build()
+                }
+                Operation::Sync => sync(fd),
+            };
+        }
+    };
+    match (operation, segments) {
+        // One piece needs no array for the kernel to copy in.
+        (Operation::Read { offset }, [one]) => {
+            opcode::Read::new(fd, one.iov_base.cast(), one.iov_len as u32).offset(offset).build()
+        }
+        (Operation::Read { offset }, many) => {
+            opcode::Readv::new(fd, many.as_ptr(), many.len() as u32).offset(offset).build()
+        }
+        (Operation::Write { offset, durable }, [one]) => {
+            let write = opcode::Write::new(fd, one.iov_base.cast(), one.iov_len as u32);
+            write.offset(offset).rw_flags(durability(durable)).build()
+        }
+        (Operation::Write { offset, durable }, many) => {
+            let write = opcode::Writev::new(fd, many.as_ptr(), many.len() as u32);
+            write.offset(offset).rw_flags(durability(durable)).build()
+        }
+        (Operation::Sync, _) => sync(fd),
+    }
+}
+
+fn sync(fd: types::Fd) -> squeue::Entry {
+    opcode::Fsync::new(fd).flags(types::FsyncFlags::DATASYNC).build()
+}
+
+fn poll(fd: i32, index: usize) -> squeue::Entry {
+    opcode::PollAdd::new(types::Fd(fd), libc::POLLIN as u32).multi(true).build().user_data(index as u64)
+}
+
+fn durability(durable: bool) -> i32 {
+    if durable { libc::RWF_DSYNC } else { 0 }
+}
+
+/// Whether a submission got on; an error only when trying again cannot help.
+fn forgivable(outcome: io::Result<usize>) -> io::Result<bool> {
+    match outcome {
+        Ok(submitted) => Ok(submitted > 0),
+        Err(error) => match error.raw_os_error() {
+            Some(libc::EINTR | libc::ETIME | libc::EBUSY | libc::EAGAIN) => Ok(false),
+            _ => Err(error),
+        },
+    }
+}
+
+#[cfg(test)]
+mod tests;

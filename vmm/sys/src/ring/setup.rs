@@ -1,0 +1,107 @@
+//! How a ring comes to be on this kernel, and why it may not.
+
+use std::io;
+
+use io_uring::IoUring;
+
+/// Operations that wait to be submitted; the rest waits in a list of ours.
+const SUBMISSION_ENTRIES: u32 = 256;
+/// Completions that wait to be taken. The kernel keeps more than these for us (IORING_FEAT_NODROP), at a cost.
+const COMPLETION_ENTRIES: u32 = 4_096;
+
+const DISABLED_BY_SYSCTL: &str = "/proc/sys/kernel/io_uring_disabled";
+
+/// Why there is no ring. No other engine takes its place: who asked for io_uring gets it or is told.
+#[derive(Debug, thiserror::Error)]
+pub enum SetupError {
+    #[error("this kernel has no io_uring; Linux 5.13 or newer, built with CONFIG_IO_URING, is needed")]
+    Absent { source: io::Error },
+    #[error(
+        "io_uring is switched off here: kernel.io_uring_disabled is {value}; `sysctl kernel.io_uring_disabled=0` allows it"
+    )]
+    SwitchedOff { value: u8 },
+    #[error(
+        "io_uring_setup is forbidden to this process, as seccomp filters of containers do; allow io_uring there"
+    )]
+    Forbidden { source: io::Error },
+    #[error("this kernel's io_uring lacks {feature}; Linux 5.13 or newer is needed")]
+    TooOld { feature: &'static str },
+    #[error("io_uring could not be set up")]
+    Other { source: io::Error },
+}
+
+/// How completions reach us; what the kernel is new enough for, seen in the IOThread's statistics.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Completions {
+    /// SINGLE_ISSUER and DEFER_TASKRUN (Linux 6.1): in our own calls, when we ask for them.
+    Deferred,
+    /// COOP_TASKRUN (Linux 5.19): at our next system call, without an interrupt to this thread.
+    Cooperative,
+    /// Older kernels: the thread is interrupted for them.
+    Interrupting,
+}
+
+/// Makes the ring with the best the kernel has: each step down is told by the kernel itself with EINVAL.
+pub(super) fn ring() -> Result<(IoUring, Completions), SetupError> {
+    let mut refused = None;
+    for completions in [Completions::Deferred, Completions::Cooperative, Completions::Interrupting] {
+        let mut builder = IoUring::builder();
+        builder.dontfork().setup_clamp().setup_cqsize(COMPLETION_ENTRIES);
+        match completions {
+            Completions::Deferred => {
+                builder.setup_submit_all().setup_single_issuer().setup_defer_taskrun().setup_taskrun_flag()
+            }
+            Completions::Cooperative => builder.setup_submit_all().setup_coop_taskrun().setup_taskrun_flag(),
+            Completions::Interrupting => &mut builder,
+        };
+        match builder.build(SUBMISSION_ENTRIES) {
+            Ok(uring) => return checked(uring).map(|uring| (uring, completions)),
+            Err(error) if error.raw_os_error() == Some(libc::EINVAL) => refused = Some(error),
+            Err(error) => return Err(explain(error, sysctl())),
+        }
+    }
+    Err(SetupError::Other { source: refused.unwrap_or_else(|| io::Error::from_raw_os_error(libc::EINVAL)) })
+}
+
+fn checked(uring: IoUring) -> Result<IoUring, SetupError> {
+    let params = uring.params();
+    let features = [
+        (params.is_feature_nodrop(), "completions that are never dropped"),
+        (params.is_feature_ext_arg(), "waiting with a timeout"),
+        // The same release brought polls that fire more than once, which have no feature bit.
+        (params.is_feature_resource_tagging(), "polls that fire more than once"),
+    ];
+    match features.into_iter().find(|(there, _)| !there) {
+        Some((_, feature)) => Err(SetupError::TooOld { feature }),
+        None => Ok(uring),
+    }
+}
+
+fn sysctl() -> Option<u8> {
+    std::fs::read_to_string(DISABLED_BY_SYSCTL).ok()?.trim().parse().ok()
+}
+
+/// What the kernel's answer means to whoever can change it.
+fn explain(source: io::Error, disabled: Option<u8>) -> SetupError {
+    match (source.raw_os_error(), disabled) {
+        (Some(libc::ENOSYS), _) => SetupError::Absent { source },
+        (Some(libc::EPERM), Some(value @ 1..)) => SetupError::SwitchedOff { value },
+        (Some(libc::EPERM | libc::EACCES), _) => SetupError::Forbidden { source },
+        _ => SetupError::Other { source },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_refusal_names_its_reason() {
+        let explained = |errno, sysctl| explain(io::Error::from_raw_os_error(errno), sysctl);
+        assert!(matches!(explained(libc::ENOSYS, None), SetupError::Absent { .. }));
+        assert!(matches!(explained(libc::EPERM, Some(2)), SetupError::SwitchedOff { value: 2 }));
+        assert!(matches!(explained(libc::EPERM, Some(0)), SetupError::Forbidden { .. }));
+        assert!(matches!(explained(libc::EPERM, None), SetupError::Forbidden { .. }));
+        assert!(matches!(explained(libc::ENOMEM, Some(0)), SetupError::Other { .. }));
+    }
+}

@@ -1,0 +1,155 @@
+use std::io::{Read as _, Write as _};
+use std::os::unix::fs::FileExt as _;
+
+use vm_memory::{Bytes as _, GuestAddress};
+
+use super::*;
+use crate::memory::GuestRam;
+
+fn ram() -> Arc<GuestRam> {
+    Arc::new(GuestRam::from_ranges(&[(GuestAddress(0), 1 << 20)]).unwrap())
+}
+
+fn guest(ram: &Arc<GuestRam>, pieces: &[(u64, u32)]) -> Buffers {
+    let mut buffers = GuestBuffers::new(ram);
+    pieces.iter().for_each(|(address, len)| buffers.push(*address, *len).unwrap());
+    Buffers::Guest(buffers)
+}
+
+fn wait_for<T: Copy>(ring: &mut Ring<T>, count: usize) -> Vec<Completion<T>> {
+    let mut found = Vec::new();
+    while found.len() < count {
+        ring.enter(Wait::Forever).unwrap();
+        ring.reap(&mut found);
+    }
+    found
+}
+
+#[test]
+fn what_is_written_from_guest_memory_is_read_back_into_it() {
+    let (ram, mut ring) = (ram(), Ring::<u32>::new().unwrap());
+    let file = ring.add_file(Arc::new(tempfile::tempfile().unwrap())).unwrap();
+    ram.write_slice(b"one two three", GuestAddress(0x100)).unwrap();
+    let write = Operation::Write { offset: 5, durable: true };
+    ring.start(file, write, guest(&ram, &[(0x100, 4), (0x200, 4), (0x104, 9)]), 1);
+    ring.enter(Wait::Forever).unwrap();
+    let mut done = Vec::new();
+    ring.reap(&mut done);
+    assert!(matches!(done[..], [Completion::Done { token: 1, result: Ok(17), .. }]), "{done:?}");
+    ring.start(file, Operation::Sync, Buffers::None, 2);
+    ring.start(file, Operation::Read { offset: 5 }, guest(&ram, &[(0x300, 17)]), 3);
+    wait_for(&mut ring, 2);
+    assert_eq!(ram.read_obj::<[u8; 17]>(GuestAddress(0x300)).unwrap(), *b"one \0\0\0\0two three");
+    assert_eq!(ring.busy(), 0);
+}
+
+#[test]
+fn more_operations_than_the_queue_holds_all_complete() {
+    let (ram, mut ring) = (ram(), Ring::<u32>::new().unwrap());
+    let disk = Arc::new(tempfile::tempfile().unwrap());
+    let file = ring.add_file(Arc::clone(&disk)).unwrap();
+    for index in 0..3_000_u32 {
+        let at = u64::from(index) * 8;
+        ram.write_obj(index, GuestAddress(at)).unwrap();
+        ring.start(file, Operation::Write { offset: at, durable: false }, guest(&ram, &[(at, 4)]), index);
+    }
+    assert_eq!(ring.busy(), 3_000);
+    let mut tokens: Vec<u32> = wait_for(&mut ring, 3_000)
+        .iter()
+        .map(|done| match done {
+            Completion::Done { token, result: Ok(4), .. } => *token,
+            other => panic!("{other:?}"),
+        })
+        .collect();
+    tokens.sort_unstable();
+    assert_eq!(tokens, (0..3_000).collect::<Vec<_>>());
+    let mut last = [0; 4];
+    disk.read_exact_at(&mut last, 2_999 * 8).unwrap();
+    assert_eq!(u32::from_ne_bytes(last), 2_999);
+}
+
+#[test]
+fn a_watch_rings_for_each_write_without_being_read() {
+    let mut ring = Ring::<u32>::new().unwrap();
+    let bell = EventFd::new(libc::EFD_NONBLOCK).unwrap();
+    bell.write(1).unwrap();
+    let watch = ring.watch(bell.try_clone().unwrap(), 7);
+    assert!(
+        matches!(wait_for(&mut ring, 1)[..], [Completion::Rang { token: 7 }]),
+        "rung before it was watched"
+    );
+    for _ in 0..100 {
+        bell.write(1).unwrap();
+        assert!(matches!(wait_for(&mut ring, 1)[..], [Completion::Rang { token: 7 }]));
+    }
+    ring.unwatch(watch);
+    ring.unwatch(watch);
+    let ended = wait_for(&mut ring, 1);
+    assert!(matches!(ended[..], [Completion::Unwatched { token: 7, error: None }]), "{ended:?}");
+    assert_eq!(ring.busy(), 0);
+}
+
+#[test]
+fn a_wait_ends_at_its_time() {
+    let mut ring = Ring::<u32>::new().unwrap();
+    ring.enter(Wait::AtMost(Duration::from_millis(1))).unwrap();
+    ring.enter(Wait::Never).unwrap();
+    assert!(!ring.has_completions() && !ring.has_submissions());
+}
+
+#[test]
+fn errors_come_back_with_the_buffers() {
+    let (ram, mut ring) = (ram(), Ring::<u32>::new().unwrap());
+    let full = std::fs::OpenOptions::new().write(true).open("/dev/full").unwrap();
+    let file = ring.add_file(Arc::new(full)).unwrap();
+    ring.start(file, Operation::Write { offset: 0, durable: false }, guest(&ram, &[(0, 512)]), 1);
+    let mut done = wait_for(&mut ring, 1);
+    let Some(Completion::Done { result: Err(error), buffers: Buffers::Guest(buffers), .. }) = done.pop()
+    else {
+        panic!("{done:?}")
+    };
+    assert_eq!((error.raw_os_error(), buffers.bytes()), (Some(libc::ENOSPC), 512));
+}
+
+#[test]
+fn files_share_an_id_until_their_last_user_leaves() {
+    let (ram, mut ring) = (ram(), Ring::<u32>::new().unwrap());
+    let (one, two) = (Arc::new(tempfile::tempfile().unwrap()), Arc::new(tempfile::tempfile().unwrap()));
+    let first = ring.add_file(Arc::clone(&one)).unwrap();
+    assert_eq!(ring.add_file(Arc::clone(&one)).unwrap(), first);
+    ring.remove_file(first);
+    let second = ring.add_file(two).unwrap();
+    assert_ne!(first, second);
+    ring.start(first, Operation::Write { offset: 0, durable: false }, guest(&ram, &[(0, 64)]), 1);
+    wait_for(&mut ring, 1);
+    assert_eq!(one.metadata().unwrap().len(), 64);
+    ring.remove_file(first);
+    assert_eq!(Arc::strong_count(&one), 1, "the ring let go of it");
+    for _ in 0..200 {
+        let mut many = tempfile::tempfile().unwrap();
+        many.write_all(b"x").unwrap();
+        let id = ring.add_file(Arc::new(many)).unwrap();
+        ring.start(id, Operation::Read { offset: 0 }, guest(&ram, &[(0x500, 1)]), 2);
+    }
+    let done = wait_for(&mut ring, 200);
+    assert!(
+        done.iter().all(|done| matches!(done, Completion::Done { result: Ok(1), .. })),
+        "beyond the table too"
+    );
+}
+
+#[test]
+fn a_dropped_ring_has_waited_for_the_kernel() {
+    let ram = ram();
+    let (mut reader, writer) = io::pipe().unwrap();
+    let mut ring = Ring::<u32>::new().unwrap();
+    let file = ring.add_file(Arc::new(File::from(std::os::fd::OwnedFd::from(writer)))).unwrap();
+    ram.write_slice(b"late", GuestAddress(0)).unwrap();
+    ring.start(file, Operation::Write { offset: u64::MAX, durable: false }, guest(&ram, &[(0, 4)]), 1);
+    ring.watch(EventFd::new(0).unwrap(), 2);
+    drop(ring);
+    let mut found = [0; 4];
+    reader.read_exact(&mut found).unwrap();
+    assert_eq!(&found, b"late");
+    assert_eq!(Arc::strong_count(&ram), 1);
+}
