@@ -1,1 +1,47 @@
-fn main() {}
+//! A guest's first process. The kernel starts it from the initramfs; it loads modules, finds ports and disks, makes the
+//! root disk `/`, runs the job's command, reports how that ended, and powers off. What it is told and what it answers is
+//! in `vmprof-job`. Guests of `up` and the lab's emulated host run the same program.
+
+mod boot;
+mod captured;
+mod command;
+mod control;
+mod disks;
+mod failure;
+mod job;
+mod kmsg;
+mod loopback;
+mod modules;
+mod mounts;
+mod ports;
+mod power;
+mod pump;
+mod reap;
+mod supervisor;
+mod terminal;
+mod wait;
+
+use std::ffi::OsString;
+use std::process::ExitCode;
+
+use rustix::process::{Pid, getpid};
+
+/// Asked for what it does not do: sysexits' word for it.
+const USAGE: u8 = 64;
+
+fn main() -> ExitCode {
+    // As PID 1 the arguments are what the kernel did not know on its command line: nothing for us.
+    if getpid() == Pid::INIT {
+        boot::boot();
+    }
+    let arguments: Vec<OsString> = std::env::args_os().skip(1).collect();
+    match arguments.split_first() {
+        Some((word, rest)) if word == terminal::WORD => ExitCode::from(terminal::become_command(rest)),
+        _ => {
+            eprintln!(
+                "vmprof-init is the first process of a guest: the kernel starts it, as process 1, and nobody else."
+            );
+            ExitCode::from(USAGE)
+        }
+    }
+}

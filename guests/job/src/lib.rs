@@ -125,9 +125,19 @@ pub enum ToGuest {
     Signal { number: i32 },
     /// Clean stop: SIGTERM to everything, SIGKILL after a grace of `grace_ms`, then power off.
     Stop { grace_ms: u64 },
-    /// Run a helper beside the command, its streams captured, and answer with [`FromGuest::Ran`].
+    /// Run a helper beside the command, its streams captured, and answer with [`FromGuest::Ran`]. Still running when the
+    /// command ends, it ends with it, unanswered.
     Run { id: u64, argv: Vec<Bytes> },
+    /// The answer to [`FromGuest::Ended`] and [`FromGuest::Failed`]: everything has arrived, the counted bytes of the
+    /// streams included, so the guest may power off. What still lies in a port's queue is lost with the machine, so the
+    /// guest waits for this, though not for longer than [`LINGER_MS`].
+    Received,
 }
+
+/// How long the guest waits for [`ToGuest::Received`] before it powers off without it.
+pub const LINGER_MS: u64 = 15_000;
+/// How much of each stream of a [`ToGuest::Run`] is kept. A helper that writes more finds its pipe closed (SIGPIPE).
+pub const CAPTURE_LIMIT: usize = 4 << 20;
 
 /// Guest to outside, one a line on the control port.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -153,7 +163,10 @@ pub enum Ended {
     Exited(i32),
     Signaled(i32),
     /// It could not be started: 127 where there is no such program, 126 where it may not be run (as a shell has it).
-    NotStarted { status: i32, errno: i32 },
+    NotStarted {
+        status: i32,
+        errno: i32,
+    },
 }
 
 impl Ended {
@@ -183,7 +196,12 @@ mod tests {
     fn a_message_survives_the_line_it_travels_in() {
         let messages = [
             FromGuest::Ended { status: Ended::Exited(7), stdout: 4, stderr: 4 },
-            FromGuest::Ran { id: 3, status: Ended::Signaled(9), stdout: (&[0xff, 0][..]).into(), stderr: "x".into() },
+            FromGuest::Ran {
+                id: 3,
+                status: Ended::Signaled(9),
+                stdout: (&[0xff, 0][..]).into(),
+                stderr: "x".into(),
+            },
             FromGuest::Failed { message: "no disk with serial `root`\nfound: data".into() },
         ];
         for message in messages {

@@ -1,0 +1,185 @@
+//! From the kernel's hand-over to power off, as PID 1.
+
+use std::fs::OpenOptions;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::Path;
+use std::time::Duration;
+
+use rustix::fs::OFlags;
+use rustix::process::{Pid, Signal};
+use rustix::time::{ClockId, clock_gettime};
+use vmprof_job::{Ended, FromGuest, JOB_PATH, Job, LINGER_MS, Root, port};
+
+use crate::command::{self, Surroundings};
+use crate::control::Control;
+use crate::failure::Failure;
+use crate::power::{self, Buttons};
+use crate::pump::{FromCommand, ToCommand};
+use crate::reap::Children;
+use crate::supervisor::{Streams, Supervisor};
+use crate::terminal::{self, Terminal};
+use crate::{disks, job, kmsg, loopback, modules, mounts, ports};
+
+/// Devices appear while the kernel probes them; an emulated machine on a busy host takes its time.
+const DEVICE_WAIT: Duration = Duration::from_secs(30);
+const SERIAL_CONSOLE: &str = "/dev/ttyS0";
+const OURSELVES: &str = "/proc/self/exe";
+
+pub(crate) fn boot() -> ! {
+    // The profile aborts on panic, which as PID 1 would take the kernel along.
+    std::panic::set_hook(Box::new(|panic| {
+        kmsg::error(format_args!("panic: {panic}"));
+        power::off();
+    }));
+    let control = match reach_the_outside() {
+        Ok(control) => control,
+        Err(failure) => {
+            kmsg::error(failure.message());
+            power::end(None, Duration::ZERO);
+        }
+    };
+    supervise(control)
+}
+
+/// As far as the control port: before it, nobody outside can be told anything.
+fn reach_the_outside() -> Result<Control, Failure> {
+    mounts::kernel_filesystems()?;
+    kmsg::open();
+    console_as_streams()?;
+    modules::load(Path::new(modules::DIRECTORY))?;
+    Ok(Control::new(port(port::CONTROL)?))
+}
+
+fn supervise(mut control: Control) -> ! {
+    let kernel = rustix::system::uname().release().to_string_lossy().into_owned();
+    control.send(&FromGuest::Hello { kernel, uptime_ms: uptime_ms() });
+    let prepared = Children::watch()
+        .map_err(Failure::step("watching for processes that end"))
+        .and_then(|children| Ok((children, prepare()?)));
+    let (children, job) = match prepared {
+        Ok(prepared) => prepared,
+        Err(failure) => fail(control, None, &failure),
+    };
+    let surroundings = Surroundings::of(&job.command);
+    let outlets = match Outlets::open(&job.command.streams) {
+        Ok(outlets) => outlets,
+        Err(failure) => fail(control, None, &failure),
+    };
+    control.send(&FromGuest::Ready { uptime_ms: uptime_ms() });
+    let (started, streams) = match outlets.start(&surroundings, &job.command) {
+        Ok(started) => started,
+        Err(failure) => fail(control, Some(&children), &failure),
+    };
+    let buttons = Buttons::open(Path::new("/dev/input"));
+    let everything: &dyn Fn(Signal) = &power::signal_everything;
+    let supervisor = Supervisor { control, children: &children, buttons, streams, surroundings, everything };
+    let grace = supervisor.run(started);
+    power::end(Some(&children), grace)
+}
+
+/// Tells the outside, as long as there is one, and ends the machine. The port is closed before: closing is answered by
+/// the device, which has then seen all that was written.
+fn fail(mut control: Control, children: Option<&Children>, failure: &Failure) -> ! {
+    let message = failure.message();
+    kmsg::error(&message);
+    control.send(&FromGuest::Failed { message });
+    control.farewell(Duration::from_millis(LINGER_MS));
+    drop(control);
+    power::end(children, Duration::ZERO)
+}
+
+/// Everything the job asks for short of the command.
+fn prepare() -> Result<Job, Failure> {
+    let job = job::read(&Path::new("/").join(JOB_PATH))?;
+    let sys = Path::new("/sys");
+    if let Root::Disk { serial, filesystem } = &job.root {
+        let device = disks::find(sys, "root", serial, DEVICE_WAIT)?;
+        mounts::switch_root(&device.node(), filesystem)?;
+    }
+    for disk in &job.disks {
+        disks::prepare(sys, disk, DEVICE_WAIT)?;
+    }
+    for link in &job.links {
+        disks::link(sys, link, DEVICE_WAIT)?;
+    }
+    rustix::system::sethostname(job.hostname.as_bytes())
+        .map_err(|error| Failure::step(&format!("setting the host name `{}`", job.hostname))(error.into()))?;
+    loopback::up().map_err(Failure::step("bringing up the loopback interface"))?;
+    if !Path::new(&job.command.directory).is_dir() {
+        return Err(Failure::NoDirectory(job.command.directory));
+    }
+    Ok(job)
+}
+
+/// Where the command's streams lead, opened.
+enum Outlets<'a> {
+    Ports { stdin: ports::Port, stdout: ports::Port, stderr: ports::Port },
+    Console(Terminal<'a>),
+}
+
+impl<'a> Outlets<'a> {
+    fn open(streams: &'a vmprof_job::Streams) -> Result<Self, Failure> {
+        Ok(match streams {
+            vmprof_job::Streams::Ports => Outlets::Ports {
+                stdin: port(port::STDIN)?,
+                stdout: port(port::STDOUT)?,
+                stderr: port(port::STDERR)?,
+            },
+            vmprof_job::Streams::Console { rows, columns, term } => {
+                let path = Path::new(SERIAL_CONSOLE);
+                Outlets::Console(Terminal { path, rows: *rows, columns: *columns, term })
+            }
+        })
+    }
+
+    fn start(
+        self,
+        surroundings: &Surroundings,
+        command: &vmprof_job::Command,
+    ) -> Result<(Result<Pid, Ended>, Option<Streams>), Failure> {
+        match self {
+            Outlets::Ports { stdin, stdout, stderr } => {
+                let piped = || {
+                    let (started, pipes) = command::start(surroundings, &command.argv)?;
+                    let streams = Streams {
+                        stdin: ToCommand::new(stdin, pipes.stdin)?,
+                        stdout: FromCommand::new(pipes.stdout, stdout)?,
+                        stderr: FromCommand::new(pipes.stderr, stderr)?,
+                    };
+                    Ok((started, Some(streams)))
+                };
+                piped().map_err(Failure::step("making the command's pipes"))
+            }
+            Outlets::Console(terminal) => {
+                let started = terminal::start(Path::new(OURSELVES), surroundings, &command.argv, &terminal)?;
+                Ok((started, None))
+            }
+        }
+    }
+}
+
+fn port(name: &'static str) -> Result<ports::Port, Failure> {
+    ports::open(Path::new("/sys"), Path::new("/dev"), name, DEVICE_WAIT)
+}
+
+/// The kernel gives them to us only when the initramfs had a /dev/console.
+fn console_as_streams() -> Result<(), Failure> {
+    let open = || {
+        let flags = OFlags::NOCTTY.bits() as i32;
+        let console = OpenOptions::new().read(true).write(true).custom_flags(flags).open("/dev/console")?;
+        rustix::stdio::dup2_stdin(&console)?;
+        rustix::stdio::dup2_stdout(&console)?;
+        rustix::stdio::dup2_stderr(&console)?;
+        Ok(())
+    };
+    match open() {
+        // A machine without any console: ENODEV. It has a kernel log all the same.
+        Err(error) if rustix::io::Errno::from_io_error(&error) == Some(rustix::io::Errno::NODEV) => Ok(()),
+        outcome => outcome.map_err(Failure::step("opening /dev/console")),
+    }
+}
+
+fn uptime_ms() -> u64 {
+    let uptime = clock_gettime(ClockId::Boottime);
+    u64::try_from(uptime.tv_sec * 1000 + uptime.tv_nsec / 1_000_000).unwrap_or_default()
+}

@@ -1,0 +1,74 @@
+//! Reading the job.
+
+use std::fs;
+use std::path::Path;
+
+use vmprof_job::{JOB_SCHEMA, Job};
+
+use crate::failure::Failure;
+
+/// The schema is looked at before the rest: a job of another one is named as such, not by the field it lacks.
+pub(crate) fn read(path: &Path) -> Result<Job, Failure> {
+    let bytes = fs::read(path).map_err(|source| Failure::NoJob { path: path.into(), source })?;
+    let wrong = |source| Failure::Job { schema: JOB_SCHEMA, source };
+    let value: serde_json::Value = serde_json::from_slice(&bytes).map_err(wrong)?;
+    match value.get("schema").and_then(|schema| schema.as_str()) {
+        Some(JOB_SCHEMA) => {}
+        found => {
+            let found = found.unwrap_or("none").to_owned();
+            return Err(Failure::JobSchema { asked: JOB_SCHEMA, found });
+        }
+    }
+    let job: Job = serde_json::from_value(value).map_err(wrong)?;
+    if job.command.argv.is_empty() { Err(Failure::NoCommand) } else { Ok(job) }
+}
+
+#[cfg(test)]
+mod tests {
+    use vmprof_job::{Command, Disk, Root, Streams};
+
+    use super::*;
+
+    fn job(argv: &[&str]) -> Job {
+        Job {
+            schema: JOB_SCHEMA.into(),
+            hostname: "db".into(),
+            root: Root::Disk { serial: "root".into(), filesystem: "squashfs".into() },
+            disks: vec![Disk { name: "data".into(), serial: "data".into(), scheduler: Some("none".into()) }],
+            links: Vec::new(),
+            command: Command {
+                argv: argv.iter().map(|word| (*word).into()).collect(),
+                env: vec![("PATH".into(), "/bin".into())],
+                directory: "/".into(),
+                streams: Streams::Ports,
+            },
+        }
+    }
+
+    fn read_back(text: &[u8]) -> Result<Job, String> {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("job.json");
+        fs::write(&path, text).unwrap();
+        read(&path).map_err(|failure| failure.message())
+    }
+
+    #[test]
+    fn a_job_arrives_as_it_was_written() {
+        assert_eq!(read_back(&vmprof_job::line(&job(&["true"]))), Ok(job(&["true"])));
+    }
+
+    #[test]
+    fn what_is_no_job_is_refused_by_what_it_is() {
+        let missing = read(Path::new("/nonexistent/job.json")).unwrap_err().message();
+        assert!(
+            missing.starts_with("the job /nonexistent/job.json could not be read: No such file"),
+            "{missing}"
+        );
+        assert_eq!(
+            read_back(br#"{"schema":"vmprof.job/2"}"#),
+            Err("the job is of schema `vmprof.job/2`; this first process reads `vmprof.job/1`".into())
+        );
+        assert!(read_back(br#"{"schema":"vmprof.job/1"}"#).unwrap_err().contains("missing field"));
+        assert_eq!(read_back(&vmprof_job::line(&job(&[]))), Err("the job names no command".into()));
+    }
+}
