@@ -11,4 +11,5 @@ pub mod memory;
 pub mod mempolicy;
 pub mod ring;
 pub mod segments;
+pub mod signals;
 pub mod vring;
