@@ -1,1 +1,42 @@
-//! To be filled.
+//! Profiles: the KDL language, the host's topology, and the planner between them.
+//!
+//! ```text
+//! text ──read_profile──► Profile ─────────────┐
+//! /sys, /proc ──Topology::read──► Topology ───┼──plan──► Plan ──view──► text, JSON
+//! the disks' paths ──Storage::read──► Storage ┘
+//! other VMs ──► Ledger
+//! ```
+//!
+//! Reading and deciding are apart: [`read_profile`] is pure, [`Topology::read`] and [`Storage::read`] look at the host,
+//! and [`plan`] sees only what they found, so every decision can be replayed from a capture. The library prints
+//! nothing; `vmprof` renders what it returns. It knows neither guests nor the machine monitor.
+
+mod decode;
+mod ledger;
+mod plan;
+mod profile;
+mod reason;
+mod resolve;
+mod storage;
+mod topology;
+mod validate;
+pub mod view;
+
+pub use vmprof_document::{Problem, Problems, format_size};
+
+pub use decode::read_profile;
+pub use ledger::{Held, Ledger};
+pub use plan::{
+    Diagnostic, DiskPlan, EmulatorPlan, HostSize, IoThreadPlan, MemoryPlan, Plan, Scheduler, Severity,
+    VcpuPlan, Virtqueue,
+};
+pub use profile::{
+    Aio, CacheMode, Discard, Disk, DiskSource, EmulatorPin, HostWish, Hugepages, IoThreadCount, IoThreads,
+    Mapping, Memory, PageSize, Profile, Smt, ThreadPins, Vcpus, Written,
+};
+pub use reason::Reason;
+pub use resolve::{HostCannot, plan};
+pub use storage::{Storage, StoragePlace};
+pub use topology::{
+    BlockDevice, Capture, CaptureError, CoreKind, Cpu, CpuSet, ListError, Node, NodeSet, Source, Topology,
+};

@@ -1,0 +1,60 @@
+//! `vcpu N { vcpupin … }` and `emulatorpin …`.
+
+use vmprof_document::Node;
+
+use super::{PinWord, Reading};
+use crate::profile::{EmulatorPin, ThreadPins, Vcpus};
+
+/// More vCPUs than this need interrupt hardware that vmprof's guests do not have.
+const MOST_VCPUS: u64 = 254;
+
+impl<'a> Reading<'a> {
+    pub(super) fn vcpus(&self, node: Node<'a>) -> Option<Vcpus> {
+        let count = node.required_arg("how many", "write `vcpu 4`").and_then(|v| v.u64(1..=MOST_VCPUS));
+        let block = node.children();
+        let pin = block.only("vcpupin").map_or(ThreadPins::Auto, |pin| self.vcpupin(pin));
+        block.finish();
+        node.finish();
+        Some(Vcpus { count: u32::try_from(count?).ok()?, pin })
+    }
+
+    fn vcpupin(&self, node: Node<'a>) -> ThreadPins {
+        let word = self.pin_word(&node, &[("auto", PinWord::Auto), ("none", PinWord::None)]);
+        let block = node.children();
+        let pins = self.pins(&block, "vcpu");
+        block.finish();
+        let line = node.line(self.text);
+        if word == Some(PinWord::None) && !pins.is_empty() {
+            self.findings.push(
+                node.problem("pin_and_none", "`vcpupin none` lets every vCPU float, and then pins some")
+                    .help("write `vcpupin auto { … }`: what is not pinned in the braces is placed"),
+            );
+        }
+        node.finish();
+        match word {
+            Some(PinWord::None) => ThreadPins::Float { line },
+            _ if pins.is_empty() => ThreadPins::Auto,
+            _ => ThreadPins::Explicit(pins),
+        }
+    }
+
+    pub(super) fn emulator(&self, node: Option<Node<'a>>) -> EmulatorPin {
+        let Some(node) = node else { return EmulatorPin::Auto };
+        let line = node.line(self.text);
+        let word = self.pin_word(&node, &[("auto", PinWord::Auto), ("none", PinWord::None)]);
+        let set = node.prop("cpuset");
+        if let (Some(_), Some(set)) = (word, &set) {
+            self.findings.push(
+                set.problem("pin_and_word", "`emulatorpin` is given a word and a `cpuset`")
+                    .help("keep one of them"),
+            );
+        }
+        let set = set.and_then(|v| self.id_list(v, "CPUs"));
+        node.finish();
+        match (word, set) {
+            (_, Some(set)) => EmulatorPin::Explicit(set),
+            (Some(PinWord::None), None) => EmulatorPin::Float { line },
+            _ => EmulatorPin::Auto,
+        }
+    }
+}

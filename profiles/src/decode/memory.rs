@@ -1,0 +1,66 @@
+//! `memory "2GiB" hugepages=auto`.
+
+use vmprof_document::{Node, format_size};
+
+use super::Reading;
+use crate::profile::{Hugepages, Memory, PageSize};
+
+/// Less than this boots no kernel that vmprof builds.
+const LEAST_BYTES: u64 = 64 << 20;
+/// Sizes are whole multiples of this, so that any guest can be backed by hugepages.
+const STEP_BYTES: u64 = 2 << 20;
+
+impl<'a> Reading<'a> {
+    pub(super) fn memory(&self, node: Node<'a>) -> Option<Memory> {
+        let value = node.required_arg("how much", "write `memory \"2GiB\"`");
+        let bytes = value.and_then(|v| {
+            let bytes = v.bytes()?;
+            if bytes < LEAST_BYTES || !bytes.is_multiple_of(STEP_BYTES) {
+                let least = format_size(LEAST_BYTES);
+                self.findings.push(
+                    v.problem("bad_memory", format!("a guest cannot have {} of memory", format_size(bytes)))
+                        .help(format!(
+                            "write {least} or more, in whole multiples of {}",
+                            format_size(STEP_BYTES)
+                        )),
+                );
+                return None;
+            }
+            Some(self.written(v, bytes))
+        });
+        let words = [
+            ("none", None),
+            ("auto", Some(None)),
+            ("2MiB", Some(Some(PageSize::Mib2))),
+            ("1GiB", Some(Some(PageSize::Gib1))),
+        ];
+        let hugepages = node.prop("hugepages").and_then(|v| {
+            Some(match v.word(&words)? {
+                None => Hugepages::None,
+                Some(None) => Hugepages::Auto,
+                Some(Some(size)) => Hugepages::Required(self.written(v, size)),
+            })
+        });
+        node.finish();
+        let memory = Memory { bytes: bytes?, hugepages: hugepages.unwrap_or(Hugepages::None) };
+        if let Hugepages::Required(size) = &memory.hugepages {
+            if !memory.bytes.value.is_multiple_of(size.value.bytes()) {
+                let page = format_size(size.value.bytes());
+                self.findings.push(
+                    self.findings
+                        .error(
+                            "bad_memory",
+                            format!(
+                                "{} is not a whole number of {page} pages",
+                                format_size(memory.bytes.value)
+                            ),
+                        )
+                        .at(memory.bytes.span, "this much")
+                        .at(size.span, "in these pages")
+                        .help(format!("write a multiple of {page}")),
+                );
+            }
+        }
+        Some(memory)
+    }
+}

@@ -1,0 +1,203 @@
+//! The plan: plain data that is printed, stored, compared and obeyed. Its JSON is a contract (`vmprof.plan/1`): fields
+//! may be added, the named ones stay, in this order. CPU sets are kernel list strings; every id starts at 0.
+
+use serde::{Deserialize, Serialize};
+
+use crate::profile::{Aio, CacheMode, DiskSource, PageSize};
+use crate::topology::{CpuSet, NodeSet};
+
+/// The version of the rules that make plans; part of every digest.
+pub(crate) const RULES: &str = "vmprof.rules/1";
+
+/// Which thread runs where, which virtqueue is served by whom, and why.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Plan {
+    /// `vmprof.plan/1`.
+    pub schema: Schema,
+    /// The profile's name.
+    pub profile: String,
+    /// blake3 of the profile, the facts it was resolved against, and the rules' version.
+    pub digest: String,
+    /// The host's size.
+    pub host: HostSize,
+    /// The guest's memory.
+    pub memory: MemoryPlan,
+    /// One per vCPU.
+    pub vcpus: Vec<VcpuPlan>,
+    /// One per IOThread.
+    pub iothreads: Vec<IoThreadPlan>,
+    /// The emulator thread.
+    pub emulator: EmulatorPlan,
+    /// One per disk of the profile.
+    pub disks: Vec<DiskPlan>,
+    /// What the host made the planner give up, and other remarks.
+    pub diagnostics: Vec<Diagnostic>,
+}
+
+/// The version of the JSON.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Schema {
+    /// The only one so far.
+    #[default]
+    #[serde(rename = "vmprof.plan/1")]
+    V1,
+}
+
+/// The host the plan is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HostSize {
+    /// Online CPUs.
+    pub cpus: usize,
+    /// NUMA nodes; 1 where the kernel knows none.
+    pub nodes: usize,
+}
+
+/// The guest's memory.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MemoryPlan {
+    /// How much.
+    pub bytes: u64,
+    /// The nodes it is bound to; `null` where the host's are unknown.
+    pub nodes: Option<NodeSet>,
+    /// The pages that back it; `null` for ordinary ones.
+    pub hugepages: Option<PageSize>,
+    /// Why there and so.
+    pub because: String,
+}
+
+/// One vCPU's thread.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VcpuPlan {
+    /// Its number.
+    pub id: u32,
+    /// Where its thread may run.
+    pub cpus: CpuSet,
+    /// The node of those CPUs, where it is one and known.
+    pub node: Option<u32>,
+    /// Why there.
+    pub because: String,
+}
+
+/// One IOThread.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct IoThreadPlan {
+    /// Its number.
+    pub id: u32,
+    /// `iothread0` and so on.
+    pub name: String,
+    /// Where it may run.
+    pub cpus: CpuSet,
+    /// The node of those CPUs, where it is one and known.
+    pub node: Option<u32>,
+    /// How long it looks for work before it sleeps, in nanoseconds; 0 never polls.
+    pub poll_max_ns: u64,
+    /// Why there.
+    pub because: String,
+}
+
+/// The thread `vmprof`: device emulation that is no IOThread's.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct EmulatorPlan {
+    /// Where it may run.
+    pub cpus: CpuSet,
+    /// The node of those CPUs, where it is one and known.
+    pub node: Option<u32>,
+    /// Why there.
+    pub because: String,
+}
+
+/// One disk.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DiskPlan {
+    /// Its name, which is its serial.
+    pub name: String,
+    /// How the page cache is used.
+    pub cache: CacheMode,
+    /// The engine.
+    pub aio: Aio,
+    /// Whether the source is opened with O_DIRECT.
+    pub direct: bool,
+    /// Whether the guest sees a volatile write cache.
+    pub write_cache: bool,
+    /// How many virtqueues.
+    pub queues: u32,
+    /// Descriptors per virtqueue.
+    pub queue_size: u16,
+    /// The node of the controller under it; `null` where unknown.
+    pub node: Option<u32>,
+    /// Who serves each virtqueue, in the order of the virtqueues.
+    pub virtqueues: Vec<Virtqueue>,
+    /// The block schedulers.
+    pub scheduler: Scheduler,
+    /// Where its bytes lie, as the profile writes it.
+    pub source: DiskSource,
+    /// Whether the guest may only read.
+    pub readonly: bool,
+    /// The host's block device under it; `null` where unknown.
+    pub device: Option<String>,
+    /// Why these queues are served so.
+    pub because: String,
+}
+
+/// One virtqueue and its IOThread.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Virtqueue {
+    /// The virtqueue's index.
+    pub vq: u32,
+    /// The IOThread's number.
+    pub iothread: u32,
+}
+
+/// The block schedulers of a disk; `null` leaves what is there.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Scheduler {
+    /// On the host: checked, never set.
+    pub host: Option<String>,
+    /// In the guest: set by its first process.
+    pub guest: Option<String>,
+}
+
+/// A remark on the plan.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Diagnostic {
+    /// How much it matters.
+    pub severity: Severity,
+    /// Such as `vmprof::plan::dense_host`.
+    pub code: String,
+    /// What was given up, or what to know.
+    pub message: String,
+    /// What would avoid it.
+    pub help: String,
+}
+
+/// How much a remark matters.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Severity {
+    /// Something was given up.
+    Warning,
+    /// Good to know.
+    Note,
+}
+
+impl Plan {
+    /// The plan's JSON, as `vmprof plan --format json` prints it. The same plan gives the same bytes.
+    pub fn to_json(&self) -> String {
+        let mut text = serde_json::to_string_pretty(self).unwrap_or_default();
+        text.push('\n');
+        text
+    }
+
+    /// Reads a stored plan.
+    pub fn from_json(text: &str) -> Result<Plan, serde_json::Error> {
+        serde_json::from_str(text)
+    }
+
+    /// The threads of the running VM by the names /proc shows, and the CPUs each is to be allowed, and no others.
+    pub fn threads(&self) -> Vec<(String, CpuSet)> {
+        let vcpus = self.vcpus.iter().map(|v| (format!("CPU {}/KVM", v.id), v.cpus.clone()));
+        let iothreads = self.iothreads.iter().map(|i| (format!("IO {}", i.name), i.cpus.clone()));
+        let emulator = ("vmprof".to_owned(), self.emulator.cpus.clone());
+        vcpus.chain(iothreads).chain([emulator]).collect()
+    }
+}

@@ -1,0 +1,306 @@
+//! The validated profile: what a file says, right on any host. [`crate::read_profile`] makes it, the planner reads
+//! it. Values that a host can refuse keep their place in the text, so that the refusal can point there.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use miette::NamedSource;
+use serde::Serialize;
+use vmprof_document::{Problem, SourceSpan};
+
+use crate::topology::CpuSet;
+
+/// A value and where it was written.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Written<T> {
+    /// The value.
+    pub value: T,
+    /// Its place in the text.
+    pub span: SourceSpan,
+    /// Its line, counted from 1.
+    pub line: u32,
+}
+
+/// One profile.
+#[derive(Debug, Clone)]
+pub struct Profile {
+    /// `profile NAME`.
+    pub name: String,
+    /// `description`, if there is one.
+    pub description: Option<String>,
+    /// The path of the guest recipe as written: relative to the profile's own file.
+    pub guest: Written<String>,
+    /// `host { … }`.
+    pub host: HostWish,
+    /// `strict`: where the host calls for a step of the ladder, refuse to plan.
+    pub strict: Option<Written<()>>,
+    /// `vcpu`.
+    pub vcpus: Vcpus,
+    /// `emulatorpin`.
+    pub emulator: EmulatorPin,
+    /// `memory`.
+    pub memory: Memory,
+    /// `iothreads`.
+    pub iothreads: IoThreads,
+    /// `disk`, in the order of the file.
+    pub disks: Vec<Disk>,
+    /// Remarks that need no host; the plan repeats them.
+    pub warnings: Vec<Problem>,
+    pub(crate) source: NamedSource<Arc<str>>,
+}
+
+impl Profile {
+    /// The text it was read from, under its name, for diagnostics that point into it.
+    pub fn source(&self) -> &NamedSource<Arc<str>> {
+        &self.source
+    }
+}
+
+/// What the profile asks of the host's CPUs and nodes.
+#[derive(Debug, Clone, Default)]
+pub struct HostWish {
+    /// Only these CPUs.
+    pub cpuset: Option<Written<CpuSet>>,
+    /// What to do with SMT siblings.
+    pub smt: Smt,
+    /// The node everything goes to; `None` lets the planner choose.
+    pub node: Option<Written<u32>>,
+}
+
+/// What to do with the siblings of a core that a pinned thread has.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Smt {
+    /// Use them when whole cores run out.
+    #[default]
+    Prefer,
+    /// Leave them idle.
+    Isolate,
+}
+
+/// `vcpu N`.
+#[derive(Debug, Clone)]
+pub struct Vcpus {
+    /// How many.
+    pub count: u32,
+    /// Where they go.
+    pub pin: ThreadPins,
+}
+
+/// Where the threads of one kind go.
+#[derive(Debug, Clone)]
+pub enum ThreadPins {
+    /// The planner places them.
+    Auto,
+    /// They float over the usable CPUs.
+    Float {
+        /// The line that says so.
+        line: u32,
+    },
+    /// These are pinned as written, the others placed by the planner.
+    Explicit(BTreeMap<u32, Written<CpuSet>>),
+    /// On the emulator's CPUs; for IOThreads only.
+    Emulator {
+        /// The line that says so.
+        line: u32,
+    },
+}
+
+/// `emulatorpin`.
+#[derive(Debug, Clone)]
+pub enum EmulatorPin {
+    /// The planner places it.
+    Auto,
+    /// It floats.
+    Float {
+        /// The line that says so.
+        line: u32,
+    },
+    /// As written.
+    Explicit(Written<CpuSet>),
+}
+
+/// `memory`.
+#[derive(Debug, Clone)]
+pub struct Memory {
+    /// How much.
+    pub bytes: Written<u64>,
+    /// Which pages back it.
+    pub hugepages: Hugepages,
+}
+
+/// Which pages back the guest's memory.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Hugepages {
+    /// Ordinary ones.
+    None,
+    /// 2 MiB ones where enough are free.
+    Auto,
+    /// These, or no run at all.
+    Required(Written<PageSize>),
+}
+
+/// The hugepage sizes of x86-64.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, serde::Deserialize)]
+pub enum PageSize {
+    /// 2 MiB.
+    #[serde(rename = "2MiB")]
+    Mib2,
+    /// 1 GiB.
+    #[serde(rename = "1GiB")]
+    Gib1,
+}
+
+impl PageSize {
+    /// The size in bytes.
+    pub fn bytes(self) -> u64 {
+        match self {
+            PageSize::Mib2 => 2 << 20,
+            PageSize::Gib1 => 1 << 30,
+        }
+    }
+}
+
+/// `iothreads`.
+#[derive(Debug, Clone)]
+pub struct IoThreads {
+    /// How many.
+    pub count: IoThreadCount,
+    /// Where they go.
+    pub pin: ThreadPins,
+    /// How long an idle IOThread looks for work before it sleeps, in nanoseconds; `None` leaves it to the planner.
+    pub poll_max_ns: Option<u64>,
+}
+
+/// How many IOThreads.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum IoThreadCount {
+    /// As many as written; never changed.
+    Fixed(Written<u32>),
+    /// As the host allows.
+    Auto {
+        /// Given up only when CPUs run out.
+        min: u32,
+        /// Never more.
+        max: u32,
+    },
+}
+
+/// `disk NAME`.
+#[derive(Debug, Clone)]
+pub struct Disk {
+    /// The name, which is the serial the guest sees.
+    pub name: Written<String>,
+    /// Where its bytes lie.
+    pub source: DiskSource,
+    /// How the host's page cache is used.
+    pub cache: CacheMode,
+    /// Which engine moves the bytes.
+    pub aio: Aio,
+    /// Whether the guest's discards reach the source.
+    pub discard: Discard,
+    /// Whether the guest may only read.
+    pub readonly: bool,
+    /// How many virtqueues.
+    pub queues: u32,
+    /// The line that says so; `None` where it follows from the vCPUs.
+    pub queues_line: Option<u32>,
+    /// Descriptors per virtqueue.
+    pub queue_size: u16,
+    /// Which IOThread serves which virtqueue.
+    pub mapping: Mapping,
+    /// `scheduler host=`: checked on the host, never set.
+    pub host_scheduler: Option<Written<String>>,
+    /// `scheduler guest=`: set inside the guest.
+    pub guest_scheduler: Option<String>,
+}
+
+/// Where a disk's bytes lie.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, serde::Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum DiskSource {
+    /// A raw image file.
+    File {
+        /// The path as written.
+        path: String,
+        /// How large to make it when it does not exist.
+        bytes: Option<u64>,
+    },
+    /// A block device of the host.
+    #[serde(rename = "dev")]
+    Device {
+        /// The path as written.
+        path: String,
+    },
+}
+
+/// libvirt's and QEMU's cache modes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, serde::Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum CacheMode {
+    /// O_DIRECT, the guest flushes.
+    None,
+    /// O_DIRECT, every write durable.
+    Directsync,
+    /// Page cache, the guest flushes.
+    Writeback,
+    /// Page cache, every write durable.
+    Writethrough,
+    /// Page cache, flushes ignored.
+    Unsafe,
+}
+
+impl CacheMode {
+    /// The word of the language.
+    pub fn word(self) -> &'static str {
+        match self {
+            CacheMode::None => "none",
+            CacheMode::Directsync => "directsync",
+            CacheMode::Writeback => "writeback",
+            CacheMode::Writethrough => "writethrough",
+            CacheMode::Unsafe => "unsafe",
+        }
+    }
+
+    /// Whether the source is opened with O_DIRECT.
+    pub fn direct(self) -> bool {
+        matches!(self, CacheMode::None | CacheMode::Directsync)
+    }
+
+    /// Whether the guest sees a volatile write cache, and so must flush.
+    pub fn write_cache(self) -> bool {
+        !matches!(self, CacheMode::Directsync | CacheMode::Writethrough)
+    }
+}
+
+/// The engine that moves a disk's bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, serde::Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Aio {
+    /// io_uring.
+    IoUring,
+    /// Linux native AIO.
+    Native,
+    /// A pool of threads.
+    Threads,
+}
+
+/// What happens to a discard of the guest.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, serde::Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Discard {
+    /// Nothing.
+    Ignore,
+    /// The blocks are given back.
+    Unmap,
+}
+
+/// Which IOThread serves which virtqueue of a disk.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Mapping {
+    /// Round robin over all IOThreads.
+    RoundRobin,
+    /// Round robin over these, in this order.
+    Over(Vec<u32>),
+    /// Exactly so: IOThread and its virtqueues.
+    Exact(Vec<(u32, Vec<u32>)>),
+}

@@ -1,0 +1,123 @@
+//! What vmprof knows about a host: CPUs with core, caches and node; nodes with distance, memory and hugepages; block
+//! devices with their node and queues. [`Topology::read`] fills it from a [`Source`]; everything that decides takes
+//! the filled struct and looks at nothing else.
+//!
+//! Every fact can be missing: then it is `None` or an empty set, and planning goes on without it.
+
+mod block;
+mod capture;
+mod cpuset;
+pub(crate) mod source;
+mod sysfs;
+
+use std::collections::BTreeMap;
+
+use serde::Serialize;
+
+pub use block::BlockDevice;
+pub use capture::{Capture, CaptureError};
+pub use cpuset::{CpuSet, ListError, NodeSet};
+pub use source::Source;
+
+/// A host as the planner sees it.
+#[derive(Debug, Clone, Default, PartialEq, Serialize)]
+pub struct Topology {
+    /// CPUs that are switched on.
+    pub online: CpuSet,
+    /// CPUs the caller may run on; `None` where the source does not say.
+    pub affinity: Option<CpuSet>,
+    /// CPUs the scheduler leaves alone (`isolcpus`).
+    pub isolated: CpuSet,
+    /// CPUs without a periodic tick (`nohz_full`).
+    pub nohz_full: CpuSet,
+    /// One entry per online CPU.
+    pub cpus: BTreeMap<u32, Cpu>,
+    /// Every NUMA node, those without CPUs or without memory too. Empty where the kernel has no NUMA.
+    pub nodes: BTreeMap<u32, Node>,
+    /// Every block device, whole ones only, by kernel name.
+    pub block: BTreeMap<String, BlockDevice>,
+}
+
+/// One online CPU (a hardware thread).
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Cpu {
+    /// The socket.
+    pub package: Option<u32>,
+    /// The core, named by its lowest online CPU.
+    pub core: u32,
+    /// The L2 cache, named by the lowest online CPU that shares it.
+    pub l2: Option<u32>,
+    /// The last shared cache, named likewise.
+    pub l3: Option<u32>,
+    /// The NUMA node.
+    pub node: Option<u32>,
+    /// What the core is built for.
+    pub kind: CoreKind,
+}
+
+/// The two kinds of core of a hybrid CPU; all cores of other CPUs are performance cores.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum CoreKind {
+    /// For speed.
+    Performance,
+    /// For economy.
+    Efficiency,
+}
+
+/// One NUMA node.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+pub struct Node {
+    /// Its online CPUs; may be empty.
+    pub cpus: CpuSet,
+    /// Distance to each node, as the firmware tells it.
+    pub distance: BTreeMap<u32, u32>,
+    /// Memory in all; `None` where unknown, 0 for a node without memory.
+    pub memory_bytes: Option<u64>,
+    /// Memory that is free right now. Shown, never decided upon: it changes by the second.
+    pub free_bytes: Option<u64>,
+    /// Hugepage size in bytes → how many of them are free.
+    pub free_hugepages: BTreeMap<u64, u64>,
+}
+
+impl Topology {
+    /// Reads everything there is to know from `source`. Missing files mean unknown facts, never an error.
+    pub fn read(source: &Source) -> Topology {
+        sysfs::read(&source::Reader::new(source))
+    }
+
+    /// The CPUs of the same core as `cpu`, itself included.
+    pub fn core_of(&self, cpu: u32) -> CpuSet {
+        match self.cpus.get(&cpu) {
+            Some(one) => self.cpus.iter().filter(|(_, c)| c.core == one.core).map(|(id, _)| *id).collect(),
+            None => CpuSet::new(),
+        }
+    }
+
+    /// The node of a CPU, where known.
+    pub fn node_of(&self, cpu: u32) -> Option<u32> {
+        self.cpus.get(&cpu)?.node
+    }
+
+    /// The node that all of `cpus` lie on, if they lie on one.
+    pub fn one_node_of(&self, cpus: &CpuSet) -> Option<u32> {
+        let mut nodes = cpus.iter().map(|cpu| self.node_of(cpu));
+        let first = nodes.next()??;
+        nodes.all(|node| node == Some(first)).then_some(first)
+    }
+
+    /// How far apart two nodes are: 10 is the node itself. Unknown distances count as far.
+    pub fn distance(&self, from: Option<u32>, to: Option<u32>) -> u32 {
+        match (from, to) {
+            (a, b) if a == b => 10,
+            (Some(a), Some(b)) => self.nodes.get(&a).and_then(|n| n.distance.get(&b)).copied().unwrap_or(255),
+            _ => 255,
+        }
+    }
+
+    /// All memory of the host, where every node's is known.
+    pub fn memory_bytes(&self) -> Option<u64> {
+        let known: Vec<u64> = self.nodes.values().filter_map(|n| n.memory_bytes).collect();
+        (!known.is_empty() && known.len() == self.nodes.len()).then(|| known.iter().sum())
+    }
+}

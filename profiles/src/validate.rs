@@ -1,0 +1,314 @@
+//! Rules between values that need no host: QEMU's rules for cache and engine and for the mapping of virtqueues, names
+//! used twice, threads that are not there. Each reports its problem with the numbers in it and goes on.
+
+use std::collections::BTreeMap;
+
+use vmprof_document::{Findings, SourceSpan};
+
+use crate::profile::{
+    Aio, CacheMode, Disk, EmulatorPin, HostWish, IoThreadCount, IoThreads, Mapping, ThreadPins, Vcpus,
+    Written,
+};
+use crate::topology::CpuSet;
+
+/// One child of `iothread-vq-mapping`.
+#[derive(Debug)]
+pub(crate) struct Entry {
+    pub(crate) iothread: u32,
+    /// The number.
+    pub(crate) span: SourceSpan,
+    /// The node's name.
+    pub(crate) place: SourceSpan,
+    pub(crate) vqs: Option<(Vec<u32>, SourceSpan)>,
+}
+
+/// How many IOThreads are there on every host, so that a profile may name them.
+fn certain(iothreads: &IoThreads) -> (u32, bool) {
+    match &iothreads.count {
+        IoThreadCount::Fixed(count) => (count.value, true),
+        IoThreadCount::Auto { min, .. } => (*min, false),
+    }
+}
+
+/// Reports an IOThread that a profile names and does not have.
+fn iothread_exists(findings: &Findings, id: u32, span: SourceSpan, iothreads: &IoThreads) {
+    let (count, fixed) = certain(iothreads);
+    if id < count {
+        return;
+    }
+    let (have, help) = match (fixed, count) {
+        (true, 1) => (
+            "the only one is iothread 0".to_owned(),
+            format!("write `iothreads {}`, or name iothread 0", id + 1),
+        ),
+        (true, n) => (
+            format!("there are {n}, 0 to {}", n - 1),
+            format!("write `iothreads {}`, or name one of these", id + 1),
+        ),
+        (false, n) => (
+            format!("`iothreads auto` is only sure to have {n}, counted from 0"),
+            format!("write `iothreads {}`, or `iothreads auto min={}`", id + 1, id + 1),
+        ),
+    };
+    findings.push(
+        findings
+            .error("no_such_iothread", format!("iothread {id} is not there: {have}"))
+            .at(span, "not there")
+            .help(help),
+    );
+}
+
+/// QEMU's rules for a mapping written out. Gives the mapping when it keeps them all.
+pub(crate) fn mapping(
+    findings: &Findings,
+    node: SourceSpan,
+    entries: &[Entry],
+    queues: Option<u32>,
+    iothreads: Option<&IoThreads>,
+) -> Option<Mapping> {
+    let mut named: BTreeMap<u32, SourceSpan> = BTreeMap::new();
+    let mut right = true;
+    for entry in entries {
+        if let Some(iothreads) = iothreads {
+            iothread_exists(findings, entry.iothread, entry.span, iothreads);
+        }
+        if let Some(first) = named.insert(entry.iothread, entry.span) {
+            right = false;
+            findings.push(
+                findings
+                    .error(
+                        "duplicate_iothread",
+                        format!("iothread {} stands twice in one mapping", entry.iothread),
+                    )
+                    .at(entry.span, "again here")
+                    .at(first, "first here")
+                    .help("join the two lists of queues"),
+            );
+        }
+    }
+    let with: Vec<&Entry> = entries.iter().filter(|e| e.vqs.is_some()).collect();
+    if with.is_empty() {
+        return right.then(|| Mapping::Over(entries.iter().map(|e| e.iothread).collect()));
+    }
+    if let Some(without) = entries.iter().find(|e| e.vqs.is_none()) {
+        right = false;
+        findings.push(
+            findings
+                .error(
+                    "vqs_on_some",
+                    format!("{} of {} IOThreads say which virtqueues they serve", with.len(), entries.len()),
+                )
+                .at(without.place, format!("iothread {} has no `vqs`", without.iothread))
+                .help("give every entry `vqs`, or none: then queues go round robin"),
+        );
+    }
+    right &= queues.is_none_or(|queues| coverage(findings, node, &with, queues, right));
+    right.then(|| {
+        let exact = |e: &Entry| Some((e.iothread, e.vqs.as_ref()?.0.clone()));
+        Mapping::Exact(entries.iter().filter_map(exact).collect())
+    })
+}
+
+/// Every queue in range, used once and, where all entries have lists, covered.
+fn coverage(findings: &Findings, node: SourceSpan, entries: &[&Entry], queues: u32, complete: bool) -> bool {
+    let mut users: BTreeMap<u32, (u32, SourceSpan)> = BTreeMap::new();
+    let mut right = true;
+    let last = queues.saturating_sub(1);
+    for entry in entries {
+        for (vq, span) in entry.vqs.iter().flat_map(|(vqs, span)| vqs.iter().map(move |vq| (*vq, *span))) {
+            if vq >= queues {
+                right = false;
+                findings.push(
+                    findings
+                        .error(
+                            "vq_out_of_range",
+                            format!("virtqueue {vq} is not there: the disk has {queues}, 0 to {last}"),
+                        )
+                        .at(span, format!("iothread {} is given it here", entry.iothread))
+                        .help(format!("write queues 0 to {last}, or `queues {}`", vq.saturating_add(1))),
+                );
+            } else if let Some((other, first)) = users.insert(vq, (entry.iothread, span)) {
+                right = false;
+                findings.push(
+                    findings
+                        .error(
+                            "vq_used_twice",
+                            format!(
+                                "virtqueue {vq} is given to iothread {other} and to iothread {}",
+                                entry.iothread
+                            ),
+                        )
+                        .at(span, "again here")
+                        .at(first, "first here")
+                        .help("one IOThread serves a virtqueue; keep one of them"),
+                );
+            }
+        }
+    }
+    let missing: CpuSet = (0..queues).filter(|vq| !users.contains_key(vq)).collect();
+    if complete && !missing.is_empty() {
+        right = false;
+        let noun = if missing.len() == 1 { "virtqueue" } else { "virtqueues" };
+        findings.push(
+            findings
+                .error("vq_not_served", format!("no IOThread serves {noun} {missing} of {queues}"))
+                .at(node, "this mapping leaves it out")
+                .help(format!("add {missing} to the `vqs` of an IOThread")),
+        );
+    }
+    right
+}
+
+/// Remarks on how a disk's queues spread: more IOThreads than queues, and threads under a mapping.
+pub(crate) fn spread(
+    findings: &Findings,
+    mapping: &Mapping,
+    name: &Written<String>,
+    aio: Aio,
+    queues: u32,
+    iothreads: Option<&IoThreads>,
+) {
+    let disk = &name.value;
+    let (threads, written) = match mapping {
+        Mapping::RoundRobin => (iothreads.map_or(1, |i| certain(i).0), false),
+        Mapping::Over(entries) => (u32::try_from(entries.len()).unwrap_or(u32::MAX), true),
+        Mapping::Exact(entries) => (u32::try_from(entries.len()).unwrap_or(u32::MAX), true),
+    };
+    if written && threads > queues {
+        findings.push(
+            findings
+                .warning(
+                    "more_iothreads_than_queues",
+                    format!("disk `{disk}` has {queues} virtqueues for {threads} IOThreads"),
+                )
+                .at(name.span, format!("{} of them get no queue of this disk", threads - queues))
+                .help(format!("map {queues} IOThreads, or write `queues {threads}`")),
+        );
+    }
+    if aio == Aio::Threads && threads > 1 && queues > 1 {
+        findings.push(
+            findings
+                .warning(
+                    "threads_under_mapping",
+                    format!("disk `{disk}` has {threads} IOThreads and `aio=threads`"),
+                )
+                .at(name.span, "requests wait for the pool of threads, not for the IOThreads")
+                .help("write `aio=io_uring` or `aio=native`, or map the disk to one IOThread"),
+        );
+    }
+}
+
+/// QEMU's rule for the engine: `native` needs O_DIRECT. And `unsafe` is never passed over in silence.
+pub(crate) fn cache_and_aio(
+    findings: &Findings,
+    cache: CacheMode,
+    cache_at: SourceSpan,
+    aio: Aio,
+    aio_at: SourceSpan,
+) {
+    if aio == Aio::Native && !cache.direct() {
+        findings.push(
+            findings
+                .error("native_needs_direct", format!("`aio=native` with `cache={}`: native AIO needs O_DIRECT", cache.word()))
+                .at(aio_at, "needs O_DIRECT")
+                .at(cache_at, "goes through the page cache")
+                .help("write `cache=none` or `cache=directsync`, or `aio=io_uring`, which works with every cache mode"),
+        );
+    }
+    if cache == CacheMode::Unsafe {
+        findings.push(
+            findings
+                .warning("unsafe_cache", "`cache=unsafe` ignores every flush of the guest")
+                .at(cache_at, "a crash of the host loses data that the guest was told is safe")
+                .help("use it for data that can be thrown away; write `cache=writeback` or `cache=none` for any other"),
+        );
+    }
+}
+
+/// Names that stand twice, and more IOThreads than any disk has queues.
+pub(crate) fn disks(findings: &Findings, disks: &[Disk], iothreads: Option<&IoThreads>) {
+    let mut names: BTreeMap<&str, SourceSpan> = BTreeMap::new();
+    for disk in disks {
+        if let Some(first) = names.insert(&disk.name.value, disk.name.span) {
+            findings.push(
+                findings
+                    .error("duplicate_disk", format!("two disks are named `{}`", disk.name.value))
+                    .at(disk.name.span, "again here")
+                    .at(first, "first here")
+                    .help("the guest finds a disk by its name; rename one"),
+            );
+        }
+    }
+    let widest = disks.iter().filter(|d| d.mapping == Mapping::RoundRobin).map(|d| d.queues).max();
+    let written = disks.iter().any(|d| d.mapping != Mapping::RoundRobin);
+    if let (Some(IoThreads { count: IoThreadCount::Fixed(count), .. }), Some(widest), false) =
+        (iothreads, widest, written)
+    {
+        if count.value > widest {
+            findings.push(
+                findings
+                    .warning(
+                        "more_iothreads_than_queues",
+                        format!("{} IOThreads, and no disk has more than {widest} virtqueues", count.value),
+                    )
+                    .at(count.span, format!("{} of them get no queue", count.value - widest))
+                    .help(format!("write `iothreads {widest}`, or give a disk more queues")),
+            );
+        }
+    }
+}
+
+/// Pins of threads that are not there, and pins outside the profile's own `cpuset`.
+pub(crate) fn pins(
+    findings: &Findings,
+    host: &HostWish,
+    vcpus: Option<&Vcpus>,
+    iothreads: Option<&IoThreads>,
+    emulator: &EmulatorPin,
+) {
+    if let Some(Vcpus { count, pin: ThreadPins::Explicit(pins) }) = vcpus {
+        for (id, set) in pins {
+            inside(findings, host, &format!("vcpu {id}"), set);
+            if id >= count {
+                findings.push(
+                    findings
+                        .error(
+                            "no_such_vcpu",
+                            format!("vcpu {id} is not there: there are {count}, 0 to {}", count - 1),
+                        )
+                        .at(set.span, "pinned here")
+                        .help(format!("write `vcpu {}`, or pin one of these", id + 1)),
+                );
+            }
+        }
+    }
+    if let Some(iothreads) = iothreads {
+        if let ThreadPins::Explicit(pins) = &iothreads.pin {
+            for (id, set) in pins {
+                inside(findings, host, &format!("iothread {id}"), set);
+                iothread_exists(findings, *id, set.span, iothreads);
+            }
+        }
+    }
+    if let EmulatorPin::Explicit(set) = emulator {
+        inside(findings, host, "the emulator", set);
+    }
+}
+
+fn inside(findings: &Findings, host: &HostWish, who: &str, set: &Written<CpuSet>) {
+    let Some(cpuset) = &host.cpuset else { return };
+    let outside = set.value.minus(&cpuset.value);
+    if outside.is_empty() {
+        return;
+    }
+    findings.push(
+        findings
+            .error(
+                "pin_outside_cpuset",
+                format!("{who} is pinned to CPU {outside}, which `host {{ cpuset }}` leaves out"),
+            )
+            .at(set.span, "pinned here")
+            .at(cpuset.span, "allowed here")
+            .help("pin it inside the cpuset, or widen the cpuset"),
+    );
+}
