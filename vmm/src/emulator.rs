@@ -1,0 +1,176 @@
+//! The thread `vmprof`: one event loop for every device that is no IOThread's. Whatever has descriptors to watch is a
+//! [`Handler`]; the loop tells it when one of them has something new and leaves the rest to it.
+
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
+
+use rustix::event::epoll;
+use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
+use vmprof_sys::eventfd;
+
+use crate::config::Cpus;
+use crate::thread::{self, Thread, ThreadError};
+
+pub const THREAD_NAME: &str = "vmprof";
+const STOP: u64 = u64::MAX;
+
+/// Something that lives on the emulator thread.
+pub trait Handler: Send {
+    /// The loop begins: watch what there is to watch.
+    fn start(&mut self, watch: &Watch);
+    /// Something that is watched changed. All that can be done without waiting is done now, since a change is told once.
+    fn ready(&mut self, watch: &Watch);
+    /// The guest has stopped for good: bring what it already gave us to where it belongs.
+    fn finish(&mut self);
+}
+
+/// Lets one handler say what it wants to hear of.
+#[derive(Debug)]
+pub struct Watch {
+    epoll: Arc<OwnedFd>,
+    handler: u64,
+}
+
+impl Watch {
+    /// Tells of everything that newly becomes possible on `fd`, until it is closed or forgotten. `false`: this kind of file
+    /// is always ready and cannot be watched.
+    pub fn add(&self, fd: impl AsFd) -> io::Result<bool> {
+        let flags =
+            epoll::EventFlags::IN | epoll::EventFlags::OUT | epoll::EventFlags::RDHUP | epoll::EventFlags::ET;
+        self.register(fd, flags)
+    }
+
+    /// Like [`add`](Self::add), for an eventfd that others signal.
+    pub fn add_event(&self, event: &EventFd) -> io::Result<bool> {
+        self.register(eventfd::borrowed(event), epoll::EventFlags::IN | epoll::EventFlags::ET)
+    }
+
+    pub fn forget(&self, fd: impl AsFd) {
+        // What is not watched needs no forgetting.
+        let _ = epoll::delete(&self.epoll, fd);
+    }
+
+    pub fn forget_event(&self, event: &EventFd) {
+        self.forget(eventfd::borrowed(event));
+    }
+
+    fn register(&self, fd: impl AsFd, flags: epoll::EventFlags) -> io::Result<bool> {
+        match epoll::add(&self.epoll, fd, epoll::EventData::new_u64(self.handler), flags) {
+            Ok(()) => Ok(true),
+            Err(rustix::io::Errno::PERM) => Ok(false),
+            Err(errno) => Err(errno.into()),
+        }
+    }
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum EmulatorError {
+    #[error("the emulator thread's event loop could not be made")]
+    Loop(#[source] io::Error),
+    #[error(transparent)]
+    Thread(#[from] ThreadError),
+}
+
+/// The running thread.
+#[derive(Debug)]
+pub struct Emulator {
+    thread: Thread<()>,
+    stop: EventFd,
+}
+
+impl Emulator {
+    pub fn start(cpus: &Cpus, mut handlers: Vec<Box<dyn Handler>>) -> Result<Emulator, EmulatorError> {
+        let made = |errno: rustix::io::Errno| EmulatorError::Loop(errno.into());
+        let epoll = Arc::new(epoll::create(epoll::CreateFlags::CLOEXEC).map_err(made)?);
+        let stop = EventFd::new(EFD_NONBLOCK).map_err(EmulatorError::Loop)?;
+        epoll::add(&epoll, eventfd::borrowed(&stop), epoll::EventData::new_u64(STOP), epoll::EventFlags::IN)
+            .map_err(made)?;
+        let thread = thread::spawn(THREAD_NAME, cpus, move || turn(epoll, &mut handlers))?;
+        Ok(Emulator { thread, stop })
+    }
+
+    pub fn thread(&self) -> (String, i32) {
+        (self.thread.name.clone(), self.thread.tid)
+    }
+
+    /// Has every handler finish, and waits for the thread. An error is the text of a panic.
+    pub fn stop(self) -> Result<(), String> {
+        // A counter that is full has been written, too.
+        let _ = self.stop.write(1);
+        self.thread.join()
+    }
+}
+
+fn turn(epoll: Arc<OwnedFd>, handlers: &mut [Box<dyn Handler>]) {
+    let watch = |handler: usize| Watch { epoll: epoll.clone(), handler: handler as u64 };
+    for (index, handler) in handlers.iter_mut().enumerate() {
+        handler.start(&watch(index));
+    }
+    let mut events = Vec::with_capacity(32);
+    loop {
+        events.clear();
+        match epoll::wait(&epoll, rustix::buffer::spare_capacity(&mut events), None) {
+            Ok(_) | Err(rustix::io::Errno::INTR) => {}
+            // Nothing a guest does leads here; without its event loop the machine cannot go on.
+            Err(errno) => panic!("epoll_wait failed: {errno}"),
+        }
+        let mut told: Vec<u64> = events.iter().map(|event| event.data.u64()).collect();
+        told.sort_unstable();
+        told.dedup();
+        for &handler in &told {
+            if let Some(ready) = handlers.get_mut(handler as usize) {
+                ready.ready(&watch(handler as usize));
+            }
+        }
+        if told.contains(&STOP) {
+            return handlers.iter_mut().for_each(|handler| handler.finish());
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc;
+
+    use super::*;
+
+    struct Bell {
+        event: EventFd,
+        heard: mpsc::Sender<&'static str>,
+    }
+
+    impl Handler for Bell {
+        fn start(&mut self, watch: &Watch) {
+            assert!(watch.add_event(&self.event).unwrap());
+        }
+        fn ready(&mut self, _watch: &Watch) {
+            self.heard.send("ready").unwrap();
+        }
+        fn finish(&mut self) {
+            self.heard.send("finish").unwrap();
+        }
+    }
+
+    #[test]
+    fn a_handler_hears_of_each_signal_and_of_the_end() {
+        let (heard, hears) = mpsc::channel();
+        let event = EventFd::new(EFD_NONBLOCK).unwrap();
+        let bell = Bell { event: event.try_clone().unwrap(), heard };
+        let emulator = Emulator::start(&vec![], vec![Box::new(bell)]).unwrap();
+        for _ in 0..3 {
+            // Never read back: each write is a change all the same.
+            event.write(1).unwrap();
+            assert_eq!(hears.recv().unwrap(), "ready");
+        }
+        emulator.stop().unwrap();
+        assert_eq!(hears.iter().collect::<Vec<_>>(), ["finish"]);
+    }
+
+    #[test]
+    fn a_plain_file_cannot_be_watched_and_says_so() {
+        let file = tempfile::tempfile().unwrap();
+        let epoll = Arc::new(epoll::create(epoll::CreateFlags::CLOEXEC).unwrap());
+        assert!(!Watch { epoll, handler: 0 }.add(&file).unwrap());
+    }
+}

@@ -1,0 +1,286 @@
+//! The serial console, COM1. The UART's registers are vm-superio's; here is how its bytes travel: what the guest writes is
+//! gathered and written out by the emulator thread, and what comes from outside goes in as fast as the guest takes it.
+
+use std::io::{self, Write};
+use std::os::fd::OwnedFd;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+
+use vm_superio::Trigger;
+use vm_superio::serial::{Serial, SerialEvents};
+use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
+
+use crate::emulator::{Handler, Watch};
+
+/// A guest that writes faster than the outside reads waits when this much is gathered.
+const MOST_GATHERED: usize = 64 * 1024;
+
+/// The UART as vCPU threads and the emulator thread share it.
+#[derive(Clone)]
+pub struct Com1 {
+    uart: Arc<Mutex<Uart>>,
+    gathered: Arc<Gathered>,
+}
+
+type Uart = Serial<Irq, Hungry, Outbox>;
+
+impl std::fmt::Debug for Com1 {
+    fn fmt(&self, out: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        out.write_str("Com1")
+    }
+}
+
+#[derive(Debug)]
+struct Irq(EventFd);
+
+impl Trigger for Irq {
+    type E = io::Error;
+
+    fn trigger(&self) -> io::Result<()> {
+        self.0.write(1)
+    }
+}
+
+/// Wakes the emulator thread when the guest has taken all input.
+#[derive(Debug)]
+struct Hungry(EventFd);
+
+impl SerialEvents for Hungry {
+    fn buffer_read(&self) {}
+    fn out_byte(&self) {}
+    fn tx_lost_byte(&self) {}
+    fn in_buffer_empty(&self) {
+        // Only a counter that is full refuses, and then the thread is being woken.
+        let _ = self.0.write(1);
+    }
+}
+
+impl Com1 {
+    /// The console's two ends: the registers, and the handler that moves its bytes. `interrupt` raises COM1's pin.
+    pub fn new(
+        interrupt: EventFd,
+        out: Box<dyn Write + Send>,
+        input: Option<OwnedFd>,
+    ) -> io::Result<(Com1, SerialHandler)> {
+        let hungry = EventFd::new(EFD_NONBLOCK)?;
+        let written = EventFd::new(EFD_NONBLOCK)?;
+        let gathered = Arc::new(Gathered::default());
+        let outbox = Outbox { gathered: gathered.clone(), written: written.try_clone()? };
+        let uart = Serial::with_events(Irq(interrupt), Hungry(hungry.try_clone()?), outbox);
+        let com1 = Com1 { uart: Arc::new(Mutex::new(uart)), gathered: gathered.clone() };
+        let input = input.map(|fd| Input { fd, buffer: Vec::new() });
+        let handler = SerialHandler { com1: com1.clone(), gathered, written, hungry, out: Some(out), input };
+        Ok((com1, handler))
+    }
+
+    /// Reads the register at `offset` from the base port.
+    pub fn read(&self, offset: u8) -> u8 {
+        self.lock().read(offset)
+    }
+
+    pub fn write(&self, offset: u8, value: u8) {
+        // Before the UART is locked: the emulator thread needs that lock to bring input in, and must come by to make room.
+        self.gathered.wait_for_room();
+        // A byte that cannot be written is lost, as on a line with nobody at its end; the outbox never fails.
+        let _ = self.lock().write(offset, value);
+    }
+
+    /// The machine ends: nobody waits for room any more.
+    pub fn stop_waiting(&self) {
+        self.gathered.lock().unbounded = true;
+        self.gathered.room.notify_all();
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Uart> {
+        self.uart.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// What the guest wrote and the outside has not seen. vCPU threads fill it, the emulator thread empties it.
+#[derive(Debug, Default)]
+struct Gathered {
+    bytes: Mutex<Outgoing>,
+    room: Condvar,
+}
+
+#[derive(Debug, Default)]
+struct Outgoing {
+    bytes: Vec<u8>,
+    unbounded: bool,
+}
+
+impl Gathered {
+    fn wait_for_room(&self) {
+        let full = |outgoing: &mut Outgoing| outgoing.bytes.len() >= MOST_GATHERED && !outgoing.unbounded;
+        drop(self.room.wait_while(self.lock(), full).unwrap_or_else(PoisonError::into_inner));
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Outgoing> {
+        self.bytes.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// The UART's output: gathers, and wakes the emulator thread for the first byte of a batch.
+struct Outbox {
+    gathered: Arc<Gathered>,
+    written: EventFd,
+}
+
+impl Write for Outbox {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let mut outgoing = self.gathered.lock();
+        let first = outgoing.bytes.is_empty();
+        outgoing.bytes.extend_from_slice(bytes);
+        if first {
+            let _ = self.written.write(1);
+        }
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+struct Input {
+    fd: OwnedFd,
+    /// Read from outside, not yet in the UART.
+    buffer: Vec<u8>,
+}
+
+/// The emulator thread's end of the console.
+pub struct SerialHandler {
+    com1: Com1,
+    gathered: Arc<Gathered>,
+    written: EventFd,
+    hungry: EventFd,
+    /// `None` once the outside closed its end: from then on output is dropped.
+    out: Option<Box<dyn Write + Send>>,
+    input: Option<Input>,
+}
+
+impl std::fmt::Debug for SerialHandler {
+    fn fmt(&self, out: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        out.write_str("SerialHandler")
+    }
+}
+
+impl SerialHandler {
+    fn drain(&mut self) {
+        let _ = self.written.read();
+        let bytes = {
+            let mut outgoing = self.gathered.lock();
+            std::mem::take(&mut outgoing.bytes)
+        };
+        self.gathered.room.notify_all();
+        if let Some(out) = self.out.as_mut().filter(|_| !bytes.is_empty())
+            && out.write_all(&bytes).and_then(|()| out.flush()).is_err()
+        {
+            self.out = None;
+        }
+    }
+
+    fn feed(&mut self) {
+        let _ = self.hungry.read();
+        let Some(input) = &mut self.input else { return };
+        loop {
+            let mut uart = self.com1.lock();
+            let room = uart.fifo_capacity().min(input.buffer.len());
+            if room > 0 && uart.enqueue_raw_bytes(&input.buffer[..room]).is_ok() {
+                input.buffer.drain(..room);
+            }
+            drop(uart);
+            if !input.buffer.is_empty() {
+                // The UART is full: it calls when the guest has emptied it.
+                return;
+            }
+            let mut bytes = [0; 64];
+            match rustix::io::read(&input.fd, &mut bytes) {
+                Ok(0) => break,
+                Ok(count) => input.buffer.extend_from_slice(&bytes[..count]),
+                Err(rustix::io::Errno::INTR) => {}
+                Err(rustix::io::Errno::AGAIN) => return,
+                Err(_) => break,
+            }
+        }
+        self.input = None;
+    }
+}
+
+impl Handler for SerialHandler {
+    fn start(&mut self, watch: &Watch) {
+        // These two are eventfds, which can always be watched while descriptors last; they were made a moment ago.
+        let _ = watch.add_event(&self.written);
+        let _ = watch.add_event(&self.hungry);
+        if let Some(input) = &self.input {
+            // A file that cannot be watched is read whenever the guest is hungry, which it is in the beginning.
+            let _ = watch.add(&input.fd);
+        }
+        self.feed();
+    }
+
+    fn ready(&mut self, _watch: &Watch) {
+        self.drain();
+        self.feed();
+    }
+
+    fn finish(&mut self) {
+        self.drain();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::net::UnixStream;
+
+    use super::*;
+    use crate::emulator::Emulator;
+
+    #[derive(Clone, Default)]
+    struct Shared(Arc<Mutex<Vec<u8>>>);
+
+    impl Write for Shared {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            self.0.lock().unwrap().extend_from_slice(bytes);
+            Ok(bytes.len())
+        }
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    fn interrupt() -> EventFd {
+        EventFd::new(EFD_NONBLOCK).unwrap()
+    }
+
+    #[test]
+    fn all_that_was_written_is_outside_when_the_emulator_has_stopped() {
+        let out = Shared::default();
+        let (com1, handler) = Com1::new(interrupt(), Box::new(out.clone()), None).unwrap();
+        let emulator = Emulator::start(&vec![], vec![Box::new(handler)]).unwrap();
+        let text: Vec<u8> = (0..200_000u32).map(|index| index as u8).collect();
+        text.iter().for_each(|byte| com1.write(0, *byte));
+        emulator.stop().unwrap();
+        assert!(*out.0.lock().unwrap() == text);
+    }
+
+    #[test]
+    fn input_waits_for_a_guest_that_reads_slowly_and_arrives_whole() {
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        theirs.set_nonblocking(true).unwrap();
+        let (com1, handler) = Com1::new(interrupt(), Box::new(io::sink()), Some(theirs.into())).unwrap();
+        let emulator = Emulator::start(&vec![], vec![Box::new(handler)]).unwrap();
+        let text: Vec<u8> = (0..1000u32).map(|index| index as u8).collect();
+        (&ours).write_all(&text).unwrap();
+        let mut read = Vec::new();
+        while read.len() < text.len() {
+            // Line status bit 0: a byte is there.
+            if com1.read(5) & 1 != 0 {
+                read.push(com1.read(0));
+            } else {
+                std::thread::yield_now();
+            }
+        }
+        assert!(read == text);
+        emulator.stop().unwrap();
+    }
+}
