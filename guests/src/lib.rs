@@ -1,1 +1,47 @@
-//! To be filled.
+//! Guests: from a recipe to an image whose bytes depend on nothing but the recipe, its lock and this crate.
+//!
+//! ```text
+//! NAME.kdl ──► Recipe ──► Lock ──► packages in the Store ──► Tree ──► squashfs ─┐
+//!               words      which      by hash, through         sorted,          ├─► GuestImage
+//!                          exactly    the host's apt           no times         │
+//!                          kernel package ──► vmlinux, modules ──► initramfs ───┘
+//! ```
+//!
+//! What lives here: the recipe language, locks, the store, the image builder, the emulator's closure, the first process's
+//! bytes. What does not: topologies, plans and VMs. `cli` calls this; nothing here prints.
+//!
+//! The promise: the same recipe and lock give the same digests in any store, directory, locale and time zone, for any
+//! user, with any umask and any number of CPUs.
+
+mod apt;
+mod builder;
+mod cpio;
+mod deb;
+mod digest;
+mod elf;
+pub mod emulator;
+mod error;
+mod fetch;
+mod init;
+mod initramfs;
+mod kernel;
+mod lab;
+mod lock;
+mod modules;
+mod progress;
+mod recipe;
+mod root;
+mod squashfs;
+mod store;
+mod tree;
+
+pub use builder::{Builder, GuestImage};
+pub use cpio::append_archive;
+pub use digest::{Inputs, NotASha256, Sha256};
+pub use emulator::Emulator;
+pub use error::{FailureClass, GuestError, MissingLibrary, Result};
+pub use lab::{LabHost, lab_host};
+pub use lock::{Asked, Lock, LockedPackage, Release};
+pub use progress::{Progress, Silent};
+pub use recipe::{Compression, Distribution, Image, Packages, Place, Placed, Recipe};
+pub use store::{Claim, Entry, Record, RecordEntry, Store, TempDir, TempFile};

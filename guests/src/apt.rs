@@ -1,0 +1,312 @@
+//! The host's own apt, asked without root and without touching its state: where the archive is, what a list of packages
+//! resolves to, and the bytes of one package. vmprof names no host; apt's sources do, its keyring vouches for the index,
+//! and its proxy settings hold.
+
+mod graph;
+mod uris;
+
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+
+use crate::digest::Sha256;
+use crate::error::{GuestError, Result, failed};
+use crate::lock::{LockedPackage, Release};
+use crate::store::{Store, TempDir};
+
+pub(crate) use uris::encode_path;
+
+/// Where Debian's keyring lies, by release.
+const KEYRINGS: [&str; 2] = [
+    "/usr/share/keyrings/debian-archive-keyring.gpg",
+    "/usr/share/keyrings/debian-archive-keyring.pgp",
+];
+/// Not on PATH, and not configurable in any Debian.
+const APT_HELPER: &str = "/usr/lib/apt/apt-helper";
+
+/// What the caller wants done to every process before it starts, such as tying its life to vmprof's.
+pub(crate) type Prepare = fn(&mut Command) -> &mut Command;
+
+/// Base addresses of archives, the likeliest first: what stands before `/dists/` and `/pool/`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Archives(pub(crate) Vec<String>);
+
+impl Archives {
+    /// Asks the host's apt which archives it uses. Needs no network and no list fetched before.
+    pub(crate) fn of_host(suite: &str, prepare: Prepare) -> Result<Self> {
+        let mut command = apt("apt-get", prepare);
+        command.args(["--print-uris", "update"]);
+        let output = run(&mut command)?;
+        // Third-party sources without their key make apt complain here, and print what it knows all the same.
+        let text = String::from_utf8_lossy(&output.stdout);
+        let release = std::fs::read_to_string("/etc/os-release").unwrap_or_default();
+        let bases = uris::archives(&text, suite, uris::codename(&release));
+        if bases.is_empty() {
+            return Err(GuestError::NoArchive { suite: suite.to_owned() });
+        }
+        Ok(Self(bases))
+    }
+}
+
+/// Private apt state over one archive: lists of our own, an empty system, no hooks of the host.
+#[derive(Debug)]
+pub(crate) struct Apt {
+    dir: TempDir,
+    suites: Vec<String>,
+    arch: String,
+    /// The suite apt prefers when several hold a package.
+    target: String,
+    prepare: Prepare,
+}
+
+/// What apt made of a list of names.
+#[derive(Debug)]
+pub(crate) struct Wanted<'a> {
+    pub(crate) names: &'a [String],
+    pub(crate) without: &'a [String],
+    pub(crate) recommends: bool,
+}
+
+impl Apt {
+    /// Fetches the lists of `suites` (component main) and checks their signatures. The last suite is the preferred one.
+    pub(crate) fn update(store: &Store, suites: &[&str], arch: &str, prepare: Prepare) -> Result<Self> {
+        let target = suites.last().copied().unwrap_or_default().to_owned();
+        let first = suites.first().copied().unwrap_or_default();
+        let archives = Archives::of_host(first, prepare)?;
+        let keyring = keyring()?;
+        let apt = Self {
+            dir: store.temp_dir()?,
+            suites: suites.iter().map(|s| (*s).to_owned()).collect(),
+            arch: arch.to_owned(),
+            target,
+            prepare,
+        };
+        for part in ["state/lists/partial", "cache/archives/partial", "none"] {
+            let path = apt.dir.path().join(part);
+            std::fs::create_dir_all(&path).map_err(failed("make", &path))?;
+        }
+        apt.write("status", "")?;
+        apt.write("apt.conf", &apt.configuration()?)?;
+        let mut last = None;
+        for base in &archives.0 {
+            let lines: String = suites
+                .iter()
+                .map(|suite| format!("deb [signed-by={} arch={arch}] {base} {suite} main\n", keyring.display()))
+                .collect();
+            apt.write("sources.list", &lines)?;
+            let output = run(apt.command("apt-get").args(["-q", "-o", "APT::Update::Error-Mode=any", "update"]))?;
+            if output.status.success() {
+                return Ok(apt);
+            }
+            last.get_or_insert_with(|| failure("fetching the package lists", "apt-get update", &output));
+        }
+        Err(last.unwrap_or(GuestError::NoArchive { suite: first.to_owned() }))
+    }
+
+    fn write(&self, name: &str, text: &str) -> Result<()> {
+        let path = self.dir.path().join(name);
+        std::fs::write(&path, text).map_err(failed("write", &path))
+    }
+
+    /// Ours, and of the host's configuration how to reach the network. Its hooks stay out: they are for real updates.
+    fn configuration(&self) -> Result<String> {
+        let output = run(apt("apt-config", self.prepare).arg("dump"))?;
+        let dump = String::from_utf8_lossy(&output.stdout);
+        let dir = self.dir.path().display();
+        Ok(format!(
+            "{host}\
+             Dir::Etc::Main \"{dir}/none/none\";\n\
+             Dir::Etc::Parts \"{dir}/none\";\n\
+             Dir::Etc::SourceList \"{dir}/sources.list\";\n\
+             Dir::Etc::SourceParts \"{dir}/none\";\n\
+             Dir::Etc::Preferences \"{dir}/none/none\";\n\
+             Dir::Etc::PreferencesParts \"{dir}/none\";\n\
+             Dir::State \"{dir}/state\";\n\
+             Dir::State::status \"{dir}/status\";\n\
+             Dir::Cache \"{dir}/cache\";\n\
+             Debug::NoLocking \"true\";\n\
+             APT::Sandbox::User \"\";\n\
+             APT::Architecture \"{arch}\";\n\
+             APT::Architectures \"{arch}\";\n\
+             APT::Get::List-Cleanup \"false\";\n\
+             Acquire::Languages \"none\";\n\
+             Acquire::ForceHash \"SHA256\";\n",
+            host = uris::network_settings(&dump),
+            arch = self.arch,
+        ))
+    }
+
+    fn command(&self, program: &str) -> Command {
+        let mut command = apt(program, self.prepare);
+        command.env("APT_CONFIG", self.dir.path().join("apt.conf"));
+        command
+    }
+
+    /// The state of the suites whose lists were fetched.
+    pub(crate) fn releases(&self) -> Result<Vec<Release>> {
+        let lists = self.dir.path().join("state/lists");
+        let mut releases = Vec::new();
+        for suite in &self.suites {
+            let ending = format!("_dists_{suite}_InRelease");
+            for item in std::fs::read_dir(&lists).map_err(failed("list", &lists))? {
+                let path = item.map_err(failed("list", &lists))?.path();
+                if path.to_string_lossy().ends_with(&ending) {
+                    let bytes = crate::store::read(&path)?;
+                    let text = String::from_utf8_lossy(&bytes);
+                    let date = text.lines().find_map(|line| line.strip_prefix("Date:")).unwrap_or_default();
+                    let date = date.trim().replace(['"', '\\'], "");
+                    releases.push(Release { suite: suite.clone(), date, sha256: Sha256::of(&bytes) });
+                }
+            }
+        }
+        Ok(releases)
+    }
+
+    /// The closure of the wanted names, sorted by name, less what `without` leaves out.
+    pub(crate) fn resolve(&self, wanted: &Wanted<'_>) -> Result<Vec<LockedPackage>> {
+        if wanted.names.is_empty() {
+            return Ok(Vec::new());
+        }
+        let recommends = format!("APT::Install-Recommends={}", wanted.recommends);
+        let mut command = self.command("apt-get");
+        command.args(["-qq", "-y", "--print-uris", "-o", &recommends, "-t", &self.target, "install"]);
+        command.args(wanted.names);
+        let packages = self.print_uris(&mut command, "resolving packages")?;
+        if wanted.without.is_empty() {
+            return Ok(packages);
+        }
+        let present: Vec<&str> = packages.iter().map(|p| p.name.as_str()).collect();
+        for name in wanted.without {
+            if !present.contains(&name.as_str()) {
+                let near = vmprof_document::closest(name, present.iter().copied());
+                return Err(GuestError::WithoutUnused {
+                    name: name.clone(),
+                    near: near.map(str::to_owned).into_iter().collect(),
+                });
+            }
+        }
+        let graph = graph::Graph::read(&self.show(&present)?, wanted.recommends);
+        let kept: BTreeSet<String> = graph.reachable(wanted.names, wanted.without);
+        Ok(packages.into_iter().filter(|p| kept.contains(&p.name)).collect())
+    }
+
+    /// The packages that hold the kernel and its modules, found from `package`, which may only depend on them.
+    pub(crate) fn resolve_kernel(&self, package: &str) -> Result<Vec<LockedPackage>> {
+        let mut open = vec![package.to_owned()];
+        let mut seen = BTreeSet::new();
+        let mut holders = Vec::new();
+        while let Some(name) = open.pop() {
+            if !seen.insert(name.clone()) {
+                continue;
+            }
+            let shown = self.show(&[&name])?;
+            let next = graph::kernel_dependencies(&shown);
+            // A package that depends on another image is the one that always points at the newest.
+            if !next.iter().any(|dependency| dependency.starts_with("linux-image-")) {
+                holders.push(name);
+            }
+            open.extend(next);
+        }
+        if holders.is_empty() {
+            return Err(GuestError::NotAKernel { package: package.to_owned() });
+        }
+        let mut command = self.command("apt-get");
+        command.args(["-qq", "--print-uris", "-t", &self.target, "download"]);
+        command.args(&holders);
+        self.print_uris(&mut command, "resolving the kernel")
+    }
+
+    fn print_uris(&self, command: &mut Command, doing: &str) -> Result<Vec<LockedPackage>> {
+        let output = run(command)?;
+        if !output.status.success() {
+            return Err(self.explain(doing, &output));
+        }
+        let text = String::from_utf8_lossy(&output.stdout);
+        let mut packages: Vec<_> = text.lines().filter_map(uris::package).collect();
+        packages.sort_by(|a, b| a.name.cmp(&b.name));
+        Ok(packages)
+    }
+
+    /// The index's paragraphs of these packages.
+    fn show(&self, names: &[&str]) -> Result<String> {
+        let mut command = self.command("apt-cache");
+        command.args(["--no-all-versions", "-o", &format!("APT::Default-Release={}", self.target), "show"]);
+        command.args(names);
+        let output = run(&mut command)?;
+        if !output.status.success() {
+            return Err(self.explain("reading the package lists", &output));
+        }
+        Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+    }
+
+    /// apt's failure in vmprof's words where it is a known one.
+    fn explain(&self, doing: &str, output: &Output) -> GuestError {
+        let text = String::from_utf8_lossy(&output.stderr);
+        let Some(name) = uris::unknown_package(&text) else { return failure(doing, "apt-get", output) };
+        let known = run(self.command("apt-cache").arg("pkgnames")).map(|o| o.stdout).unwrap_or_default();
+        let known = String::from_utf8_lossy(&known);
+        let near = vmprof_document::closest(&name, known.lines()).map(str::to_owned);
+        GuestError::UnknownPackage {
+            name,
+            suite: self.suites.join(", "),
+            arch: self.arch.clone(),
+            near: near.into_iter().collect(),
+        }
+    }
+}
+
+/// How fetching some packages from one archive went.
+#[derive(Debug)]
+pub(crate) struct Fetched {
+    /// What apt said.
+    pub(crate) output: String,
+}
+
+/// Fetches packages from the archive at `base` into `dir`, each under its file name. A package whose bytes are wrong or
+/// that is not there leaves no file; the rest still comes.
+pub(crate) fn fetch(base: &str, packages: &[&LockedPackage], dir: &Path, prepare: Prepare) -> Result<Fetched> {
+    let mut command = apt(APT_HELPER, prepare);
+    command.args(["-o", "APT::Sandbox::User=", "-o", "Acquire::Retries=2", "download-file"]);
+    for package in packages {
+        command.arg(format!("{base}/{}", encode_path(&package.path)));
+        command.arg(dir.join(package.file_name()));
+        command.arg(format!("SHA256:{}", package.sha256));
+    }
+    let output = run(&mut command)?;
+    Ok(Fetched { output: words(&output) })
+}
+
+fn keyring() -> Result<PathBuf> {
+    KEYRINGS
+        .iter()
+        .map(PathBuf::from)
+        .find(|path| path.is_file())
+        .ok_or_else(|| GuestError::NoKeyring { looked: KEYRINGS.iter().map(PathBuf::from).collect() })
+}
+
+fn apt(program: &str, prepare: Prepare) -> Command {
+    let mut command = Command::new(program);
+    command.stdin(Stdio::null()).env("LC_ALL", "C").env_remove("APT_CONFIG");
+    prepare(&mut command);
+    command
+}
+
+fn run(command: &mut Command) -> Result<Output> {
+    command.output().map_err(|source| GuestError::NoApt {
+        program: command.get_program().to_string_lossy().into_owned(),
+        source,
+    })
+}
+
+fn words(output: &Output) -> String {
+    let both = [&output.stdout[..], &output.stderr[..]].concat();
+    let text = String::from_utf8_lossy(&both);
+    let lines: Vec<&str> = text.lines().filter(|line| line.starts_with("E:") || line.starts_with("W:") || line.starts_with("Err:")).collect();
+    let lines = if lines.is_empty() { text.lines().collect() } else { lines };
+    let skip = lines.len().saturating_sub(12);
+    lines[skip..].join("\n")
+}
+
+fn failure(doing: &str, command: &str, output: &Output) -> GuestError {
+    GuestError::AptFailed { doing: doing.to_owned(), command: command.to_owned(), output: words(output) }
+}

@@ -1,0 +1,318 @@
+//! Recipe and lock to image: what is in the store already is found by the digest of its inputs, what is not is built once,
+//! by one process, and published. Nothing of this machine is an input: not its paths, users, locale, clock or threads.
+
+mod boot;
+mod check;
+
+use std::path::PathBuf;
+use std::process::Command;
+
+use crate::apt::{Apt, Prepare, Wanted};
+use crate::deb::Deb;
+use crate::digest::Inputs;
+use crate::error::{GuestError, Result};
+use crate::lock::{Asked, Lock, LockedPackage};
+use crate::progress::Progress;
+use crate::recipe::{Compression, Image, Place, Recipe};
+use crate::store::{Entry, Record, Store};
+use crate::{fetch, root, squashfs};
+
+/// Part of every digest of inputs. Raise it when the same recipe and lock shall give other bytes than before, which a new
+/// release of a compressor can mean as well.
+pub(crate) const BUILDER_VERSION: &str = "1";
+
+/// Builds guests into a store.
+#[derive(Clone, Copy)]
+pub struct Builder<'a> {
+    store: &'a Store,
+    progress: &'a dyn Progress,
+    offline: bool,
+    frozen: bool,
+    prepare: Prepare,
+}
+
+impl std::fmt::Debug for Builder<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Builder").field("store", &self.store).field("offline", &self.offline).finish_non_exhaustive()
+    }
+}
+
+/// A guest, built: everything a VMM needs to boot it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct GuestImage {
+    pub name: String,
+    /// The guest's pinned digest: the BLAKE3 of its root image, or of its initramfs where there is no other root.
+    pub digest: String,
+    /// The kernel, an ELF file with a PVH entry.
+    pub kernel: PathBuf,
+    pub initramfs: PathBuf,
+    /// The read-only root image, a squashfs; `None` for a guest that lives in its initramfs.
+    pub root: Option<PathBuf>,
+    /// The kernel's release: what `uname -r` prints in the guest.
+    pub kernel_release: String,
+    /// The initramfs's modules in loading order.
+    pub modules: Vec<String>,
+    /// What the recipe adds to the kernel's command line.
+    pub cmdline: Option<String>,
+    /// What the guest does without a command.
+    pub run: Vec<String>,
+    /// The whole environment of what runs in it.
+    pub env: Vec<(String, String)>,
+    pub hostname: String,
+}
+
+impl<'a> Builder<'a> {
+    pub fn new(store: &'a Store, progress: &'a dyn Progress) -> Self {
+        Self { store, progress, offline: false, frozen: false, prepare: |command| command }
+    }
+
+    /// Never touch the network: what is not in the store is an error.
+    #[must_use]
+    pub fn offline(mut self, offline: bool) -> Self {
+        self.offline = offline;
+        self
+    }
+
+    /// Never write a lock file: a guest without one is an error.
+    #[must_use]
+    pub fn frozen(mut self, frozen: bool) -> Self {
+        self.frozen = frozen;
+        self
+    }
+
+    /// What is done to every process of the host's apt before it starts, such as tying its life to the caller's.
+    #[must_use]
+    pub fn children(mut self, prepare: fn(&mut Command) -> &mut Command) -> Self {
+        self.prepare = prepare;
+        self
+    }
+
+    pub fn store(&self) -> &'a Store {
+        self.store
+    }
+
+    pub(crate) fn progress(&self) -> &'a dyn Progress {
+        self.progress
+    }
+
+    pub(crate) fn prepare(&self) -> Prepare {
+        self.prepare
+    }
+
+    pub(crate) fn is_offline(&self) -> bool {
+        self.offline
+    }
+
+    /// Resolves the recipe's packages as they are now, and writes the lock file beside the recipe.
+    pub fn lock(&self, recipe: &Recipe) -> Result<Lock> {
+        if self.offline {
+            return Err(GuestError::LockNeedsNetwork { guest: recipe.name.clone() });
+        }
+        let lock = self.resolve(recipe)?;
+        write_lock(recipe, &lock)?;
+        Ok(lock)
+    }
+
+    fn resolve(&self, recipe: &Recipe) -> Result<Lock> {
+        let asked = Asked::by(recipe);
+        let arch = &recipe.distribution.arch;
+        self.progress.stage(&format!("locking {}: reading Debian {}", recipe.name, asked.suite), None);
+        let apt = Apt::update(self.store, &[&asked.suite], arch, self.prepare)?;
+        self.progress.stage(&format!("locking {}: resolving packages", recipe.name), None);
+        let wanted =
+            Wanted { names: &asked.packages, without: &asked.without, recommends: asked.recommends };
+        let packages = apt.resolve(&wanted)?;
+        let kernel = apt.resolve_kernel(&asked.kernel)?;
+        let releases = apt.releases()?;
+        self.progress.done();
+        Ok(Lock { guest: recipe.name.clone(), releases, arch: arch.clone(), asked, kernel, packages })
+    }
+
+    /// The recipe's lock: the file's, when it is for this recipe, or a new one where there is none.
+    pub fn locked(&self, recipe: &Recipe) -> Result<Lock> {
+        if recipe.lock_path.exists() {
+            let lock = Lock::read(&recipe.lock_path)?;
+            lock.check(recipe)?;
+            return Ok(lock);
+        }
+        if self.frozen {
+            return Err(GuestError::NoLock { guest: recipe.name.clone(), path: recipe.lock_path.clone() });
+        }
+        self.progress.note(&format!("{} has no lock file yet: locking its packages", recipe.name));
+        self.lock(recipe)
+    }
+
+    /// Builds what of the guest is not in the store yet.
+    pub fn build(&self, recipe: &Recipe) -> Result<GuestImage> {
+        let lock = self.locked(recipe)?;
+        self.build_locked(recipe, &lock)
+    }
+
+    /// As [`Builder::build`], with a lock that need not be a file.
+    pub(crate) fn build_locked(&self, recipe: &Recipe, lock: &Lock) -> Result<GuestImage> {
+        let boot = self.boot_files(recipe, lock)?;
+        let root = match &recipe.image {
+            Image::None => None,
+            Image::Squashfs { compression, exclude } => Some(self.root(recipe, lock, *compression, exclude)?),
+        };
+        Ok(GuestImage {
+            name: recipe.name.clone(),
+            digest: root.as_ref().unwrap_or(&boot.initramfs).digest().to_owned(),
+            kernel: boot.kernel.path,
+            initramfs: boot.initramfs.path,
+            root: root.map(|entry| entry.path),
+            kernel_release: boot.release,
+            modules: boot.modules,
+            cmdline: recipe.cmdline.clone(),
+            run: recipe.run.clone(),
+            env: recipe.env.clone(),
+            hostname: recipe.hostname.clone(),
+        })
+    }
+
+    /// Builds the guest again, into nothing, and compares it with what the store holds. Names the first difference.
+    pub fn check(&self, recipe: &Recipe) -> Result<GuestImage> {
+        let image = self.build(recipe)?;
+        self.compare(recipe, &image)?;
+        Ok(image)
+    }
+
+    fn root(&self, recipe: &Recipe, lock: &Lock, compression: Compression, exclude: &[String]) -> Result<Entry> {
+        let contents = placed_contents(recipe)?;
+        let inputs = root_inputs(recipe, lock, compression, exclude, &contents);
+        let (_, entries) = self.once(inputs, |builder| {
+            let (bytes, unmet) = builder.root_bytes(recipe, lock, compression, exclude, contents)?;
+            for path in unmet {
+                builder.progress.note(&format!("{}: `exclude \"{path}\"` met nothing", recipe.name));
+            }
+            let entry = builder.store.publish_bytes(&format!("{}.squashfs", recipe.name), &bytes)?;
+            Ok(Record::new(format!("root image of {}", recipe.name)).with("root", &entry))
+        })?;
+        role(inputs, entries, "root")
+    }
+
+    /// The root image's bytes, from packages in the store; and exclusions that met nothing.
+    fn root_bytes(
+        &self,
+        recipe: &Recipe,
+        lock: &Lock,
+        compression: Compression,
+        exclude: &[String],
+        contents: Vec<Vec<u8>>,
+    ) -> Result<(Vec<u8>, Vec<String>)> {
+        let debs = self.unpacked(&lock.packages, &lock.asked.suite)?;
+        self.progress.stage(&format!("packing the root image of {}", recipe.name), None);
+        let (tree, unmet) = root::assemble(recipe, exclude, debs, contents)?;
+        let bytes = squashfs::pack(&tree, compression)?;
+        self.progress.done();
+        Ok((bytes, unmet))
+    }
+
+    fn unpacked(&self, packages: &[LockedPackage], suite: &str) -> Result<Vec<Deb>> {
+        let packages: Vec<&LockedPackage> = packages.iter().collect();
+        let entries = fetch::packages(self, &packages, suite)?;
+        self.progress.stage("unpacking packages", Some(entries.len() as u64));
+        let mut debs = Vec::new();
+        for (package, entry) in packages.iter().zip(entries) {
+            debs.push(Deb::read(package.file_name(), &crate::store::read(&entry.path)?)?);
+            self.progress.advance(1);
+        }
+        self.progress.done();
+        Ok(debs)
+    }
+
+    /// The record of `inputs`: from the store, or made by `build`, which one process at a time does.
+    pub(crate) fn once(
+        &self,
+        inputs: Inputs,
+        build: impl FnOnce(&Self) -> Result<Record>,
+    ) -> Result<(Record, Vec<Entry>)> {
+        if let Some(found) = self.store.recall(inputs) {
+            return Ok(found);
+        }
+        let _claim = self.store.claim(inputs)?;
+        if let Some(found) = self.store.recall(inputs) {
+            return Ok(found);
+        }
+        let record = build(self)?;
+        self.store.remember(inputs, &record)?;
+        let entries = record.entries.iter().filter_map(|named| self.store.entry(&named.entry)).collect();
+        Ok((record, entries))
+    }
+}
+
+/// The first entry of a record that names one; a record without it was not written by this crate.
+pub(crate) fn role(inputs: Inputs, entries: Vec<Entry>, role: &str) -> Result<Entry> {
+    entries.into_iter().next().ok_or_else(|| GuestError::BadArchive {
+        what: format!("record {inputs}"),
+        problem: format!("it names no {role}"),
+    })
+}
+
+fn write_lock(recipe: &Recipe, lock: &Lock) -> Result<()> {
+    use std::io::Write as _;
+
+    let path = &recipe.lock_path;
+    let directory = match path.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => parent.to_owned(),
+        _ => PathBuf::from("."),
+    };
+    let failed = |error| crate::error::failed("write the lock file", path)(error);
+    let mut temp = tempfile::Builder::new().prefix(".lock-").tempfile_in(directory).map_err(failed)?;
+    temp.write_all(lock.to_text().as_bytes()).map_err(failed)?;
+    temp.as_file().sync_all().map_err(failed)?;
+    // A lock is a source file like the recipe: as readable as that.
+    let mode = std::fs::metadata(&recipe.path).map(|meta| meta.permissions());
+    if let Ok(mode) = mode {
+        temp.as_file().set_permissions(mode).map_err(failed)?;
+    }
+    temp.persist(path).map_err(|error| failed(error.error))?;
+    Ok(())
+}
+
+/// The contents of the recipe's files, one for each of `placed`; empty for links and directories.
+fn placed_contents(recipe: &Recipe) -> Result<Vec<Vec<u8>>> {
+    let content = |what: &Place| match what {
+        Place::Text { text, .. } => Ok(text.clone().into_bytes()),
+        Place::From { source, .. } => crate::store::read(source),
+        Place::Directory { .. } | Place::Link { .. } => Ok(Vec::new()),
+    };
+    recipe.placed.iter().map(|placed| content(&placed.what)).collect()
+}
+
+/// Everything that decides the root image's bytes.
+fn root_inputs(
+    recipe: &Recipe,
+    lock: &Lock,
+    compression: Compression,
+    exclude: &[String],
+    contents: &[Vec<u8>],
+) -> Inputs {
+    let mut hasher = Inputs::of("root image");
+    hasher.field("builder", BUILDER_VERSION.as_bytes());
+    hasher.field("compression", compression.name().as_bytes());
+    for path in exclude {
+        hasher.field("exclude", path.as_bytes());
+    }
+    hasher.field("name", recipe.name.as_bytes()).field("hostname", recipe.hostname.as_bytes());
+    for package in &lock.packages {
+        hasher.field("package", package.sha256.to_string().as_bytes());
+    }
+    for (placed, content) in recipe.placed.iter().zip(contents) {
+        hasher.field("path", placed.path.as_bytes());
+        let (kind, value) = match &placed.what {
+            Place::Directory { mode } => ("directory", format!("{mode:o}")),
+            Place::Link { target } => ("link", target.clone()),
+            Place::Text { mode, .. } | Place::From { mode, .. } => ("file", format!("{mode:o}")),
+        };
+        hasher.field(kind, value.as_bytes()).field("content", content);
+    }
+    // What runs decides nothing in the image, but whether building it succeeds.
+    for word in &recipe.run {
+        hasher.field("run", word.as_bytes());
+    }
+    hasher.finish()
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,271 @@
+//! What can go wrong between a recipe and an image, each with what was asked, what was found and the next step. Problems
+//! inside a recipe or a lock file carry spans and live in `recipe` and `lock`; here they arrive as one list.
+
+use std::io;
+use std::path::{Path, PathBuf};
+
+use crate::digest::Sha256;
+
+/// Which of the command line's exit codes a failure belongs to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum FailureClass {
+    /// The recipe or its lock is wrong: exit 3.
+    Invalid,
+    /// Bytes differ from the hash they were asked by: exit 102.
+    HashMismatch,
+    /// Two builds of the same inputs differ: exit 104.
+    NotDeterministic,
+    /// Everything else: exit 1.
+    Failure,
+}
+
+impl FailureClass {
+    pub fn exit_code(self) -> u8 {
+        match self {
+            Self::Invalid => 3,
+            Self::HashMismatch => 102,
+            Self::NotDeterministic => 104,
+            Self::Failure => 1,
+        }
+    }
+}
+
+/// The result of anything in this crate that can fail.
+pub type Result<T, E = GuestError> = std::result::Result<T, E>;
+
+#[derive(Debug, thiserror::Error, miette::Diagnostic)]
+pub enum GuestError {
+    #[error(transparent)]
+    #[diagnostic(transparent)]
+    Document(#[from] Box<vmprof_document::Problems>),
+
+    #[error("could not {doing} {}", path.display())]
+    #[diagnostic(code(vmprof::guest::io))]
+    Io { doing: &'static str, path: PathBuf, source: io::Error },
+
+    #[error("no space left while writing {}", path.display())]
+    #[diagnostic(
+        code(vmprof::guest::no_space),
+        help(
+            "nothing half-written was left in the store. Free some space, or put the store on another disk with VMPROF_STORE"
+        )
+    )]
+    NoSpace { path: PathBuf, source: io::Error },
+
+    #[error("guest `{guest}` has no lock file: {} does not exist, and --frozen forbids making one", path.display())]
+    #[diagnostic(
+        code(vmprof::guest::no_lock),
+        help("run `vmprof lock` on the guest once, and keep the file it writes beside the recipe")
+    )]
+    NoLock { guest: String, path: PathBuf },
+
+    #[error("the lock file of guest `{guest}` belongs to another list of packages: {changed}")]
+    #[diagnostic(
+        code(vmprof::guest::stale_lock),
+        help("run `vmprof lock` on the guest: it resolves the packages again and rewrites {}", path.display())
+    )]
+    StaleLock { guest: String, path: PathBuf, changed: String },
+
+    #[error("cannot resolve the packages of guest `{guest}` offline")]
+    #[diagnostic(
+        code(vmprof::guest::lock_needs_network),
+        help("run `vmprof lock` once without --offline; builds from the lock then need the network only for what the store lacks")
+    )]
+    LockNeedsNetwork { guest: String },
+
+    #[error("{missing} of {wanted} packages are not in the store, and --offline forbids fetching them: {}", names.join(", "))]
+    #[diagnostic(code(vmprof::guest::offline), help("run the same build once without --offline"))]
+    Offline { missing: usize, wanted: usize, names: Vec<String> },
+
+    #[error("this host has no `{program}`, which vmprof fetches Debian packages with")]
+    #[diagnostic(
+        code(vmprof::guest::no_apt),
+        help(
+            "guests are locked and fetched through apt of a Debian host. Build on such a host and copy the store, or give the lab a QEMU of at least 11.1 on PATH"
+        )
+    )]
+    NoApt { program: String, source: io::Error },
+
+    #[error("no Debian keyring on this host: looked for {}", looked.iter().map(|p| p.display().to_string()).collect::<Vec<_>>().join(", "))]
+    #[diagnostic(code(vmprof::guest::no_keyring), help("install the package debian-archive-keyring"))]
+    NoKeyring { looked: Vec<PathBuf> },
+
+    #[error("apt on this host names no archive that could hold Debian {suite}")]
+    #[diagnostic(
+        code(vmprof::guest::no_archive),
+        help("`apt-get --print-uris update` shows what apt knows; add a Debian source with component main")
+    )]
+    NoArchive { suite: String },
+
+    #[error("`{command}` failed while {doing}:\n{output}")]
+    #[diagnostic(
+        code(vmprof::guest::apt_failed),
+        help("see that the network and a proxy, if there is one, are set up for apt: `apt-get update` must work for this user's environment")
+    )]
+    AptFailed { doing: String, command: String, output: String },
+
+    #[error("Debian {suite} (main, {arch}) has no package `{name}`")]
+    #[diagnostic(code(vmprof::guest::unknown_package), help("{}", near_help(near)))]
+    UnknownPackage { name: String, suite: String, arch: String, near: Vec<String> },
+
+    #[error("`without {name}` drops nothing: the packages do not depend on it")]
+    #[diagnostic(
+        code(vmprof::guest::without_unused),
+        help("{}", near_help(near))
+    )]
+    WithoutUnused { name: String, near: Vec<String> },
+
+    #[error("`{package}` is not a kernel: no linux-image package with a kernel in it was found through its dependencies")]
+    #[diagnostic(
+        code(vmprof::guest::not_a_kernel),
+        help("name a kernel package such as linux-image-cloud-amd64")
+    )]
+    NotAKernel { package: String },
+
+    #[error("{what} has the wrong bytes: SHA-256 {wanted} was asked for, {found} came")]
+    #[diagnostic(
+        code(vmprof::guest::hash_mismatch),
+        help("nothing was kept. The archive, a proxy or the lock file is not what it was when the lock was made")
+    )]
+    HashMismatch { what: String, wanted: Sha256, found: String },
+
+    #[error("the archive no longer has {}", names.join(", "))]
+    #[diagnostic(
+        code(vmprof::guest::package_gone),
+        help("suites other than an old stable's main drop superseded versions: run `vmprof lock` on the guest to lock the present ones")
+    )]
+    PackageGone { names: Vec<String>, output: String },
+
+    #[error("{what} is damaged or of an unknown form: {problem}")]
+    #[diagnostic(code(vmprof::guest::bad_archive))]
+    BadArchive { what: String, problem: String },
+
+    #[error("packages `{first}` and `{second}` both hold /{path}, with different content")]
+    #[diagnostic(
+        code(vmprof::guest::file_conflict),
+        help("leave one of the packages out, `exclude` the path, or write the path as a `file` of the recipe")
+    )]
+    FileConflict { path: String, first: String, second: String },
+
+    #[error("{by} puts something at /{path}, but {reason}")]
+    #[diagnostic(code(vmprof::guest::bad_path))]
+    BadPath { path: String, by: String, reason: String },
+
+    #[error("the kernel of {package} is packed in a way vmprof does not know: {found}")]
+    #[diagnostic(
+        code(vmprof::guest::kernel_format),
+        help("gzip, xz, zstd and LZ4 kernels of x86-64 are understood")
+    )]
+    KernelFormat { package: String, found: String },
+
+    #[error("the kernel {release} has no module `{name}`, neither as a file nor built in{}", needed_by.as_ref().map(|by| format!(" (needed by `{by}`)")).unwrap_or_default())]
+    #[diagnostic(
+        code(vmprof::guest::no_module),
+        help("check the name under `modules`, or choose a kernel package that has it")
+    )]
+    NoModule { name: String, release: String, needed_by: Option<String> },
+
+    #[error("guest `{guest}` runs `{program}`, which is not in its image{}", because.as_ref().map(|b| format!(": {b}")).unwrap_or_default())]
+    #[diagnostic(
+        code(vmprof::guest::no_program),
+        help("add the package that holds it under `packages`, or the file or link that should be there")
+    )]
+    NoProgram { guest: String, program: String, because: Option<String> },
+
+    #[error("programs of guest `{guest}` need libraries that are not in its image: {}", list_missing(missing))]
+    #[diagnostic(
+        code(vmprof::guest::missing_library),
+        help("a package named under `without` holds them: take it out of that list")
+    )]
+    MissingLibraries { guest: String, missing: Vec<MissingLibrary> },
+
+    #[error("squashfs: {problem}")]
+    #[diagnostic(code(vmprof::guest::squashfs))]
+    Squashfs { problem: String },
+
+    #[error("building `{what}` twice gave different bytes: {difference}")]
+    #[diagnostic(
+        code(vmprof::guest::not_deterministic),
+        help("this is a defect of vmprof or a damaged store: `vmprof store verify` tells the two apart")
+    )]
+    NotDeterministic { what: String, difference: String },
+
+    #[error("store entry {} is damaged: its content no longer has the hash in its name", path.display())]
+    #[diagnostic(code(vmprof::guest::store_damaged), help("remove it and build again"))]
+    StoreDamaged { path: PathBuf },
+
+    #[error("the emulator realised from Debian is version {found}; the lab needs at least {wanted}")]
+    #[diagnostic(
+        code(vmprof::guest::emulator_version),
+        help("put a QEMU of at least that version on PATH")
+    )]
+    EmulatorVersion { found: String, wanted: String },
+
+    #[error("the emulator {} does not start: {output}", program.display())]
+    #[diagnostic(code(vmprof::guest::emulator_broken))]
+    EmulatorBroken { program: PathBuf, output: String },
+}
+
+/// A library that a program names and the image lacks.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct MissingLibrary {
+    pub library: String,
+    pub needed_by: String,
+}
+
+impl GuestError {
+    pub fn class(&self) -> FailureClass {
+        match self {
+            Self::Document(_)
+            | Self::NoLock { .. }
+            | Self::StaleLock { .. }
+            | Self::UnknownPackage { .. }
+            | Self::WithoutUnused { .. }
+            | Self::NotAKernel { .. }
+            | Self::FileConflict { .. }
+            | Self::BadPath { .. }
+            | Self::NoModule { .. }
+            | Self::NoProgram { .. }
+            | Self::MissingLibraries { .. } => FailureClass::Invalid,
+            Self::HashMismatch { .. } | Self::StoreDamaged { .. } => FailureClass::HashMismatch,
+            Self::NotDeterministic { .. } => FailureClass::NotDeterministic,
+            Self::Io { .. }
+            | Self::NoSpace { .. }
+            | Self::LockNeedsNetwork { .. }
+            | Self::Offline { .. }
+            | Self::NoApt { .. }
+            | Self::NoKeyring { .. }
+            | Self::NoArchive { .. }
+            | Self::AptFailed { .. }
+            | Self::PackageGone { .. }
+            | Self::BadArchive { .. }
+            | Self::KernelFormat { .. }
+            | Self::Squashfs { .. }
+            | Self::EmulatorVersion { .. }
+            | Self::EmulatorBroken { .. } => FailureClass::Failure,
+        }
+    }
+}
+
+/// Turns an I/O failure into an error that names the path: `.map_err(failed("read", path))`.
+pub(crate) fn failed(doing: &'static str, path: impl AsRef<Path>) -> impl FnOnce(io::Error) -> GuestError {
+    let path = path.as_ref().to_owned();
+    move |source| match source.kind() {
+        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => GuestError::NoSpace { path, source },
+        _ => GuestError::Io { doing, path, source },
+    }
+}
+
+fn near_help(near: &[String]) -> String {
+    match near {
+        [] => "check the name".to_owned(),
+        names => {
+            format!("did you mean {}?", names.iter().map(|n| format!("`{n}`")).collect::<Vec<_>>().join(" or "))
+        }
+    }
+}
+
+fn list_missing(missing: &[MissingLibrary]) -> String {
+    let each: Vec<_> = missing.iter().map(|m| format!("{} (for {})", m.library, m.needed_by)).collect();
+    each.join(", ")
+}

@@ -1,0 +1,156 @@
+//! Packages into the store by hash: what is there already costs nothing, what is not comes through the host's apt, a few
+//! at a time, and is believed only when its SHA-256 is the lock's.
+
+use std::collections::VecDeque;
+use std::path::Path;
+use std::sync::Mutex;
+
+use crate::apt::{self, Archives};
+use crate::builder::Builder;
+use crate::digest::{Inputs, Sha256};
+use crate::error::{GuestError, Result};
+use crate::lock::LockedPackage;
+use crate::store::{Entry, Record, Store};
+
+/// Fetching apt processes at once, and packages each is given at a time: enough to hide the start of a process, few
+/// enough for progress to move.
+const FETCHERS: usize = 3;
+const BATCH: usize = 6;
+
+/// The store's name for a package with this hash.
+fn inputs(sha256: Sha256) -> Inputs {
+    Inputs::of("package").field("sha256", sha256.to_string().as_bytes()).finish()
+}
+
+/// The package's entry, if it was fetched before.
+pub(crate) fn find(store: &Store, package: &LockedPackage) -> Option<Entry> {
+    store.recall(inputs(package.sha256)).and_then(|(_, entries)| entries.into_iter().next())
+}
+
+/// Publishes a package that lies in a file, after checking its hash.
+pub(crate) fn adopt(store: &Store, package: &LockedPackage, file: &Path) -> Result<Entry> {
+    let found = Sha256::of(&crate::store::read(file)?);
+    if found != package.sha256 {
+        return Err(mismatch(package, found.to_string()));
+    }
+    let entry = store.publish_from(file, package.file_name())?;
+    let record = Record::new(format!("package {} {}", package.name, package.version)).with("deb", &entry);
+    store.remember(inputs(package.sha256), &record)?;
+    Ok(entry)
+}
+
+/// The entries of all `packages`, in their order, fetching what is missing from archives that have `suite`.
+pub(crate) fn packages(builder: &Builder<'_>, packages: &[&LockedPackage], suite: &str) -> Result<Vec<Entry>> {
+    let store = builder.store();
+    let missing: Vec<&LockedPackage> =
+        packages.iter().copied().filter(|package| find(store, package).is_none()).collect();
+    if !missing.is_empty() {
+        if builder.is_offline() {
+            return Err(GuestError::Offline {
+                missing: missing.len(),
+                wanted: packages.len(),
+                names: missing.iter().map(|p| p.name.clone()).collect(),
+            });
+        }
+        fetch_missing(builder, missing, &Archives::of_host(suite, builder.prepare())?)?;
+    }
+    packages
+        .iter()
+        .map(|package| {
+            find(store, package).ok_or_else(|| GuestError::PackageGone {
+                names: vec![package.file_name().to_owned()],
+                output: String::new(),
+            })
+        })
+        .collect()
+}
+
+fn fetch_missing(builder: &Builder<'_>, missing: Vec<&LockedPackage>, archives: &Archives) -> Result<()> {
+    let progress = builder.progress();
+    let bytes = missing.iter().map(|p| p.size).sum();
+    progress.stage(&format!("fetching {} packages", missing.len()), Some(bytes));
+    let mut left = missing;
+    let mut said = String::new();
+    for base in &archives.0 {
+        let round = one_archive(builder, &left, base)?;
+        left = round.left;
+        if !round.said.is_empty() {
+            said = round.said;
+        }
+        if left.is_empty() {
+            break;
+        }
+    }
+    progress.done();
+    if left.is_empty() {
+        return Ok(());
+    }
+    Err(explain(&left, said))
+}
+
+struct Round<'a> {
+    left: Vec<&'a LockedPackage>,
+    said: String,
+}
+
+fn one_archive<'a>(builder: &Builder<'_>, packages: &[&'a LockedPackage], base: &str) -> Result<Round<'a>> {
+    let store = builder.store();
+    // The fetching threads meet here: each takes its next batch, and leaves what did not come.
+    let open: Mutex<VecDeque<Vec<&LockedPackage>>> = Mutex::new(packages.chunks(BATCH).map(<[_]>::to_vec).collect());
+    let results = std::thread::scope(|scope| {
+        let fetcher = || -> Result<Round<'a>> {
+            let dir = store.temp_dir()?;
+            let mut round = Round { left: Vec::new(), said: String::new() };
+            loop {
+                let batch = open.lock().unwrap_or_else(|broken| broken.into_inner()).pop_front();
+                let Some(batch) = batch else { return Ok(round) };
+                let fetched = apt::fetch(base, &batch, dir.path(), builder.prepare())?;
+                for package in batch {
+                    let file = dir.path().join(package.file_name());
+                    if file.is_file() {
+                        adopt(store, package, &file)?;
+                        builder.progress().advance(package.size);
+                    } else {
+                        round.left.push(package);
+                        round.said.clone_from(&fetched.output);
+                    }
+                }
+            }
+        };
+        let threads: Vec<_> = (0..FETCHERS).map(|_| scope.spawn(fetcher)).collect();
+        threads.into_iter().map(|thread| thread.join()).collect::<Vec<_>>()
+    });
+    let mut all = Round { left: Vec::new(), said: String::new() };
+    for result in results {
+        let round = result.unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;
+        all.left.extend(round.left);
+        if !round.said.is_empty() {
+            all.said = round.said;
+        }
+    }
+    Ok(all)
+}
+
+/// Why packages did not come, from what apt said last.
+fn explain(left: &[&LockedPackage], said: String) -> GuestError {
+    let names = || left.iter().map(|p| p.file_name().to_owned()).collect();
+    if said.contains("Hash Sum mismatch") {
+        return mismatch(left[0], "another one".to_owned());
+    }
+    if said.contains("404") || said.contains("File not found") || said.contains("No such file") {
+        return GuestError::PackageGone { names: names(), output: said };
+    }
+    GuestError::AptFailed {
+        doing: format!("fetching {} packages", left.len()),
+        command: "apt-helper download-file".to_owned(),
+        output: said,
+    }
+}
+
+fn mismatch(package: &LockedPackage, found: String) -> GuestError {
+    GuestError::HashMismatch {
+        what: format!("package {} {}", package.name, package.version),
+        wanted: package.sha256,
+        found,
+    }
+}

@@ -1,0 +1,101 @@
+//! A tree as a squashfs image, and back. The compressors are compiled in; times are 0; the same tree gives the same bytes.
+
+use std::io::{BufReader, Cursor, Read};
+use std::sync::Arc;
+
+use backhand::compression::{CompressionOptions, Compressor, Lz4, Zstd};
+use backhand::{FilesystemCompressor, FilesystemReader, FilesystemWriter, InnerNode, NodeHeader};
+
+use crate::error::{GuestError, Result};
+use crate::recipe::Compression;
+use crate::tree::{Kind, Node, Origin, Tree};
+
+/// Of a data block. Larger packs tighter, smaller reads less for a page: 128 KiB is what mksquashfs takes, too.
+const BLOCK_BYTES: u32 = 128 << 10;
+/// What backhand packs zstd with, and what the image says of itself.
+const ZSTD_LEVEL: u32 = 3;
+
+/// Packs the tree.
+pub(crate) fn pack(tree: &Tree, compression: Compression) -> Result<Vec<u8>> {
+    let mut writer = FilesystemWriter::default();
+    writer.set_block_size(BLOCK_BYTES);
+    writer.set_time(0);
+    writer.set_only_root_id();
+    // A block device reads whole pages; backhand's default pads to 4 KiB as well, but by its own decision.
+    writer.set_kib_padding(4);
+    writer.set_compressor(compressor(compression)?);
+    for (path, node) in tree.iter() {
+        let header = NodeHeader { permissions: node.mode, uid: node.uid, gid: node.gid, mtime: 0 };
+        if path.is_empty() {
+            writer.set_root_mode(node.mode);
+            continue;
+        }
+        let pushed = match &node.kind {
+            Kind::Directory => writer.push_dir(path, header),
+            Kind::File(content) => writer.push_file(Cursor::new(Arc::clone(content)), path, header),
+            Kind::Link(target) => writer.push_symlink(target, path, header),
+            Kind::CharDevice { major, minor } => writer.push_char_device(device(path, *major, *minor)?, path, header),
+            Kind::BlockDevice { major, minor } => writer.push_block_device(device(path, *major, *minor)?, path, header),
+            Kind::Fifo => writer.push_fifo(path, header),
+        };
+        pushed.map_err(failed)?;
+    }
+    let mut image = Cursor::new(Vec::new());
+    writer.write(&mut image).map_err(failed)?;
+    Ok(image.into_inner())
+}
+
+fn compressor(compression: Compression) -> Result<FilesystemCompressor> {
+    let (id, options) = match compression {
+        // Version 1 is the only one there is; the kernel refuses an LZ4 image that does not state it.
+        Compression::Lz4 => (Compressor::Lz4, CompressionOptions::Lz4(Lz4 { version: 1, flags: 0 })),
+        Compression::Zstd => (Compressor::Zstd, CompressionOptions::Zstd(Zstd { compression_level: ZSTD_LEVEL })),
+    };
+    FilesystemCompressor::new(id, Some(options)).map_err(failed)
+}
+
+/// Linux's 32-bit form of a device number.
+fn device(path: &str, major: u32, minor: u32) -> Result<u32> {
+    if major >= 1 << 12 || minor >= 1 << 20 {
+        let reason = format!("{major}:{minor} is no device number");
+        return Err(GuestError::BadPath { path: path.to_owned(), by: "the device node".to_owned(), reason });
+    }
+    Ok((minor & 0xff) | (major << 8) | ((minor & !0xff) << 12))
+}
+
+/// Reads an image back into a tree, to compare two of them.
+pub(crate) fn unpack(image: &[u8]) -> Result<Tree> {
+    let reader = FilesystemReader::from_reader(BufReader::new(Cursor::new(image))).map_err(failed)?;
+    let mut tree = Tree::default();
+    for found in reader.files() {
+        let path = found.fullpath.to_string_lossy();
+        let kind = match &found.inner {
+            InnerNode::Dir(_) => Kind::Directory,
+            InnerNode::Symlink(link) => Kind::Link(link.link.to_string_lossy().into_owned()),
+            InnerNode::CharacterDevice(device) => number(device.device_number, |major, minor| Kind::CharDevice { major, minor }),
+            InnerNode::BlockDevice(device) => number(device.device_number, |major, minor| Kind::BlockDevice { major, minor }),
+            InnerNode::NamedPipe => Kind::Fifo,
+            InnerNode::Socket => {
+                return Err(GuestError::Squashfs { problem: format!("{path} is a socket, which no build makes") });
+            }
+            InnerNode::File(file) => {
+                let mut content = Vec::new();
+                let mut content_reader = reader.file(file).reader();
+                content_reader.read_to_end(&mut content).map_err(|error| GuestError::Squashfs { problem: error.to_string() })?;
+                Kind::File(Arc::from(content))
+            }
+        };
+        let header = found.header;
+        let node = Node { kind, mode: header.permissions, uid: header.uid, gid: header.gid };
+        tree.put(path.trim_start_matches('/'), node, &Origin::Recipe)?;
+    }
+    Ok(tree)
+}
+
+fn number(device: u32, kind: impl FnOnce(u32, u32) -> Kind) -> Kind {
+    kind((device >> 8) & 0xfff, (device & 0xff) | ((device >> 12) & !0xff))
+}
+
+fn failed(error: backhand::BackhandError) -> GuestError {
+    GuestError::Squashfs { problem: error.to_string() }
+}

@@ -1,0 +1,254 @@
+//! A root filesystem in memory: sorted paths, each with kind, mode, owner and content, and nothing else. No directory of
+//! the building machine is ever the source, so neither its times, its owners, its umask nor the order it lists files in
+//! can reach an image.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use crate::error::{GuestError, Result};
+
+/// What is at one path.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Node {
+    pub kind: Kind,
+    /// Permission bits, setuid, setgid and sticky included.
+    pub mode: u16,
+    pub uid: u32,
+    pub gid: u32,
+}
+
+#[derive(Clone, PartialEq, Eq)]
+pub enum Kind {
+    Directory,
+    File(Arc<[u8]>),
+    Link(String),
+    CharDevice { major: u32, minor: u32 },
+    BlockDevice { major: u32, minor: u32 },
+    Fifo,
+}
+
+impl std::fmt::Debug for Kind {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Directory => f.write_str("Directory"),
+            Self::File(content) => write!(f, "File({} bytes)", content.len()),
+            Self::Link(target) => write!(f, "Link({target})"),
+            Self::CharDevice { major, minor } => write!(f, "CharDevice({major}:{minor})"),
+            Self::BlockDevice { major, minor } => write!(f, "BlockDevice({major}:{minor})"),
+            Self::Fifo => f.write_str("Fifo"),
+        }
+    }
+}
+
+impl Node {
+    pub fn directory(mode: u16) -> Self {
+        Self { kind: Kind::Directory, mode, uid: 0, gid: 0 }
+    }
+
+    pub fn file(mode: u16, content: impl Into<Arc<[u8]>>) -> Self {
+        Self { kind: Kind::File(content.into()), mode, uid: 0, gid: 0 }
+    }
+
+    pub fn link(target: impl Into<String>) -> Self {
+        Self { kind: Kind::Link(target.into()), mode: 0o777, uid: 0, gid: 0 }
+    }
+}
+
+#[derive(Debug, Clone)]
+struct Placed {
+    node: Node,
+    by: Origin,
+}
+
+/// Who put something at a path, which decides who may put something else there.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Origin {
+    /// The builder's own skeleton: anyone may take its place.
+    Builder,
+    Package { name: String, replaces: Arc<[String]> },
+    /// The recipe: takes anything's place.
+    Recipe,
+}
+
+impl Origin {
+    fn name(&self) -> &str {
+        match self {
+            Self::Builder => "the builder",
+            Self::Package { name, .. } => name,
+            Self::Recipe => "the recipe",
+        }
+    }
+
+    fn yields_to(&self, other: &Self) -> bool {
+        match (self, other) {
+            (Self::Builder, _) | (_, Self::Recipe) => true,
+            (Self::Package { name, .. }, Self::Package { replaces, .. }) => replaces.contains(name),
+            _ => false,
+        }
+    }
+}
+
+/// Paths without a leading slash; the root is the empty path and always there.
+#[derive(Debug, Clone)]
+pub struct Tree {
+    nodes: BTreeMap<String, Placed>,
+}
+
+/// As many links on one path as Linux follows.
+const MOST_LINKS: u32 = 40;
+
+impl Default for Tree {
+    fn default() -> Self {
+        let root = Placed { node: Node::directory(0o755), by: Origin::Builder };
+        Self { nodes: BTreeMap::from([(String::new(), root)]) }
+    }
+}
+
+impl Tree {
+    /// Puts a node at a path, making the directories above it. Links above it are followed, as dpkg does: with `/bin` a
+    /// link to `usr/bin`, what a package ships in `/bin` lands there. The same thing twice is nothing new; a directory
+    /// keeps what is in it; anything else that is there already must yield (the recipe to nobody, a package to one
+    /// that declares `Replaces`), or the image would depend on the order of packages.
+    pub fn put(&mut self, path: &str, node: Node, by: &Origin) -> Result<()> {
+        let path = self.place_of(path, by)?;
+        let Some(there) = self.nodes.get(&path) else {
+            self.nodes.insert(path, Placed { node, by: by.clone() });
+            return Ok(());
+        };
+        let both_directories = there.node.kind == Kind::Directory && node.kind == Kind::Directory;
+        if there.node == node || (both_directories && matches!(by, Origin::Package { .. }) && there.by != Origin::Builder) {
+            return Ok(());
+        }
+        // A directory where a link to a directory is: the link stays, as in dpkg.
+        if node.kind == Kind::Directory && matches!(there.node.kind, Kind::Link(_)) {
+            if let Some((_, Kind::Directory)) = self.look(&path).map(|(at, node)| (at, node.kind.clone())) {
+                return Ok(());
+            }
+        }
+        if !both_directories && there.node.kind == Kind::Directory && self.has_children(&path) {
+            let reason = format!("{} has a directory there, with files in it", there.by.name());
+            return Err(GuestError::BadPath { path, by: by.name().to_owned(), reason });
+        }
+        if there.by.yields_to(by) {
+            self.nodes.insert(path, Placed { node, by: by.clone() });
+            return Ok(());
+        }
+        if by.yields_to(&there.by) {
+            return Ok(());
+        }
+        Err(GuestError::FileConflict { path, first: there.by.name().to_owned(), second: by.name().to_owned() })
+    }
+
+    /// Removes a path and everything below it; says whether there was anything.
+    pub fn remove(&mut self, path: &str) -> bool {
+        let Some(path) = self.resolve(path, false) else { return false };
+        if path.is_empty() {
+            return false;
+        }
+        let below: Vec<String> = self.below(&path).map(str::to_owned).collect();
+        for path in &below {
+            self.nodes.remove(path);
+        }
+        self.nodes.remove(&path).is_some() || !below.is_empty()
+    }
+
+    /// What a path leads to, links followed: where it lies, and what it is.
+    pub fn look(&self, path: &str) -> Option<(String, &Node)> {
+        let path = self.resolve(path, true)?;
+        let node = &self.nodes.get(&path)?.node;
+        Some((path, node))
+    }
+
+    /// Everything, in path order; a directory comes before what is in it.
+    pub fn iter(&self) -> impl Iterator<Item = (&str, &Node)> {
+        self.nodes.iter().map(|(path, placed)| (path.as_str(), &placed.node))
+    }
+
+    pub fn len(&self) -> usize {
+        self.nodes.len()
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.nodes.is_empty()
+    }
+
+    fn below<'a>(&'a self, path: &str) -> impl Iterator<Item = &'a str> + use<'a> {
+        let start = format!("{path}/");
+        let prefix = start.clone();
+        self.nodes.range(start..).map(|(path, _)| path.as_str()).take_while(move |below| below.starts_with(&prefix))
+    }
+
+    fn has_children(&self, path: &str) -> bool {
+        self.below(path).next().is_some()
+    }
+
+    /// Where a new node of that path goes: its directory with links followed, made where it is missing.
+    fn place_of(&mut self, path: &str, by: &Origin) -> Result<String> {
+        let path = path.trim_matches('/');
+        let Some((parent, name)) = path.rsplit_once('/') else { return Ok(path.to_owned()) };
+        let bad = |reason: &str| GuestError::BadPath {
+            path: path.to_owned(),
+            by: by.name().to_owned(),
+            reason: reason.to_owned(),
+        };
+        let mut at = self.resolve(parent, true).ok_or_else(|| bad("a link above it leads in a circle or nowhere"))?;
+        // Missing directories are made one by one: each may lie behind a link of its own.
+        let mut made = String::new();
+        for part in at.clone().split('/').filter(|part| !part.is_empty()) {
+            if !made.is_empty() {
+                made.push('/');
+            }
+            made.push_str(part);
+            match self.nodes.get(&made).map(|placed| &placed.node.kind) {
+                Some(Kind::Directory) => {}
+                Some(_) => return Err(bad("something above it is not a directory")),
+                None => {
+                    let placed = Placed { node: Node::directory(0o755), by: Origin::Builder };
+                    self.nodes.insert(made.clone(), placed);
+                }
+            }
+        }
+        if !at.is_empty() {
+            at.push('/');
+        }
+        at.push_str(name);
+        Ok(at)
+    }
+
+    /// The path without links in it; of the last part too when `follow_last`. Parts that are not there are taken as
+    /// plain names. `None`: links in a circle.
+    fn resolve(&self, path: &str, follow_last: bool) -> Option<String> {
+        let mut left: Vec<String> = path.split('/').rev().map(str::to_owned).collect();
+        let mut at: Vec<String> = Vec::new();
+        let mut followed = 0;
+        while let Some(part) = left.pop() {
+            match part.as_str() {
+                "" | "." => continue,
+                ".." => {
+                    at.pop();
+                    continue;
+                }
+                _ => at.push(part),
+            }
+            let is_last = left.iter().all(|part| part.is_empty());
+            if is_last && !follow_last {
+                break;
+            }
+            if let Some(Kind::Link(target)) = self.nodes.get(&at.join("/")).map(|placed| &placed.node.kind) {
+                followed += 1;
+                if followed > MOST_LINKS {
+                    return None;
+                }
+                at.pop();
+                if target.starts_with('/') {
+                    at.clear();
+                }
+                left.extend(target.split('/').rev().map(str::to_owned));
+            }
+        }
+        Some(at.join("/"))
+    }
+}
+
+#[cfg(test)]
+mod tests;
