@@ -1,11 +1,71 @@
 //! Arguments in, exit code out.
 
-#![allow(dead_code)]
 mod args;
+mod failure;
+mod guest;
+mod host;
 mod lab;
+mod lower;
+mod manual;
 mod places;
+mod profile;
+mod progress;
 mod report;
 mod run;
+mod running;
+mod up;
 mod verify;
 
-fn main() {}
+use std::process::ExitCode;
+
+use clap::Parser;
+
+use args::{Arguments, Verb};
+use failure::Failure;
+use report::Report;
+
+/// sysexits.h EX_USAGE, as the contract has it.
+const USAGE: u8 = 64;
+
+fn main() -> ExitCode {
+    let arguments = match Arguments::try_parse() {
+        Ok(arguments) => arguments,
+        Err(error) => {
+            // To stdout when it is help that was asked for; a reader that has gone is no failure.
+            let _ = error.print();
+            return ExitCode::from(if error.use_stderr() { USAGE } else { 0 });
+        }
+    };
+    let report = Report::new();
+    let verb = match arguments.verb {
+        Verb::Up(arguments) => return ExitCode::from(up::up(*arguments, report)),
+        verb => verb,
+    };
+    match run(&verb, report) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => {
+            report.diagnostic(&*failure.problem);
+            ExitCode::from(failure.kind.status())
+        }
+    }
+}
+
+fn run(verb: &Verb, report: Report) -> Result<(), Failure> {
+    match verb {
+        // Has statuses of its own, and went its own way in main.
+        Verb::Up(_) => Ok(()),
+        Verb::Plan(arguments) => profile::plan(arguments, report),
+        Verb::Check(arguments) => profile::check(arguments, report),
+        Verb::Host(arguments) => host::show(arguments, report),
+        Verb::Lock(arguments) => guest::lock(arguments, report),
+        Verb::Build(arguments) => guest::build(arguments, report),
+        Verb::Ps(arguments) => running::ps(arguments, report),
+        Verb::Stop(arguments) => running::stop(arguments, report),
+        Verb::Verify(arguments) => running::verify(arguments, report),
+        Verb::Stats(arguments) => running::stats(arguments, report),
+        Verb::Store(verb) => guest::store(verb, report),
+        Verb::Completions { shell } => manual::completions(*shell, report),
+        Verb::Man { verb } => manual::page(verb.as_deref(), report),
+        Verb::Ask { name, request } => running::ask_and_print(name, request, report),
+    }
+}

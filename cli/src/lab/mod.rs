@@ -6,6 +6,6 @@ mod emulated;
 mod pack;
 mod shape;
 
-pub use emulated::{Drive, EmulatedHost, LabError, Media};
+pub use emulated::{Drive, EmulatedHost, LabError, Media, Start};
 pub use pack::{Inside, pack};
 pub use shape::Shape;

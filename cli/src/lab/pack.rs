@@ -31,24 +31,6 @@ impl Inside {
     }
 }
 
-/// A file of the emulated host.
-#[derive(Debug)]
-pub struct Packed {
-    pub path: String,
-    pub mode: u32,
-    pub bytes: Vec<u8>,
-}
-
-impl Packed {
-    pub fn text(path: &str, text: impl Into<Vec<u8>>) -> Packed {
-        Packed { path: path.to_owned(), mode: 0o644, bytes: text.into() }
-    }
-
-    pub fn copy(path: &str, mode: u32, from: &Path) -> io::Result<Packed> {
-        Ok(Packed { path: path.to_owned(), mode, bytes: fs::read(from)? })
-    }
-}
-
 /// The emulated host's initramfs, in memory that goes with the last process that has it open.
 pub fn pack(base: &Path, archive: &[u8]) -> Result<OwnedFd, LabError> {
     let failed = |source: io::Error| LabError::Prepare { what: "its initramfs", source };

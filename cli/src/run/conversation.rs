@@ -93,13 +93,24 @@ pub fn listen(control: &UnixStream, events: Sender<Event>) -> io::Result<()> {
     Ok(())
 }
 
-/// Holds the conversation until the machine ends. `started` is the machine's start; `kill` ends it hard and must return.
+/// The machine as the conversation sees it.
+pub trait Machine {
+    /// Ends it hard; returns at once, and the end arrives as [`Event::MachineEnded`].
+    fn kill(&self);
+    /// Bytes that have come out of the stdout and stderr ports.
+    fn received(&self) -> (u64, u64);
+}
+
+/// How often, once the command has ended, to look whether all it wrote has come.
+const RECEIVED_EVERY: Duration = Duration::from_millis(2);
+
+/// Holds the conversation until the machine ends. `started` is the machine's start.
 pub fn hold(
     mut control: UnixStream,
     events: &Receiver<Event>,
     manners: &Manners,
     started: Instant,
-    kill: impl Fn(),
+    machine: &impl Machine,
 ) -> Account {
     let mut account = Account::default();
     let mut waiting: HashMap<u64, Sender<Ran>> = HashMap::new();
@@ -107,11 +118,22 @@ pub fn hold(
     // When the clean stop has had its time.
     let mut kill_at: Option<Instant> = None;
     let mut pending: Vec<ToGuest> = Vec::new();
+    let mut acknowledged = false;
 
     // A guest that is gone cannot be told anything, and its end reaches us as an event.
     let mut say = |message: &ToGuest| drop(control.write_all(&vmprof_job::line(message)));
     loop {
+        let done = match account.ended {
+            Some(finish) => machine.received() == (finish.stdout_bytes, finish.stderr_bytes),
+            None => account.failed.is_some(),
+        };
+        if done && !acknowledged {
+            say(&ToGuest::Received);
+            acknowledged = true;
+        }
+        let awaits_output = account.ended.is_some() && !acknowledged;
         let deadline = [
+            awaits_output.then(|| Instant::now() + RECEIVED_EVERY),
             kill_at,
             manners.timeout.filter(|_| !account.timed_out).map(|limit| started + limit),
             manners.hello_within.filter(|_| account.hello_after.is_none() && !account.mute).map(|limit| started + limit),
@@ -177,7 +199,7 @@ pub fn hold(
             // Nobody inside listens yet: there is nothing to end cleanly.
             Some(Stop::Clean) if account.hello_after.is_none() => {
                 account.killed = true;
-                kill();
+                machine.kill();
             }
             Some(Stop::Clean) => {
                 say(&manners.clean_stop);
@@ -186,7 +208,7 @@ pub fn hold(
             Some(Stop::Hard) => {
                 account.killed = true;
                 kill_at = None;
-                kill();
+                machine.kill();
             }
             None => {}
         }

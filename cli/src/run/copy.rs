@@ -47,6 +47,11 @@ pub fn output(from: UnixStream, to: impl AsFd, events: Sender<Event>) -> io::Res
 }
 
 impl Output {
+    /// Bytes that have come so far; readable after [`Output::finish`] too.
+    pub fn count(&self) -> Arc<AtomicU64> {
+        self.taken.clone()
+    }
+
     /// Waits for the channel's end, which comes with the machine's, and says how many bytes came through it.
     pub fn finish(self) -> u64 {
         // The thread only copies; were it to panic, the count would show what is missing.

@@ -6,4 +6,6 @@ pub mod control;
 pub mod conversation;
 pub mod copy;
 pub mod record;
+pub mod supervise;
 pub mod terminal;
+pub mod verdict;

@@ -6,6 +6,7 @@ use std::fs::{self, File, TryLockError};
 use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use miette::Diagnostic;
 use serde::{Deserialize, Serialize};
@@ -35,6 +36,15 @@ pub struct DiskInUse {
     pub path: PathBuf,
     pub device: u64,
     pub inode: u64,
+}
+
+impl Run {
+    /// The record of this process. `cpus` are those that its pinned threads will hold.
+    pub fn new(name: &str, profile: &Path, on: &str, cpus: String, disks: Vec<DiskInUse>) -> Run {
+        let started = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |time| time.as_secs());
+        let (name, profile, on) = (name.to_owned(), profile.to_owned(), on.to_owned());
+        Run { schema: "vmprof.run/1".to_owned(), name, pid: std::process::id(), profile, on, started, cpus, disks }
+    }
 }
 
 impl DiskInUse {
@@ -175,8 +185,7 @@ mod tests {
     }
 
     fn run(name: &str, disks: Vec<DiskInUse>) -> Run {
-        let (schema, profile, on) = ("vmprof.run/1".into(), "p.kdl".into(), "kvm".into());
-        Run { schema, name: name.into(), pid: 7, profile, on, started: 0, cpus: String::new(), disks }
+        Run { pid: 7, ..Run::new(name, Path::new("p.kdl"), "kvm", String::new(), disks) }
     }
 
     #[test]

@@ -12,19 +12,32 @@ fn hello() -> Event {
     Event::Said(FromGuest::Hello { kernel: "6.1".into(), uptime_ms: 1 })
 }
 
+struct Mock {
+    events: Sender<Event>,
+    killed: Cell<bool>,
+}
+
+impl Machine for Mock {
+    fn kill(&self) {
+        self.killed.set(true);
+        self.events.send(Event::MachineEnded).unwrap();
+    }
+
+    fn received(&self) -> (u64, u64) {
+        (4, 0)
+    }
+}
+
 /// Holds a conversation in which all of `script` has happened already; gives the account, what was said and whether the
 /// machine was killed.
 fn after(script: Vec<Event>, manners: &Manners) -> (Account, Vec<ToGuest>, bool) {
     let (ours, theirs) = UnixStream::pair().unwrap();
     let (events, heard) = mpsc::channel();
     script.into_iter().for_each(|event| events.send(event).unwrap());
-    let killed = Cell::new(false);
-    let account = hold(ours, &heard, manners, Instant::now(), || {
-        killed.set(true);
-        events.send(Event::MachineEnded).unwrap();
-    });
+    let mock = Mock { events, killed: Cell::new(false) };
+    let account = hold(ours, &heard, manners, Instant::now(), &mock);
     let said = BufReader::new(theirs).lines().map(|line| serde_json::from_str(&line.unwrap()).unwrap()).collect();
-    (account, said, killed.get())
+    (account, said, mock.killed.get())
 }
 
 #[test]
@@ -32,7 +45,15 @@ fn the_commands_end_is_kept_with_what_it_wrote() {
     let ended = FromGuest::Ended { status: Ended::Exited(7), stdout: 4, stderr: 0 };
     let (account, said, killed) = after(vec![hello(), Event::Said(ended), Event::MachineEnded], &manners());
     assert_eq!(account.ended, Some(Finish { status: Ended::Exited(7), stdout_bytes: 4, stderr_bytes: 0 }));
-    assert!(said.is_empty() && !killed);
+    assert!(!killed);
+    assert_eq!(said, [ToGuest::Received], "all of it has come, so the guest may go");
+}
+
+#[test]
+fn a_guest_whose_output_has_not_all_come_is_not_let_go() {
+    let ended = FromGuest::Ended { status: Ended::Exited(0), stdout: 5, stderr: 0 };
+    let (_, said, _) = after(vec![hello(), Event::Said(ended), Event::MachineEnded], &manners());
+    assert_eq!(said, []);
 }
 
 #[test]

@@ -1,0 +1,48 @@
+//! The verb `host`: the topology as vmprof sees it, and its capture.
+
+use std::fs;
+use std::path::Path;
+
+use vmprof_profiles::view::{host_json, host_text};
+use vmprof_profiles::{Capture, Source, Topology};
+
+use crate::args::{Format, HostArguments};
+use crate::failure::{Failure, Kind};
+use crate::report::Report;
+use crate::running::print;
+
+/// Which host to plan for: a capture, a captured tree, or this one.
+pub fn source(capture: Option<&Path>, sysroot: Option<&Path>) -> Result<Source, Failure> {
+    match (capture, sysroot) {
+        (Some(file), _) => {
+            let text = fs::read_to_string(file)
+                .map_err(|error| Failure::os(format!("the capture {} cannot be read", file.display()), error))?;
+            let capture = Capture::from_json(&text).map_err(|error| Failure::new(Kind::Failure, error))?;
+            Ok(Source::Capture(capture))
+        }
+        (None, Some(root)) if !root.join("sys").is_dir() => Err(Failure::said(
+            Kind::Failure,
+            "vmprof::host::sysroot",
+            format!("{} has no directory `sys`", root.display()),
+            "--sysroot takes a directory that holds copies of a host's /sys and /proc",
+        )),
+        (None, Some(root)) => Ok(Source::Sysroot(root.to_owned())),
+        (None, None) => Ok(Source::Live),
+    }
+}
+
+pub fn show(arguments: &HostArguments, report: Report) -> Result<(), Failure> {
+    let source = source(None, arguments.sysroot.as_deref())?;
+    if let Some(file) = &arguments.capture {
+        let text = Capture::take(&source).to_json();
+        fs::write(file, text)
+            .map_err(|error| Failure::os(format!("the capture {} cannot be written", file.display()), error))?;
+        report.notice(format_args!("{}: written; `vmprof plan PROFILE --host {}` plans for it", file.display(), file.display()));
+        return Ok(());
+    }
+    let topology = Topology::read(&source);
+    match arguments.format {
+        Format::Json => print(report, &host_json(&topology)),
+        Format::Text => print(report, &host_text(&topology)),
+    }
+}

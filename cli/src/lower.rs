@@ -1,0 +1,119 @@
+//! Plan and image, lowered to the machine's configuration and the guest's job. The only place that sees the planner's, the
+//! builder's and the VMM's types at once.
+
+use std::ffi::OsString;
+use std::os::unix::ffi::OsStrExt;
+use std::path::PathBuf;
+
+use vmprof_job::{Bytes, Command, DeviceLink, JOB_SCHEMA, Job, Root, Streams};
+use vmprof_profiles::{CpuSet, Plan};
+use vmprof_vmm::config;
+
+use crate::up::BootImage;
+
+/// Serial of the disk that holds the guest's root; a profile's disk cannot have it, for their names begin otherwise.
+pub const ROOT_SERIAL: &str = "vmprof-root";
+/// Kernel words of every guest: the console, no pause before a panic ends the machine, and a boot that keeps to problems.
+const CMDLINE: &str = "console=ttyS0 panic=-1 quiet";
+
+/// The VMM's configuration: the plan's threads and disks, the image's files. `sources` are the paths of the plan's disks,
+/// in its order.
+pub fn machine(name: &str, plan: &Plan, image: &BootImage, sources: &[PathBuf]) -> config::VmConfig {
+    let cpus = |set: &CpuSet| set.iter().collect::<Vec<u32>>();
+    let mut disks: Vec<config::Disk> = Vec::new();
+    if let Some(root) = &image.root {
+        disks.push(config::Disk {
+            name: ROOT_SERIAL.to_owned(),
+            path: root.clone(),
+            read_only: true,
+            // An image in the store never changes: its pages are shared by all VMs that boot it.
+            cache: config::CacheMode::Writeback,
+            engine: config::Engine::IoUring,
+            queue_size: 128,
+            virtqueues: vec![plan.iothreads.first().map_or(0, |iothread| iothread.id)],
+        });
+    }
+    disks.extend(plan.disks.iter().zip(sources).map(|(disk, source)| config::Disk {
+        name: disk.name.clone(),
+        path: source.clone(),
+        read_only: disk.readonly,
+        cache: cache(disk.cache),
+        engine: engine(disk.aio),
+        queue_size: disk.queue_size,
+        virtqueues: disk.virtqueues.iter().map(|virtqueue| virtqueue.iothread).collect(),
+    }));
+    let cmdline = match &image.cmdline {
+        Some(own) => format!("{CMDLINE} {own}"),
+        None => CMDLINE.to_owned(),
+    };
+    config::VmConfig {
+        name: name.to_owned(),
+        boot: config::Boot { kernel: image.kernel.clone(), initramfs: image.initramfs.clone(), cmdline },
+        memory: config::Memory {
+            bytes: plan.memory.bytes,
+            nodes: plan.memory.nodes.as_ref().map(cpus).unwrap_or_default(),
+            hugepage_bytes: plan.memory.hugepages.map(|size| size.bytes()),
+        },
+        vcpus: plan.vcpus.iter().map(|vcpu| config::Vcpu { id: vcpu.id, cpus: cpus(&vcpu.cpus) }).collect(),
+        emulator_cpus: cpus(&plan.emulator.cpus),
+        iothreads: plan
+            .iothreads
+            .iter()
+            .map(|iothread| config::IoThread {
+                id: iothread.id,
+                name: iothread.name.clone(),
+                cpus: cpus(&iothread.cpus),
+                poll_max_ns: iothread.poll_max_ns,
+            })
+            .collect(),
+        disks,
+    }
+}
+
+/// The job of the guest's first process. An empty `command` means what the recipe names.
+pub fn job(plan: &Plan, image: &BootImage, command: &[OsString], streams: Streams) -> Job {
+    let own: Vec<Bytes> = command.iter().map(|word| word.as_bytes().into()).collect();
+    let argv = if own.is_empty() { image.run.iter().map(|word| word.as_str().into()).collect() } else { own };
+    Job {
+        schema: JOB_SCHEMA.to_owned(),
+        hostname: image.hostname.clone(),
+        root: match &image.root {
+            Some(_) => Root::Disk { serial: ROOT_SERIAL.to_owned(), filesystem: "squashfs".to_owned() },
+            None => Root::Initramfs,
+        },
+        disks: plan
+            .disks
+            .iter()
+            .map(|disk| vmprof_job::Disk {
+                name: disk.name.clone(),
+                serial: disk.name.clone(),
+                scheduler: disk.scheduler.guest.clone(),
+            })
+            .collect(),
+        links: Vec::<DeviceLink>::new(),
+        command: Command {
+            argv,
+            env: image.env.iter().map(|(name, value)| (name.as_str().into(), value.as_str().into())).collect(),
+            directory: "/root".to_owned(),
+            streams,
+        },
+    }
+}
+
+fn cache(mode: vmprof_profiles::CacheMode) -> config::CacheMode {
+    match mode {
+        vmprof_profiles::CacheMode::None => config::CacheMode::None,
+        vmprof_profiles::CacheMode::Directsync => config::CacheMode::Directsync,
+        vmprof_profiles::CacheMode::Writeback => config::CacheMode::Writeback,
+        vmprof_profiles::CacheMode::Writethrough => config::CacheMode::Writethrough,
+        vmprof_profiles::CacheMode::Unsafe => config::CacheMode::Unsafe,
+    }
+}
+
+fn engine(aio: vmprof_profiles::Aio) -> config::Engine {
+    match aio {
+        vmprof_profiles::Aio::IoUring => config::Engine::IoUring,
+        vmprof_profiles::Aio::Native => config::Engine::Native,
+        vmprof_profiles::Aio::Threads => config::Engine::Threads,
+    }
+}

@@ -1,0 +1,159 @@
+//! `up` on this host's KVM: the VMM is this very process.
+
+use std::fs::File;
+use std::io;
+use std::os::unix::net::UnixStream;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+use vmprof_guests::{Store, append_archive};
+use vmprof_job::{JOB_PATH, Streams, ToGuest};
+use vmprof_profiles::{CpuSet, Plan};
+use vmprof_vmm::{self as vmm, Channels, Exit, Port, Vm};
+
+use super::{Upping, sources};
+use crate::failure::{Failure, Kind};
+use crate::lower;
+use crate::profile;
+use crate::run::channels::{self, MachineEnd as ChannelEnd};
+use crate::run::control::{self, Answers, Request};
+use crate::run::conversation::{Event, Manners};
+use crate::run::record::{self, OwnRecord, Run};
+use crate::run::supervise::{Input, Session};
+use crate::run::terminal::{self, RawTerminal};
+use crate::run::verdict::{MachineEnd, Ran};
+use crate::verify::{PlannedThread, read_back};
+
+/// How long the guest's processes have between SIGTERM and SIGKILL.
+const GRACE: Duration = Duration::from_secs(5);
+
+pub fn up(upping: &Upping) -> Result<u8, Failure> {
+    let (report, arguments) = (upping.report, &upping.arguments);
+    let directory = upping.places.disks_of(&upping.profile.name);
+    let paths = sources::paths(&upping.profile, &directory);
+    let host = profile::Host::live(&upping.profile, &directory, &record::running(&upping.places));
+    let plan = host.plan(&upping.profile)?;
+    report.text(&host.text(&plan, false));
+
+    let store = Store::open(&upping.places.store)?;
+    let image = upping.image(&store)?;
+    let disks = sources::make(&upping.profile, &paths)?;
+    let own = OwnRecord::claim(&upping.places, &upping.name)?;
+    record::refuse_shared_disks(&upping.places, &disks)?;
+    own.write(&Run::new(&upping.name, &upping.path, "kvm", host.pinned(&plan), disks))?;
+
+    let streams = match arguments.console {
+        true => {
+            let (rows, columns) = terminal::size();
+            Streams::Console { rows, columns, term: std::env::var("TERM").unwrap_or_else(|_| "vt100".into()) }
+        }
+        false => Streams::Ports,
+    };
+    let job = lower::job(&plan, &image, &arguments.command, streams);
+    let config = lower::machine(&upping.name, &plan, &image, &paths);
+    let job = append_archive(&[(JOB_PATH, 0o600, vmprof_job::line(&job))])?;
+
+    let (ours, ends) = channels::open().map_err(|error| Failure::os("the channels to the guest cannot be opened", error))?;
+    let manners = Manners {
+        clean_stop: ToGuest::Stop { grace_ms: GRACE.as_millis() as u64 },
+        grace: GRACE * 2,
+        timeout: arguments.timeout,
+        hello_within: None,
+    };
+    let session = Session::new(ours, manners);
+    let serial = Serial::open(arguments.console, &session)
+        .map_err(|error| Failure::os("the console cannot be opened", error))?;
+    let channels = Channels {
+        ports: ends.into_iter().map(|ChannelEnd { port, stream }| Port { name: port.to_owned(), stream }).collect(),
+        serial_out: Box::new(serial.out),
+        serial_in: serial.input.map(Into::into),
+        initramfs_extra: job,
+    };
+
+    let started = Instant::now();
+    let vm = Vm::build(config, channels).map_err(refused)?.start().map_err(refused)?;
+    let control = vm.control();
+    let answers = Here { plan: plan.clone(), control: control.clone(), events: session.events.clone() };
+    control::serve(own.directory(), Arc::new(answers))
+        .map_err(|error| Failure::os("the control socket cannot be opened", error))?;
+
+    let input = if upping.with_command() && !arguments.console { Input::Stdin } else { Input::Nothing };
+    let outcome = session
+        .run(input, started, move || control.kill(), || end_of(vm.wait()))
+        .map_err(|error| Failure::os("the run cannot be supervised", error))?;
+    drop(serial.raw);
+    let after = |what: Option<Duration>| what.map_or("never".into(), |time| format!("after {:.1} s", time.as_secs_f64()));
+    report.notice(format_args!(
+        "{} ran {:.1} s; its first process spoke {}",
+        upping.name,
+        started.elapsed().as_secs_f64(),
+        after(outcome.account.hello_after)
+    ));
+    let ran = if upping.with_command() { Ran::Command } else { Ran::Recipe };
+    Ok(upping.conclude(ran, &outcome))
+}
+
+/// The guest's serial console on our side.
+struct Serial {
+    out: File,
+    input: Option<UnixStream>,
+    raw: Option<RawTerminal>,
+}
+
+impl Serial {
+    /// Shown on stderr; interactive on the terminal that stdin and stdout are.
+    fn open(interactive: bool, session: &Session) -> io::Result<Serial> {
+        if !interactive {
+            let out = File::from(rustix::stdio::stderr().try_clone_to_owned()?);
+            return Ok(Serial { out, input: None, raw: None });
+        }
+        let out = File::from(rustix::stdio::stdout().try_clone_to_owned()?);
+        let (ours, theirs) = UnixStream::pair()?;
+        theirs.set_nonblocking(true)?;
+        let raw = RawTerminal::take()?;
+        terminal::carry_keys(ours, raw.is_some(), session.events.clone())?;
+        Ok(Serial { out, input: Some(theirs), raw })
+    }
+}
+
+fn refused(error: vmm::VmmError) -> Failure {
+    let kind = if error.is_the_hosts() { Kind::HostCannot } else { Kind::Failure };
+    Failure::new(kind, error)
+}
+
+fn end_of(exit: Exit) -> MachineEnd {
+    match exit {
+        Exit::PowerOff => MachineEnd::PowerOff,
+        Exit::Reset => MachineEnd::Reboot,
+        Exit::Panicked => MachineEnd::Panicked,
+        Exit::Killed => MachineEnd::Killed,
+        Exit::TripleFault => MachineEnd::Broken("a vCPU of the guest shut down on a triple fault".into()),
+        Exit::Failed(error) => MachineEnd::Broken(format!("the virtual machine cannot go on: {error}")),
+    }
+}
+
+struct Here {
+    plan: Plan,
+    control: vmm::Control,
+    events: std::sync::mpsc::Sender<Event>,
+}
+
+impl Answers for Here {
+    fn answer(&self, request: Request) -> Result<Value, String> {
+        let json = |value: serde_json::Result<Value>| value.map_err(|error| error.to_string());
+        match request {
+            Request::Plan => json(serde_json::to_value(&self.plan)),
+            Request::Stats => json(serde_json::to_value(self.control.stats())),
+            Request::Verify => {
+                let planned = |(name, cpus): (String, CpuSet)| PlannedThread { name, cpus: cpus.to_string() };
+                let threads: Vec<PlannedThread> = self.plan.threads().into_iter().map(planned).collect();
+                json(serde_json::to_value(read_back(&threads, "/proc/self/task".as_ref())))
+            }
+            Request::Stop => match self.events.send(Event::StopAsked) {
+                Ok(()) => Ok(Value::Bool(true)),
+                Err(_) => Err("the run is ending already".into()),
+            },
+        }
+    }
+}

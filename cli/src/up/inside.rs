@@ -1,0 +1,289 @@
+//! `up` in the lab: the same `up`, run by the vmprof inside an emulated KVM host.
+
+use std::ffi::OsStr;
+use std::fs::File;
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::mpsc::{self, Sender};
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+use vmprof_guests::{Store, append_archive, emulator, lab_host};
+use vmprof_job::{Bytes, Command, DeviceLink, Ended, JOB_PATH, JOB_SCHEMA, Job, Root, Streams, ToGuest};
+use vmprof_profiles::{DiskSource, Profile};
+
+use super::{BootImage, Upping, sources};
+use crate::failure::{Failure, Kind};
+use crate::lab::{Drive, EmulatedHost, Inside, Media, Shape, Start, pack};
+use crate::progress::Stages;
+use crate::run::channels;
+use crate::run::control::{self, Answers, Request};
+use crate::run::conversation::{Event, Manners};
+use crate::run::record::{self, DiskInUse, OwnRecord, Run};
+use crate::run::supervise::{Input, Session};
+use crate::run::terminal::{self, RawTerminal};
+use crate::run::verdict::{MachineEnd, Ran};
+
+/// How long the inner `up` may take for a clean stop: its guest's grace, and its own.
+const GRACE: Duration = Duration::from_secs(30);
+/// How long an emulated host may take to its first word, on a machine with other work to do.
+const HELLO_WITHIN: Duration = Duration::from_secs(180);
+const SIGTERM: i32 = 15;
+
+pub fn up(upping: &Upping) -> Result<u8, Failure> {
+    let report = upping.report;
+    let shape = &upping.arguments.lab;
+    let directory = upping.places.disks_of(&upping.profile.name);
+    let paths = sources::paths(&upping.profile, &directory);
+
+    let store = Store::open(&upping.places.store)?;
+    let image = upping.image(&store)?;
+    let stages = Stages::new(report);
+    let builder = upping.builder(&store, &stages);
+    let host = lab_host(&builder).map_err(in_the_lab)?;
+    let emulator = emulator::find(&builder).map_err(in_the_lab)?;
+
+    let disks = sources::make(&upping.profile, &paths)?;
+    let own = OwnRecord::claim(&upping.places, &upping.name)?;
+    record::refuse_shared_disks(&upping.places, &disks)?;
+    own.write(&Run::new(&upping.name, &upping.path, "lab", String::new(), disks.clone()))?;
+    // Held to the end of the run: the emulator's own locks do not say who has the disk.
+    let _locks = lock_all(upping, &paths, &disks)?;
+
+    let job = job(upping, &paths, &image);
+    let archive = archive(upping, &image, &job)?;
+    let initramfs = pack(&host.initramfs, &archive)?;
+    drop(archive);
+    let (ours, ports) = channels::open().map_err(|error| Failure::os("the channels to the lab cannot be opened", error))?;
+    report.notice(format_args!(
+        "the lab: {} CPUs on {} nodes, emulated by QEMU {}",
+        shape.cpus(),
+        shape.nodes.len(),
+        emulator.version
+    ));
+    let drives = drives(&upping.profile, &paths, &image, shape);
+    let kernel = host.kernel.clone();
+    let raw = match upping.arguments.console {
+        true => RawTerminal::take().map_err(|error| Failure::os("the terminal cannot be made raw", error))?,
+        false => None,
+    };
+    let started = Instant::now();
+    let machine = EmulatedHost::start(Start { emulator: &emulator.argv, shape, kernel, initramfs, drives, ports })?;
+    let manners = Manners {
+        clean_stop: ToGuest::Signal { number: SIGTERM },
+        grace: GRACE,
+        timeout: upping.arguments.timeout,
+        hello_within: Some(HELLO_WITHIN),
+    };
+    let session = Session::new(ours, manners);
+    let answers = Forwarded { name: upping.name.clone(), events: session.events.clone() };
+    control::serve(own.directory(), Arc::new(answers))
+        .map_err(|error| Failure::os("the control socket cannot be opened", error))?;
+
+    let input = match (upping.arguments.console, upping.with_command()) {
+        (true, _) => Input::Keys,
+        (false, true) => Input::Stdin,
+        (false, false) => Input::Nothing,
+    };
+    let (handle, words) = (machine.handle(), machine.handle());
+    let wait = || {
+        // An emulator that cannot be waited for is gone as far as we can tell; what it said goes with it.
+        let _ = machine.wait();
+        MachineEnd::LabGone(words.last_words())
+    };
+    let outcome = session
+        .run(input, started, move || handle.kill(), wait)
+        .map_err(|error| Failure::os("the lab cannot be supervised", error))?;
+    drop(raw);
+    Ok(upping.conclude(Ran::Inside { with_command: upping.with_command() }, &outcome))
+}
+
+/// A failure to make the lab is the lab's, unless it is a wrong hash.
+fn in_the_lab(error: vmprof_guests::GuestError) -> Failure {
+    let failure = Failure::from(error);
+    match failure.kind {
+        Kind::Failure | Kind::Invalid => Failure { kind: Kind::Lab, ..failure },
+        _ => failure,
+    }
+}
+
+/// What the emulated host's first process shall do: run the inner `up`, with its disks where the profile has them.
+fn job(upping: &Upping, paths: &[PathBuf], image: &BootImage) -> Job {
+    let arguments = &upping.arguments;
+    let profile = Inside::profile(&upping.path);
+    let mut argv: Vec<Bytes> = [Inside::VMPROF, "up", "--on", "kvm", "--image", Inside::IMAGE].map(Into::into).into();
+    argv.extend(["--name".into(), upping.name.as_str().into()]);
+    if arguments.console {
+        argv.push("--console".into());
+    }
+    argv.push(bytes(profile.as_os_str()));
+    if upping.with_command() {
+        argv.push("--".into());
+        argv.extend(arguments.command.iter().map(|word| bytes(word)));
+    }
+    let link = |path: &Path, serial: &str| DeviceLink {
+        path: path.to_string_lossy().into_owned(),
+        serial: serial.to_owned(),
+    };
+    let mut links: Vec<DeviceLink> = upping
+        .profile
+        .disks
+        .iter()
+        .zip(paths)
+        .map(|(disk, outside)| link(&path_inside(&upping.profile, &disk.source, outside), &disk.name.value))
+        .collect();
+    if image.root.is_some() {
+        links.push(link(Inside::ROOT.as_ref(), Inside::ROOT_SERIAL));
+    }
+    let (rows, columns) = terminal::size();
+    let mut env: Vec<(String, String)> = [
+        ("PATH", "/usr/bin:/bin"),
+        ("HOME", "/root"),
+        ("VMPROF_STORE", Inside::STORE),
+        ("VMPROF_STATE", Inside::STATE),
+        ("VMPROF_RUNTIME", Inside::RUNTIME),
+    ]
+    .map(|(name, value)| (name.to_owned(), value.to_owned()))
+    .into();
+    env.push(("LINES".into(), rows.to_string()));
+    env.push(("COLUMNS".into(), columns.to_string()));
+    env.extend(["TERM", "NO_COLOR"].iter().filter_map(|name| Some((name.to_string(), std::env::var(name).ok()?))));
+    Job {
+        schema: JOB_SCHEMA.to_owned(),
+        hostname: "lab".to_owned(),
+        root: Root::Initramfs,
+        disks: links
+            .iter()
+            .map(|link| vmprof_job::Disk { name: link.serial.clone(), serial: link.serial.clone(), scheduler: None })
+            .collect(),
+        links,
+        command: Command {
+            argv,
+            env: env.iter().map(|(name, value)| (name.as_str().into(), value.as_str().into())).collect(),
+            directory: "/".to_owned(),
+            streams: Streams::Ports,
+        },
+    }
+}
+
+fn bytes(word: &OsStr) -> Bytes {
+    word.as_bytes().into()
+}
+
+/// Where the inner `up` will look for the source that lies at `outside` here.
+fn path_inside(profile: &Profile, source: &DiskSource, outside: &Path) -> PathBuf {
+    match source {
+        DiskSource::File { path, .. } if Path::new(path).is_relative() => {
+            Path::new(Inside::STATE).join("disks").join(&profile.name).join(path)
+        }
+        _ => outside.to_owned(),
+    }
+}
+
+/// Everything the emulated host needs besides its own boot files.
+fn archive(upping: &Upping, image: &BootImage, job: &Job) -> Result<Vec<u8>, Failure> {
+    let read = |path: &Path| {
+        std::fs::read(path).map_err(|error| Failure::os(format!("{} cannot be read for the lab", path.display()), error))
+    };
+    let inside = BootImage {
+        kernel: Inside::KERNEL.into(),
+        initramfs: Inside::INITRAMFS.into(),
+        root: image.root.as_ref().map(|_| Inside::ROOT.into()),
+        ..image.clone()
+    };
+    let description =
+        serde_json::to_vec(&inside).map_err(|error| Failure::os("the image cannot be described", error.into()))?;
+    let profile = Inside::profile(&upping.path);
+    let name = |path: &str| path.trim_start_matches('/').to_owned();
+    let mut files = [
+        (name(Inside::VMPROF), 0o755, read("/proc/self/exe".as_ref())?),
+        (name(Inside::KERNEL), 0o444, read(&image.kernel)?),
+        (name(Inside::INITRAMFS), 0o444, read(&image.initramfs)?),
+        (name(Inside::IMAGE), 0o444, description),
+        (name(&profile.to_string_lossy()), 0o444, read(&upping.path)?),
+        (JOB_PATH.to_owned(), 0o600, vmprof_job::line(job)),
+    ];
+    let files: Vec<(&str, u16, Vec<u8>)> =
+        files.iter_mut().map(|(path, mode, bytes)| (path.as_str(), *mode, std::mem::take(bytes))).collect();
+    Ok(append_archive(&files)?)
+}
+
+/// The profile's disks on node 0, then drives that are only there to be seen, the nodes in turn; the root image beside.
+fn drives(profile: &Profile, paths: &[PathBuf], image: &BootImage, shape: &Shape) -> Vec<Drive> {
+    let media = |source: &DiskSource, path: &Path| match source {
+        DiskSource::File { .. } => Media::File(path.to_owned()),
+        DiskSource::Device { .. } => Media::BlockDevice(path.to_owned()),
+    };
+    let mut drives: Vec<Drive> = profile
+        .disks
+        .iter()
+        .zip(paths)
+        .map(|(disk, path)| Drive {
+            serial: disk.name.value.clone(),
+            media: media(&disk.source, path),
+            read_only: disk.readonly,
+            node: Some(0),
+        })
+        .collect();
+    // With disks of its own, node 0 needs no spare one.
+    let first_spare = usize::from(!drives.is_empty());
+    drives.extend((first_spare..shape.nvme as usize).map(|spare| Drive {
+        serial: format!("spare{spare}"),
+        media: Media::Empty,
+        read_only: false,
+        node: Some(spare % shape.nodes.len()),
+    }));
+    drives.extend(image.root.iter().map(|root| Drive {
+        serial: Inside::ROOT_SERIAL.to_owned(),
+        media: Media::File(root.clone()),
+        read_only: true,
+        node: None,
+    }));
+    drives
+}
+
+/// Locks every disk as the VMM would, so that nobody uses one twice, in the lab or out of it.
+fn lock_all(upping: &Upping, paths: &[PathBuf], disks: &[DiskInUse]) -> Result<Vec<File>, Failure> {
+    let mut locks = Vec::new();
+    for ((disk, path), in_use) in upping.profile.disks.iter().zip(paths).zip(disks) {
+        let lock = || -> std::io::Result<File> {
+            let file = File::options().read(true).write(!disk.readonly).open(path)?;
+            match disk.readonly {
+                true => file.try_lock_shared()?,
+                false => file.try_lock()?,
+            }
+            Ok(file)
+        };
+        locks.push(lock().map_err(|error| {
+            record::refuse_shared_disks(&upping.places, std::slice::from_ref(in_use)).map_or_else(Failure::from, |()| {
+                let message = format!("disk `{}` ({}) cannot be locked for this run", disk.name.value, path.display());
+                Failure::os(message, error)
+            })
+        })?);
+    }
+    Ok(locks)
+}
+
+/// Requests are the inner vmprof's to answer.
+struct Forwarded {
+    name: String,
+    events: Sender<Event>,
+}
+
+impl Answers for Forwarded {
+    fn answer(&self, request: Request) -> Result<Value, String> {
+        let over = || "the run is ending already".to_owned();
+        if request == Request::Stop {
+            return self.events.send(Event::StopAsked).map(|()| Value::Bool(true)).map_err(|_| over());
+        }
+        let (answer, ran) = mpsc::channel();
+        let argv = [Inside::VMPROF, "ask", &self.name, request.word()].map(Bytes::from).into();
+        self.events.send(Event::RunAsked { argv, answer }).map_err(|_| over())?;
+        let ran = ran.recv_timeout(Duration::from_secs(50)).map_err(|_| "the lab did not answer".to_owned())?;
+        match ran.status {
+            Ended::Exited(0) => serde_json::from_slice(&ran.stdout).map_err(|error| error.to_string()),
+            _ => Err(String::from_utf8_lossy(&ran.stderr).trim().to_owned()),
+        }
+    }
+}
