@@ -8,7 +8,7 @@ use std::time::Duration;
 use rustix::fs::OFlags;
 use rustix::process::{Pid, Signal};
 use rustix::time::{ClockId, clock_gettime};
-use vmprof_job::{Ended, FromGuest, JOB_PATH, Job, LINGER_MS, Root, port};
+use vmprof_job::{Ended, FromGuest, JOB_PATH, Job, Root, port};
 
 use crate::command::{self, Surroundings};
 use crate::control::Control;
@@ -22,6 +22,8 @@ use crate::{disks, job, kmsg, loopback, modules, mounts, ports};
 
 /// Devices appear while the kernel probes them; an emulated machine on a busy host takes its time.
 const DEVICE_WAIT: Duration = Duration::from_secs(30);
+/// One line, which nobody reads slowly; a boot that failed need not stand around for longer.
+const FAILURE_HEARD: Duration = Duration::from_secs(15);
 const SERIAL_CONSOLE: &str = "/dev/ttyS0";
 const OURSELVES: &str = "/proc/self/exe";
 
@@ -83,7 +85,7 @@ fn fail(mut control: Control, children: Option<&Children>, failure: &Failure) ->
     let message = failure.message();
     kmsg::error(&message);
     control.send(&FromGuest::Failed { message });
-    control.farewell(Duration::from_millis(LINGER_MS));
+    control.farewell(FAILURE_HEARD, &mut Buttons::default());
     drop(control);
     power::end(children, Duration::ZERO)
 }

@@ -7,6 +7,7 @@ use vmprof_job::{FromGuest, ToGuest};
 
 use crate::kmsg;
 use crate::ports::{Moved, Port};
+use crate::power::Buttons;
 use crate::wait::Wait;
 
 /// Longer than any message: more without an end is not one.
@@ -68,9 +69,9 @@ impl Control {
         self.taken == self.outgoing.len()
     }
 
-    /// Waits until the outside says that it has everything, or wants the guest to stop anyway; not longer than `limit`,
-    /// and not for an outside that is gone. Says whether it was told.
-    pub(crate) fn farewell(&mut self, limit: Duration) -> bool {
+    /// Waits until the outside says that it has everything, or wants the guest to stop anyway, by the power button too;
+    /// not longer than `limit`, and not for an outside that is gone. Says whether it was told.
+    pub(crate) fn farewell(&mut self, limit: Duration, buttons: &mut Buttons) -> bool {
         let end = Instant::now() + limit;
         loop {
             let now = Instant::now();
@@ -81,11 +82,15 @@ impl Control {
                     ToGuest::InputEnded { .. } | ToGuest::Signal { .. } | ToGuest::Run { .. } => {}
                 }
             }
+            if buttons.pressed() {
+                return true;
+            }
             if now >= end || self.port.away_for(now) >= GONE {
                 return false;
             }
             let mut wait = Wait::default();
             self.expect(now, &mut wait);
+            buttons.expect(&mut wait);
             wait.until(end);
             wait.sleep();
         }
@@ -139,14 +144,20 @@ mod tests {
     fn farewell_ends_with_the_outsides_word() {
         let (mut control, mut outside) = control();
         outside.write_all(b"{\"signal\":{\"number\":2}}\n\"received\"\n").unwrap();
-        assert!(control.farewell(Duration::from_secs(600)));
+        assert!(control.farewell(Duration::from_secs(600), &mut Buttons::default()));
     }
 
     #[test]
     fn farewell_does_not_wait_for_an_outside_that_is_gone() {
         let (mut control, outside) = control();
         drop(outside);
-        assert!(!control.farewell(Duration::from_secs(600)));
+        assert!(!control.farewell(Duration::from_secs(600), &mut Buttons::default()));
+    }
+
+    #[test]
+    fn farewell_to_an_outside_that_says_nothing_ends_by_itself() {
+        let (mut control, _outside) = control();
+        assert!(!control.farewell(Duration::from_millis(20), &mut Buttons::default()));
     }
 
     #[test]

@@ -13,6 +13,8 @@ pub(crate) enum Failure {
     Step { doing: String, source: io::Error },
     #[error("kernel module {} could not be loaded", .path.display())]
     Module { path: PathBuf, source: io::Error },
+    #[error("kernel module {} needs a symbol of a module that was not loaded before it", .path.display())]
+    ModuleTooEarly { path: PathBuf },
     #[error("no virtio-serial port `{name}` within {waited_ms} ms; found: {}", listed(.found))]
     NoPort { name: &'static str, waited_ms: u128, found: Vec<String> },
     #[error("the virtio-serial port `{name}` could not be opened")]

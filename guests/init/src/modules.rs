@@ -22,15 +22,16 @@ pub(crate) fn load(directory: &Path) -> Result<(), Failure> {
         Err(source) => return Err(Failure::Module { path: directory.join(ORDER), source }),
     };
     for path in in_order(directory, &order) {
-        let loaded = File::open(&path).and_then(|file| Ok(finit_module(&file, c"", 0)?));
-        match loaded {
-            Ok(()) => {}
-            Err(error) if already_there(&error) => {}
-            Err(error) if hardware_is_missing(&error) => kmsg::note(format_args!(
-                "{}: this machine has nothing for it ({error})",
+        let file = File::open(&path).map_err(|source| Failure::Module { path: path.clone(), source })?;
+        match finit_module(&file, c"", 0) {
+            Ok(()) | Err(Errno::EXIST) => {}
+            Err(errno) if hardware_is_missing(errno) => kmsg::note(format_args!(
+                "{}: this machine has nothing for it ({errno})",
                 path.file_name().unwrap_or_default().display()
             )),
-            Err(source) => return Err(Failure::Module { path, source }),
+            // The file was there to open, so the name that was not found is that of a symbol.
+            Err(Errno::NOENT) => return Err(Failure::ModuleTooEarly { path }),
+            Err(errno) => return Err(Failure::Module { path, source: errno.into() }),
         }
     }
     Ok(())
@@ -41,14 +42,10 @@ fn in_order(directory: &Path, order: &str) -> Vec<PathBuf> {
     order.lines().map(str::trim).filter(|line| !line.is_empty()).map(|line| directory.join(line)).collect()
 }
 
-fn already_there(error: &io::Error) -> bool {
-    Errno::from_io_error(error) == Some(Errno::EXIST)
-}
-
 /// A driver says so when the machine lacks what it drives: kvm_intel on an AMD host, for one. Where a disk or a port is
 /// missing because of it, that is refused later, by its name.
-fn hardware_is_missing(error: &io::Error) -> bool {
-    matches!(Errno::from_io_error(error), Some(Errno::NODEV | Errno::OPNOTSUPP))
+fn hardware_is_missing(errno: Errno) -> bool {
+    matches!(errno, Errno::NODEV | Errno::OPNOTSUPP)
 }
 
 #[cfg(test)]
@@ -83,9 +80,8 @@ mod tests {
 
     #[test]
     fn kvm_of_the_other_vendor_does_not_stop_a_boot() {
-        assert!(hardware_is_missing(&Errno::OPNOTSUPP.into()));
-        assert!(hardware_is_missing(&Errno::NODEV.into()));
-        assert!(!hardware_is_missing(&Errno::NOENT.into()));
-        assert!(already_there(&Errno::EXIST.into()));
+        assert!(hardware_is_missing(Errno::OPNOTSUPP));
+        assert!(hardware_is_missing(Errno::NODEV));
+        assert!(!hardware_is_missing(Errno::NOEXEC));
     }
 }

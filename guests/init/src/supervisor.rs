@@ -131,7 +131,7 @@ impl Supervisor<'_> {
                     self.streams = None;
                     self.control.send(&FromGuest::Ended { status: *status, stdout, stderr });
                     let limit = if stop.is_some() { AFTER_KILL } else { Duration::from_millis(LINGER_MS) };
-                    if !self.control.farewell(limit) {
+                    if !self.control.farewell(limit, &mut self.buttons) {
                         kmsg::error("the outside did not say that it received the command's end");
                     }
                     return left;
