@@ -1,1 +1,221 @@
-//! To be filled.
+//! The harness of the end-to-end tests: the binary as users get it, in an environment of its own.
+
+use std::ffi::OsStr;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::{Mutex, MutexGuard, OnceLock};
+use std::time::{Duration, Instant};
+
+use rustix::process::{Pid, Signal, kill_process};
+
+/// The checkout.
+pub fn checkout() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("the tests' crate lies in the checkout")
+}
+
+/// The release binary: built when it is missing or old, once a test run. Debug builds are too slow and too large to be
+/// carried into an emulated host. VMPROF_BINARY names another one.
+pub fn binary() -> &'static Path {
+    static BINARY: OnceLock<PathBuf> = OnceLock::new();
+    BINARY.get_or_init(|| {
+        if let Some(path) = std::env::var_os("VMPROF_BINARY") {
+            return path.into();
+        }
+        let built = Command::new(env!("CARGO"))
+            .args(["build", "--release", "--locked", "--package", "vmprof", "--target-dir"])
+            .arg(target())
+            .current_dir(checkout())
+            .status()
+            .expect("cargo can be started");
+        assert!(built.success(), "the release binary does not build");
+        target().join("release/vmprof")
+    })
+}
+
+/// Cargo's target directory, from where this test binary lies: TARGET/debug/deps/suite-….
+fn target() -> PathBuf {
+    let own = std::env::current_exe().expect("a test knows its own binary");
+    own.ancestors().nth(3).expect("a test binary lies in TARGET/PROFILE/deps").to_owned()
+}
+
+/// The store that all tests share, so that each package is fetched once. It stays between test runs.
+pub fn shared_store() -> PathBuf {
+    target().join("vmprof-tests/store")
+}
+
+/// One emulated host at a time: two would only take the processors from each other.
+pub fn the_lab() -> MutexGuard<'static, ()> {
+    static LAB: Mutex<()> = Mutex::new(());
+    LAB.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+}
+
+/// A user's places, empty but for the store.
+#[derive(Debug)]
+pub struct Home {
+    directory: tempfile::TempDir,
+    store: PathBuf,
+}
+
+impl Default for Home {
+    fn default() -> Self {
+        Home::new()
+    }
+}
+
+impl Home {
+    pub fn new() -> Home {
+        Home::with_store(shared_store())
+    }
+
+    pub fn with_store(store: PathBuf) -> Home {
+        Home { directory: tempfile::tempdir().expect("a temporary directory can be made"), store }
+    }
+
+    pub fn path(&self) -> &Path {
+        self.directory.path()
+    }
+
+    /// vmprof with these arguments, from the checkout, with nothing of the tester's environment but PATH.
+    pub fn vmprof<A: AsRef<OsStr>>(&self, arguments: impl IntoIterator<Item = A>) -> Command {
+        let mut command = Command::new(binary());
+        command.args(arguments).current_dir(checkout()).env_clear().stdin(Stdio::null());
+        if let Some(path) = std::env::var_os("PATH") {
+            command.env("PATH", path);
+        }
+        command.env("HOME", self.path()).env("VMPROF_STORE", &self.store);
+        command
+    }
+
+    /// Runs it to its end.
+    pub fn run<A: AsRef<OsStr>>(&self, arguments: impl IntoIterator<Item = A>) -> Finished {
+        finish(&mut self.vmprof(arguments))
+    }
+}
+
+/// A command that has ended.
+#[derive(Debug)]
+pub struct Finished {
+    pub status: Option<i32>,
+    pub stdout: String,
+    pub stderr: String,
+}
+
+impl Finished {
+    /// Fails the test with everything that was printed unless the status is `expected`.
+    #[track_caller]
+    pub fn expect(self, expected: i32) -> Finished {
+        assert_eq!(
+            self.status,
+            Some(expected),
+            "unexpected status\n--- stdout\n{}\n--- stderr\n{}",
+            self.stdout,
+            self.stderr
+        );
+        self
+    }
+}
+
+pub fn finish(command: &mut Command) -> Finished {
+    let output = command.output().expect("the command can be started");
+    Finished {
+        status: output.status.code(),
+        stdout: String::from_utf8_lossy(&output.stdout).into_owned(),
+        stderr: String::from_utf8_lossy(&output.stderr).into_owned(),
+    }
+}
+
+/// Runs it with `input` on its standard input.
+pub fn finish_with_input(command: &mut Command, input: &[u8]) -> Finished {
+    let mut child = spawn(command.stdin(Stdio::piped()));
+    let mut stdin = child.child.stdin.take().expect("its input is a pipe");
+    let input = input.to_vec();
+    let writer = std::thread::spawn(move || stdin.write_all(&input));
+    let finished = child.finish();
+    // It may end without reading all of its input.
+    let _ = writer.join().expect("the writer does not panic");
+    finished
+}
+
+/// A running command; killed when a test gives up on it.
+#[derive(Debug)]
+pub struct Running {
+    child: Child,
+}
+
+/// Starts it with its output piped.
+pub fn spawn(command: &mut Command) -> Running {
+    let child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("the command can be started");
+    Running { child }
+}
+
+impl Running {
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    pub fn signal(&self, signal: Signal) {
+        kill_process(Pid::from_child(&self.child), signal).expect("the child can be signalled");
+    }
+
+    pub fn has_ended(&mut self) -> bool {
+        self.child.try_wait().expect("the child can be waited for").is_some()
+    }
+
+    pub fn finish(mut self) -> Finished {
+        let (stdout, stderr) = (self.child.stdout.take(), self.child.stderr.take());
+        let stdout = std::thread::spawn(move || read_all(stdout));
+        let stderr = read_all(stderr);
+        let status = self.child.wait().expect("the child can be waited for").code();
+        Finished { status, stdout: stdout.join().expect("the reader does not panic"), stderr }
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        // Ended already where a test finished it.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+fn read_all(from: Option<impl std::io::Read>) -> String {
+    let mut bytes = Vec::new();
+    if let Some(mut from) = from {
+        from.read_to_end(&mut bytes).expect("a pipe can be read");
+    }
+    String::from_utf8_lossy(&bytes).into_owned()
+}
+
+/// Looks until `look` finds something; fails the test, naming `what`, when it never does.
+#[track_caller]
+pub fn eventually<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
+    let patience = Duration::from_secs(180);
+    let begun = Instant::now();
+    loop {
+        if let Some(found) = look() {
+            return found;
+        }
+        assert!(begun.elapsed() < patience, "waited {patience:?} for {what}");
+        std::thread::sleep(Duration::from_millis(100));
+    }
+}
+
+/// Every process whose command line holds `word`.
+pub fn processes_with(word: &str) -> Vec<u32> {
+    let holds = |entry: std::fs::DirEntry| {
+        let pid: u32 = entry.file_name().to_str()?.parse().ok()?;
+        let line = std::fs::read(entry.path().join("cmdline")).ok()?;
+        String::from_utf8_lossy(&line).contains(word).then_some(pid)
+    };
+    let entries = std::fs::read_dir("/proc").expect("/proc can be read");
+    entries.flatten().filter_map(holds).collect()
+}
+
+/// Whether this machine's KVM runs stock kernels, as vmprof itself finds; a test that needs one says by its name that it
+/// was skipped.
+pub fn kvm_is_usable() -> bool {
+    let flags = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    let hardware = flags.split_whitespace().any(|flag| flag == "vmx" || flag == "svm");
+    hardware && std::fs::File::options().read(true).write(true).open("/dev/kvm").is_ok()
+}

@@ -195,10 +195,10 @@ fn arguments(start: &Start<'_>, console: &OwnedFd) -> Vec<OsString> {
                 add("-device", port);
                 add("-device", format!("nvme,serial={},drive=drive{index},bus=port{index}", drive.serial));
             }
-            None => add("-device", format!("virtio-blk-pci,serial={},drive=drive{index}", drive.serial)),
+            None => add("-device", format!("virtio-blk-pci,serial={},drive=drive{index},bus=pcie.0", drive.serial)),
         }
     }
-    add("-device", "virtio-serial-pci,id=channels".into());
+    add("-device", "virtio-serial-pci,id=channels,bus=pcie.0".into());
     for (index, end) in start.ports.iter().enumerate() {
         add("-chardev", format!("socket,id=channel{index},fd={}", end.stream.as_raw_fd()));
         add("-device", format!("virtserialport,bus=channels.0,chardev=channel{index},name={}", end.port));

@@ -96,6 +96,10 @@ pub fn up(upping: &Upping) -> Result<u8, Failure> {
         .run(input, started, move || handle.kill(), wait)
         .map_err(|error| Failure::os("the lab cannot be supervised", error))?;
     drop(raw);
+    if let Some(up_after) = outcome.account.hello_after {
+        let (up_after, all) = (up_after.as_secs_f64(), started.elapsed().as_secs_f64());
+        report.notice(format_args!("the lab was up after {up_after:.1} s and ran {all:.1} s"));
+    }
     Ok(upping.conclude(Ran::Inside { with_command: upping.with_command() }, &outcome))
 }
 

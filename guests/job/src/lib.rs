@@ -130,12 +130,13 @@ pub enum ToGuest {
     Run { id: u64, argv: Vec<Bytes> },
     /// The answer to [`FromGuest::Ended`] and [`FromGuest::Failed`]: everything has arrived, the counted bytes of the
     /// streams included, so the guest may power off. What still lies in a port's queue is lost with the machine, so the
-    /// guest waits for this, though not for longer than [`LINGER_MS`].
+    /// guest waits for this, though not for longer than [`LINGER_MS`]: a reader of the output may be slow (a pager), and
+    /// an outside that died has taken the machine with it.
     Received,
 }
 
 /// How long the guest waits for [`ToGuest::Received`] before it powers off without it.
-pub const LINGER_MS: u64 = 15_000;
+pub const LINGER_MS: u64 = 3_600_000;
 /// How much of each stream of a [`ToGuest::Run`] is kept. A helper that writes more finds its pipe closed (SIGPIPE).
 pub const CAPTURE_LIMIT: usize = 4 << 20;
 

@@ -1,0 +1,156 @@
+//! Guests that really boot: in the lab, or on this host where its KVM can. Each leaves proof that is read back from outside.
+
+use std::collections::BTreeMap;
+use std::fs;
+
+use serde_json::Value;
+use vmprof_tests::{Finished, Home, eventually, finish, finish_with_input, spawn, the_lab};
+
+/// Words before the profile: where to run.
+const LAB: [&str; 3] = ["up", "--on", "lab"];
+
+fn up(home: &Home, profile: &str, command: &[&str]) -> Finished {
+    let words = LAB.iter().chain([&profile, &"--"]).chain(command);
+    home.run(words)
+}
+
+#[test]
+fn a_command_has_its_own_streams_and_its_own_status() {
+    let _lab = the_lab();
+    let home = Home::new();
+    let finished = up(&home, "profiles/hello.kdl", &["sh", "-c", "echo out; echo err >&2; exit 7"]).expect(7);
+    assert_eq!(finished.stdout, "out\n");
+    assert!(finished.stderr.contains("err\n") && finished.stderr.contains("vcpu 0"), "{}", finished.stderr);
+}
+
+#[test]
+fn input_reaches_the_command_and_a_signal_is_its_status() {
+    let _lab = the_lab();
+    let home = Home::new();
+    // Larger than every buffer on the way, and not text.
+    let input: Vec<u8> = (0..3_000_000u32).map(|n| (n.wrapping_mul(2_654_435_761) >> 13) as u8).collect();
+    let sum = |text: &str| text.split_whitespace().next().map(str::to_owned);
+    let expected = finish_with_input(&mut std::process::Command::new("md5sum"), &input);
+    let script = "md5sum; kill -9 $$";
+    let mut command = home.vmprof(LAB.iter().chain(&["profiles/hello.kdl", "--", "sh", "-c", script]));
+    let finished = finish_with_input(&mut command, &input).expect(128 + 9);
+    assert_eq!(sum(&finished.stdout), sum(&expected.stdout));
+}
+
+#[test]
+fn what_the_recipe_names_runs_without_a_command_and_missing_commands_are_127() {
+    let _lab = the_lab();
+    let home = Home::new();
+    let greeted = home.run(LAB.iter().chain(&["profiles/hello.kdl"])).expect(0);
+    assert!(greeted.stdout.to_lowercase().contains("hello"), "{}", greeted.stdout);
+    let missing = up(&home, "profiles/hello.kdl", &["no-such-program"]).expect(127);
+    assert!(missing.stdout.is_empty());
+}
+
+#[test]
+fn a_kernel_panic_is_a_failure_that_says_so() {
+    let _lab = the_lab();
+    let script = "echo 1 > /proc/sys/kernel/sysrq; echo c > /proc/sysrq-trigger; sleep 60";
+    let finished = up(&Home::new(), "profiles/hello.kdl", &["sh", "-c", script]).expect(125);
+    assert!(finished.stderr.contains("panic"), "{}", finished.stderr);
+}
+
+#[test]
+fn a_timeout_is_124() {
+    let _lab = the_lab();
+    let words = LAB.iter().chain(&["--timeout", "40s", "profiles/hello.kdl", "--", "sleep", "1000"]);
+    Home::new().run(words).expect(124);
+}
+
+/// The heart of it: every thread on the CPUs that the plan printed and on no other, every virtqueue served by its IOThread
+/// and by no other, both read on the machine where it runs; and the disk's lock, from outside.
+#[test]
+fn threads_and_queues_are_where_the_plan_has_them() {
+    let _lab = the_lab();
+    let home = Home::new();
+    // Every queue is used: each job on a CPU of its own has that CPU's queue.
+    let script = "set -e; for cpu in 0 1 2 3; do \
+                  taskset -c $cpu dd if=/dev/vdb of=/dev/null bs=4096 count=64 skip=$((cpu * 64)) iflag=direct; \
+                  done; cat /sys/block/vdb/queue/scheduler; ls /sys/block/vdb/mq | wc -l; echo done; sleep 1000";
+    let script = script.replace("vdb", "$(basename $(dirname $(grep -lx data /sys/block/*/serial)))");
+    let mut running = spawn(&mut home.vmprof(LAB.iter().chain(&["profiles/db.kdl", "--", "sh", "-c", &script])));
+    let ask = |words: &[&str]| -> Option<Value> {
+        let answer = finish(&mut home.vmprof(words));
+        (answer.status == Some(0)).then(|| serde_json::from_str(&answer.stdout).expect("JSON on stdout"))
+    };
+    let reads = |stats: &Value| -> BTreeMap<u64, u64> {
+        let disks = stats["disks"].as_array().unwrap();
+        let data = disks.iter().find(|disk| disk["name"] == "data").unwrap();
+        let virtqueues = data["virtqueues"].as_array().unwrap().iter();
+        virtqueues.map(|vq| (vq["vq"].as_u64().unwrap(), vq["reads"].as_u64().unwrap())).collect()
+    };
+    let stats = eventually("64 reads on each of four virtqueues", || {
+        assert!(!running.has_ended(), "the run ended early");
+        ask(&["stats", "db", "--format", "json"]).filter(|stats| reads(stats).values().filter(|reads| **reads >= 64).count() == 4)
+    });
+
+    let plan = ask(&["ask", "db", "plan"]).expect("the plan in force");
+    assert_eq!(plan["host"]["nodes"], 2, "the lab has two nodes");
+    for planned in plan["disks"][0]["virtqueues"].as_array().unwrap() {
+        let disks = stats["disks"].as_array().unwrap();
+        let data = disks.iter().find(|disk| disk["name"] == "data").unwrap();
+        let counted = data["virtqueues"].as_array().unwrap().iter().find(|vq| vq["vq"] == planned["vq"]).unwrap();
+        // Counted by the thread that served the request.
+        assert_eq!(counted["iothread"], planned["iothread"], "virtqueue {}", planned["vq"]);
+    }
+
+    let findings = ask(&["verify", "db", "--format", "json"]).expect("every thread is where the plan has it");
+    let findings = findings.as_array().unwrap();
+    assert_eq!(findings.len(), 4 + 2 + 1);
+    let mut seen = Vec::new();
+    for finding in findings {
+        let name = finding["thread"].as_str().unwrap();
+        let planned = match name {
+            "vmprof" => &plan["emulator"]["cpus"],
+            _ => {
+                let (list, prefix, suffix) =
+                    if name.starts_with("CPU ") { ("vcpus", "CPU ", "/KVM") } else { ("iothreads", "IO iothread", "") };
+                let id: usize = name.strip_prefix(prefix).unwrap().strip_suffix(suffix).unwrap().parse().unwrap();
+                &plan[list][id]["cpus"]
+            }
+        };
+        assert_eq!(&finding["allowed"], planned, "{name}");
+        assert_eq!(finding["last_cpu"].as_u64().unwrap().to_string(), planned.as_str().unwrap(), "{name}");
+        seen.push(planned.clone());
+    }
+    // Large enough a host: nobody shares.
+    seen.sort_by_key(|cpus| cpus.to_string());
+    seen.dedup();
+    assert_eq!(seen.len(), 7, "two threads share a CPU: {findings:?}");
+    // The data drive hangs from node 0, and so does everything else.
+    assert_eq!((&plan["disks"][0]["node"], &plan["memory"]["nodes"]), (&0.into(), &"0".into()));
+
+    let second = home.run(LAB.iter().chain(&["--name", "other", "profiles/db.kdl", "--", "true"])).expect(125);
+    assert!(second.stderr.contains("`data`") && second.stderr.contains("`db`"), "{}", second.stderr);
+    let clash = home.run(LAB.iter().chain(&["profiles/db.kdl", "--", "true"])).expect(125);
+    assert!(clash.stderr.contains("`db` is running already"), "{}", clash.stderr);
+
+    home.run(["stop", "db"]).expect(0);
+    let finished = running.finish();
+    // CMD was asked to end with SIGTERM, and did.
+    assert_eq!(finished.status, Some(128 + 15), "{}", finished.stderr);
+    assert!(finished.stdout.contains("[none]") && finished.stdout.contains("\n4\n"), "{}", finished.stdout);
+}
+
+#[test]
+fn the_tour_verifies_the_disk_and_finds_its_content_again() {
+    let _lab = the_lab();
+    let home = Home::new();
+    for run in 1..=2 {
+        let tour = home.run(LAB.iter().chain(&["profiles/db.kdl"])).expect(0).stdout;
+        for (what, value) in [("kernel", "6."), ("queues", "4"), ("scheduler", "none"), ("run", &run.to_string())] {
+            let line = tour.lines().find(|line| line.split_whitespace().next() == Some(what));
+            let found = line.and_then(|line| line.split_whitespace().nth(1));
+            assert!(found.is_some_and(|found| found.starts_with(value)), "{what}: {line:?}\n{tour}");
+        }
+    }
+    let disk = home.path().join(".local/state/vmprof/disks/db/db-data.raw");
+    let mut start = vec![0; 64];
+    std::io::Read::read_exact(&mut fs::File::open(disk).unwrap(), &mut start).unwrap();
+    assert!(start.starts_with(b"vmprof tour, run 2"), "the content is the host's file's");
+}

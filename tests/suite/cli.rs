@@ -1,0 +1,129 @@
+//! The command line: statuses, streams, messages. Nothing here boots.
+
+use std::fs;
+use std::process::Command;
+
+use serde_json::Value;
+use vmprof_tests::{Home, binary, checkout, finish, kvm_is_usable};
+
+#[test]
+fn the_binary_is_one_static_file_that_runs_anywhere() {
+    let elsewhere = tempfile::tempdir().unwrap();
+    let copy = elsewhere.path().join("vmprof");
+    fs::copy(binary(), &copy).unwrap();
+    let version = finish(Command::new(copy).arg("--version").env_clear().current_dir("/"));
+    assert!(version.expect(0).stdout.starts_with("vmprof "));
+    // An interpreter is what a dynamic executable has (ELF, program header PT_INTERP).
+    let bytes = fs::read(binary()).unwrap();
+    let loader = b"/lib64/ld-linux";
+    let interpreter = bytes[..4096].windows(loader.len()).any(|window| window == loader);
+    assert!(!interpreter, "the binary asks for a dynamic loader");
+}
+
+#[test]
+fn wrong_usage_is_64_and_help_is_0() {
+    let home = Home::new();
+    for wrong in [&["--wrong"][..], &["fly"], &["up"], &["plan"], &["up", "p.kdl", "--timeout", "5d"], &["up", "p.kdl", "--lab", "cpus=3"]] {
+        let finished = home.run(wrong).expect(64);
+        assert!(finished.stdout.is_empty() && finished.stderr.contains("error:"), "{wrong:?}: {}", finished.stderr);
+    }
+    assert!(home.run(["--help"]).expect(0).stdout.contains("plan"));
+    assert!(home.run(["up", "--help"]).expect(0).stdout.contains("125"));
+}
+
+#[test]
+fn a_profile_that_is_not_there_is_invalid() {
+    let finished = Home::new().run(["plan", "nowhere.kdl"]).expect(3);
+    assert!(finished.stderr.contains("nowhere.kdl cannot be read") && finished.stdout.is_empty());
+}
+
+#[test]
+fn three_mistakes_are_three_diagnostics() {
+    let home = Home::new();
+    let profile = home.path().join("bad.kdl");
+    fs::write(
+        &profile,
+        "profile bad {\n    guest \"g.kdl\"\n    vcpu 2\n    memory 1GiB\n    iothreads 1\n    disk data {\n        \
+         source file=\"d.raw\" size=\"1GiB\"\n        driver raw cache=writeback aio=native\n        queues 2\n        \
+         iothread-vq-mapping { iothread 3 vqs=\"0,1\" }\n    }\n}\n",
+    )
+    .unwrap();
+    for verb in ["plan", "check", "up"] {
+        let stderr = home.run([verb, profile.to_str().unwrap()]).expect(3).stderr;
+        for code in ["missing_quotes", "native_needs_direct", "no_such_iothread"] {
+            assert!(stderr.contains(&format!("vmprof::profile::{code}")), "{verb}: no {code} in\n{stderr}");
+        }
+        assert_eq!(stderr.matches("help:").count(), 3 + usize::from(verb == "check"), "{verb}:\n{stderr}");
+    }
+}
+
+#[test]
+fn a_plan_needs_no_kvm_no_network_and_no_programs() {
+    let home = Home::new();
+    let mut command = home.vmprof(["plan", "profiles/db.kdl", "--format", "json"]);
+    // No PATH: no apt, no shell.
+    let plan = finish(command.env("PATH", "")).expect(0);
+    let plan: Value = serde_json::from_str(&plan.stdout).unwrap();
+    assert_eq!(plan["schema"], "vmprof.plan/1");
+    assert_eq!((plan["vcpus"].as_array().unwrap().len(), plan["iothreads"].as_array().unwrap().len()), (4, 2));
+    let data = &plan["disks"][0];
+    assert_eq!((&data["name"], &data["cache"], &data["aio"], &data["queues"]), (&"data".into(), &"none".into(), &"io_uring".into(), &4.into()));
+    let served: Vec<u64> = data["virtqueues"].as_array().unwrap().iter().map(|vq| vq["iothread"].as_u64().unwrap()).collect();
+    assert_eq!(served, [0, 1, 0, 1]);
+}
+
+#[test]
+fn a_plan_made_from_a_capture_is_the_plan_made_here() {
+    let home = Home::new();
+    let capture = home.path().join("host.json");
+    home.run(["host", "--capture", capture.to_str().unwrap()]).expect(0);
+    let here = home.run(["host"]).expect(0).stdout;
+    assert!(here.contains("node"), "{here}");
+    let plan = |arguments: &[&str]| {
+        let mut all = vec!["plan", "profiles/hello.kdl", "--format", "json"];
+        all.extend(arguments);
+        let plan: Value = serde_json::from_str(&home.run(all).expect(0).stdout).unwrap();
+        plan
+    };
+    let (live, captured) = (plan(&[]), plan(&["--host", capture.to_str().unwrap()]));
+    assert_eq!(live["vcpus"], captured["vcpus"]);
+    assert_eq!(live["iothreads"], captured["iothreads"]);
+}
+
+#[test]
+fn a_host_without_usable_kvm_is_4_with_what_was_found_and_what_to_do() {
+    if kvm_is_usable() {
+        println!("skipped: a_host_without_usable_kvm_is_4: this host's KVM is usable");
+        return;
+    }
+    let stderr = Home::new().run(["up", "--on", "kvm", "profiles/hello.kdl"]).expect(4).stderr;
+    assert!(stderr.contains("/dev/kvm") && stderr.contains("help:") && stderr.contains("--on lab"), "{stderr}");
+}
+
+#[test]
+fn a_name_that_is_not_running_is_a_failure_that_says_so() {
+    let home = Home::new();
+    for verb in ["stop", "stats", "verify"] {
+        let stderr = home.run([verb, "ghost"]).expect(1).stderr;
+        assert!(stderr.contains("no VM named `ghost` is running"), "{stderr}");
+    }
+    assert_eq!(home.run(["ps", "--format", "json"]).expect(0).stdout.trim(), "[]");
+}
+
+#[test]
+fn manual_and_completions_are_made_from_the_arguments() {
+    let home = Home::new();
+    assert!(home.run(["man", "up"]).expect(0).stdout.contains("timeout"));
+    assert!(home.run(["completions", "bash"]).expect(0).stdout.contains("vmprof"));
+    home.run(["man", "fly"]).expect(1);
+}
+
+#[test]
+fn the_shipped_profiles_are_valid() {
+    let profiles = fs::read_dir(checkout().join("profiles")).unwrap().flatten().map(|entry| entry.path());
+    let shipped: Vec<_> = profiles.filter(|path| path.extension().is_some_and(|ending| ending == "kdl")).collect();
+    assert!(shipped.len() >= 2);
+    let mut arguments = vec!["check".into()];
+    arguments.extend(shipped);
+    Home::new().run(arguments).expect(0);
+}
