@@ -29,6 +29,16 @@ pub enum Reason {
         /// Whether the host isolates that core.
         isolated: bool,
     },
+    /// A vCPU on a core without other vCPUs, which threads of another kind share.
+    ApartFromVcpus {
+        /// Where.
+        home: Home,
+    },
+    /// An IOThread on a core without vCPUs, which the emulator shares.
+    WithTheEmulator {
+        /// Where.
+        home: Home,
+    },
     /// A sibling on a core without vCPUs.
     QuietSibling {
         /// Where.
@@ -127,7 +137,7 @@ impl fmt::Display for Home {
             }
             HomeChoice::Profile { line } => write!(f, ", as the profile says in line {line}"),
             HomeChoice::OnlyNode => f.write_str(", the only one in use"),
-            HomeChoice::Roomiest => f.write_str(", which has the most room; no disk's node is known"),
+            HomeChoice::Roomiest => f.write_str(", the roomiest (no disk's node is known)"),
             HomeChoice::Unknown => f.write_str(", whose nodes are unknown"),
         }
     }
@@ -143,6 +153,10 @@ impl fmt::Display for Reason {
             }
             Reason::OwnCore { home, isolated: false } => write!(f, "a core of its own on {home}"),
             Reason::OwnCore { home, isolated: true } => write!(f, "an isolated core of its own on {home}"),
+            Reason::ApartFromVcpus { home } => write!(f, "a core without other vCPUs on {home}"),
+            Reason::WithTheEmulator { home } => {
+                write!(f, "a core without vCPUs on {home}; the emulator shares it")
+            }
             Reason::QuietSibling { home } => write!(f, "a free sibling on a core without vCPUs, on {home}"),
             Reason::VcpuSibling { home } => {
                 write!(f, "shares a core with another vCPU: whole cores ran out on {}", home.short())

@@ -225,36 +225,23 @@ pub(crate) fn cache_and_aio(
     }
 }
 
-/// Names that stand twice, and more IOThreads than any disk has queues.
+/// More IOThreads than any disk has queues.
 pub(crate) fn disks(findings: &Findings, disks: &[Disk], iothreads: Option<&IoThreads>) {
-    let mut names: BTreeMap<&str, SourceSpan> = BTreeMap::new();
-    for disk in disks {
-        if let Some(first) = names.insert(&disk.name.value, disk.name.span) {
-            findings.push(
-                findings
-                    .error("duplicate_disk", format!("two disks are named `{}`", disk.name.value))
-                    .at(disk.name.span, "again here")
-                    .at(first, "first here")
-                    .help("the guest finds a disk by its name; rename one"),
-            );
-        }
-    }
     let widest = disks.iter().filter(|d| d.mapping == Mapping::RoundRobin).map(|d| d.queues).max();
     let written = disks.iter().any(|d| d.mapping != Mapping::RoundRobin);
     if let (Some(IoThreads { count: IoThreadCount::Fixed(count), .. }), Some(widest), false) =
         (iothreads, widest, written)
+        && count.value > widest
     {
-        if count.value > widest {
-            findings.push(
-                findings
-                    .warning(
-                        "more_iothreads_than_queues",
-                        format!("{} IOThreads, and no disk has more than {widest} virtqueues", count.value),
-                    )
-                    .at(count.span, format!("{} of them get no queue", count.value - widest))
-                    .help(format!("write `iothreads {widest}`, or give a disk more queues")),
-            );
-        }
+        findings.push(
+            findings
+                .warning(
+                    "more_iothreads_than_queues",
+                    format!("{} IOThreads, and no disk has more than {widest} virtqueues", count.value),
+                )
+                .at(count.span, format!("{} of them get no queue", count.value - widest))
+                .help(format!("write `iothreads {widest}`, or give a disk more queues")),
+        );
     }
 }
 
@@ -282,12 +269,12 @@ pub(crate) fn pins(
             }
         }
     }
-    if let Some(iothreads) = iothreads {
-        if let ThreadPins::Explicit(pins) = &iothreads.pin {
-            for (id, set) in pins {
-                inside(findings, host, &format!("iothread {id}"), set);
-                iothread_exists(findings, *id, set.span, iothreads);
-            }
+    if let Some(iothreads) = iothreads
+        && let ThreadPins::Explicit(pins) = &iothreads.pin
+    {
+        for (id, set) in pins {
+            inside(findings, host, &format!("iothread {id}"), set);
+            iothread_exists(findings, *id, set.span, iothreads);
         }
     }
     if let EmulatorPin::Explicit(set) = emulator {

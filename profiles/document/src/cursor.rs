@@ -18,6 +18,7 @@ pub struct Block<'a> {
     nodes: &'a [KdlNode],
     read: Vec<Cell<bool>>,
     asked: RefCell<Vec<&'static str>>,
+    missing: RefCell<Vec<(&'static str, Problem)>>,
     place: SourceSpan,
     within: String,
 }
@@ -31,7 +32,7 @@ impl<'a> Block<'a> {
     ) -> Self {
         let nodes = document.map_or(&[] as &[KdlNode], KdlDocument::nodes);
         let read = vec![Cell::new(false); nodes.len()];
-        Block { findings, nodes, read, asked: RefCell::default(), place, within }
+        Block { findings, nodes, read, asked: RefCell::default(), missing: RefCell::default(), place, within }
     }
 
     /// Every node of this name, in order.
@@ -67,12 +68,12 @@ impl<'a> Block<'a> {
     pub fn required(&self, name: &'static str, help: &str) -> Option<Node<'a>> {
         let node = self.only(name);
         if node.is_none() {
-            self.findings.push(
-                self.findings
-                    .error("missing_node", format!("{} has no `{name}`", self.within))
-                    .at(self.place, format!("`{name}` is missing here"))
-                    .help(help),
-            );
+            let problem = self
+                .findings
+                .error("missing_node", format!("{} has no `{name}`", self.within))
+                .at(self.place, format!("`{name}` is missing here"))
+                .help(help);
+            self.missing.borrow_mut().push((name, problem));
         }
         node
     }
@@ -112,16 +113,22 @@ impl<'a> Block<'a> {
         self.nodes.is_empty()
     }
 
-    /// Reports every node that nobody asked for.
+    /// Reports every node that nobody asked for, and every required one that is missing. A missing node whose name
+    /// was misspelt is one problem, not two.
     pub fn finish(self) {
         let asked = self.asked.borrow();
+        let mut missing = self.missing.borrow_mut();
         for (node, read) in self.nodes.iter().zip(&self.read) {
             if read.get() {
                 continue;
             }
             let name = node.name().value();
-            let help = match closest(name, asked.iter().copied()) {
-                Some(near) => format!("did you mean `{near}`?"),
+            let near = closest(name, missing.iter().map(|(name, _)| *name));
+            let help = match near.or_else(|| closest(name, asked.iter().copied())) {
+                Some(near) => {
+                    missing.retain(|(name, _)| *name != near);
+                    format!("did you mean `{near}`?")
+                }
                 None if asked.is_empty() => format!("{} takes no nodes", self.within),
                 None => format!("{} takes {}", self.within, one_of(&asked)),
             };
@@ -132,6 +139,7 @@ impl<'a> Block<'a> {
                     .help(help),
             );
         }
+        missing.drain(..).for_each(|(_, problem)| self.findings.push(problem));
     }
 }
 
@@ -143,13 +151,21 @@ pub struct Node<'a> {
     node: &'a KdlNode,
     read: Vec<Cell<bool>>,
     asked: RefCell<Vec<&'static str>>,
+    missing: RefCell<Vec<(&'static str, Problem)>>,
     children_read: Cell<bool>,
 }
 
 impl<'a> Node<'a> {
     fn new(findings: &'a Findings, node: &'a KdlNode) -> Self {
         let read = vec![Cell::new(false); node.entries().len()];
-        Node { findings, node, read, asked: RefCell::default(), children_read: Cell::new(false) }
+        Node {
+            findings,
+            node,
+            read,
+            asked: RefCell::default(),
+            missing: RefCell::default(),
+            children_read: Cell::new(false),
+        }
     }
 
     /// The node's name.
@@ -224,7 +240,8 @@ impl<'a> Node<'a> {
         let value = self.prop(key);
         if value.is_none() {
             let message = format!("`{}` has no `{key}=`", self.name());
-            self.findings.push(self.problem("missing_property", message).help(help));
+            let problem = self.problem("missing_property", message).help(help);
+            self.missing.borrow_mut().push((key, problem));
         }
         value
     }
@@ -266,7 +283,10 @@ impl<'a> Node<'a> {
             let problem = match entry.name() {
                 Some(key) => {
                     let help = match closest(key.value(), asked.iter().copied()) {
-                        Some(near) => format!("did you mean `{near}=`?"),
+                        Some(near) => {
+                            self.missing.borrow_mut().retain(|(name, _)| *name != near);
+                            format!("did you mean `{near}=`?")
+                        }
                         None if asked.is_empty() => format!("`{name}` takes no properties"),
                         None => format!("`{name}` takes {}", one_of(&asked)),
                     };
@@ -283,6 +303,7 @@ impl<'a> Node<'a> {
             };
             self.findings.push(problem);
         }
+        self.missing.borrow_mut().drain(..).for_each(|(_, problem)| self.findings.push(problem));
         for entry in self.node.entries() {
             // A typed number that is read as a size was refused there, with what to write.
             if let Some(ty) = entry.ty().filter(|_| !entry.value().is_integer()) {

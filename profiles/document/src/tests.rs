@@ -80,6 +80,14 @@ fn a_near_miss_is_suggested() {
 }
 
 #[test]
+fn a_misspelt_required_node_is_one_problem() {
+    let problems = read("pto \"1GiB\"").unwrap_err();
+    assert_eq!(codes(&problems), ["unknown_node"]);
+    assert_eq!(helps(&problems), "did you mean `pot`?");
+    assert_eq!(codes(&read("kettle 1").unwrap_err()), ["unknown_node", "missing_node"]);
+}
+
+#[test]
 fn bare_sizes_lists_and_keywords_say_what_to_write() {
     for (text, code, help) in [
         ("pot 8GiB", "missing_quotes", "write \"8GiB\""),

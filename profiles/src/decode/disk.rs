@@ -1,6 +1,8 @@
 //! `disk NAME { source …; driver …; queues …; iothread-vq-mapping …; scheduler …; readonly }`.
 
-use vmprof_document::{Node, Value, format_size};
+use std::collections::BTreeMap;
+
+use vmprof_document::{Node, SourceSpan, Value, format_size};
 
 use super::Reading;
 use crate::profile::{Aio, CacheMode, Discard, Disk, DiskSource, IoThreads, Mapping, Written};
@@ -12,14 +14,16 @@ const MOST_QUEUES: u64 = 256;
 const SECTOR_BYTES: u64 = 512;
 
 impl<'a> Reading<'a> {
-    /// Reads one disk. `vcpus` is what `queues auto` becomes, where the profile could say it; so is `iothreads`.
+    /// Reads one disk. `vcpus` is what `queues auto` becomes, where the profile could say it; `names` holds the
+    /// disks before this one.
     pub(super) fn disk(
         &self,
         node: Node<'a>,
         vcpus: Option<u32>,
         iothreads: Option<&IoThreads>,
+        names: &mut BTreeMap<String, SourceSpan>,
     ) -> Option<Disk> {
-        let name = self.disk_name(&node);
+        let name = self.disk_name(&node, names);
         let block = node.children();
         let help = "write `source file=\"data.raw\" size=\"8GiB\"` or `source dev=\"/dev/…\"`";
         let source = block.required("source", help).and_then(|node| self.source(node));
@@ -66,7 +70,11 @@ impl<'a> Reading<'a> {
         })
     }
 
-    fn disk_name(&self, node: &Node<'a>) -> Option<Written<String>> {
+    fn disk_name(
+        &self,
+        node: &Node<'a>,
+        names: &mut BTreeMap<String, SourceSpan>,
+    ) -> Option<Written<String>> {
         let value = node.required_arg("its name", "write `disk data { … }`")?;
         let name = self.name(value, SERIAL_BYTES)?;
         if name == "root" || name.starts_with("vmprof") {
@@ -79,6 +87,15 @@ impl<'a> Reading<'a> {
                     .help("choose another name"),
             );
             return None;
+        }
+        if let Some(first) = names.insert(name.clone(), value.span()) {
+            self.findings.push(
+                self.findings
+                    .error("duplicate_disk", format!("two disks are named `{name}`"))
+                    .at(value.span(), "again here")
+                    .at(first, "first here")
+                    .help("the guest finds a disk by its name; rename one"),
+            );
         }
         Some(self.written(value, name))
     }

@@ -43,23 +43,20 @@ impl<'a> Reading<'a> {
         });
         node.finish();
         let memory = Memory { bytes: bytes?, hugepages: hugepages.unwrap_or(Hugepages::None) };
-        if let Hugepages::Required(size) = &memory.hugepages {
-            if !memory.bytes.value.is_multiple_of(size.value.bytes()) {
-                let page = format_size(size.value.bytes());
-                self.findings.push(
-                    self.findings
-                        .error(
-                            "bad_memory",
-                            format!(
-                                "{} is not a whole number of {page} pages",
-                                format_size(memory.bytes.value)
-                            ),
-                        )
-                        .at(memory.bytes.span, "this much")
-                        .at(size.span, "in these pages")
-                        .help(format!("write a multiple of {page}")),
-                );
-            }
+        if let Hugepages::Required(size) = &memory.hugepages
+            && !memory.bytes.value.is_multiple_of(size.value.bytes())
+        {
+            let page = format_size(size.value.bytes());
+            self.findings.push(
+                self.findings
+                    .error(
+                        "bad_memory",
+                        format!("{} is not a whole number of {page} pages", format_size(memory.bytes.value)),
+                    )
+                    .at(memory.bytes.span, "this much")
+                    .at(size.span, "in these pages")
+                    .help(format!("write a multiple of {page}")),
+            );
         }
         Some(memory)
     }

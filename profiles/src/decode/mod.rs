@@ -8,6 +8,7 @@ mod iothreads;
 mod mapping;
 mod memory;
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use miette::NamedSource;
@@ -69,8 +70,9 @@ impl<'a> Reading<'a> {
         let count = vcpus.as_ref().map(|v| v.count);
         let nodes = block.all("disk");
         let wanted = nodes.len();
-        let disks: Vec<_> =
-            nodes.into_iter().filter_map(|node| self.disk(node, count, iothreads.as_ref())).collect();
+        let mut names = BTreeMap::new();
+        let read = |node| self.disk(node, count, iothreads.as_ref(), &mut names);
+        let disks: Vec<_> = nodes.into_iter().filter_map(read).collect();
         validate::disks(self.findings, &disks, iothreads.as_ref());
         validate::pins(self.findings, &host, vcpus.as_ref(), iothreads.as_ref(), &emulator);
         block.not_yet(&NOT_YET);
@@ -128,10 +130,12 @@ impl<'a> Reading<'a> {
         let plain = name.bytes().all(|b| b.is_ascii_alphanumeric() || b"._-".contains(&b));
         let problem = if name.len() > longest {
             let found = name.len();
-            value.problem(
-                "bad_name",
-                format!("the name `{name}` has {found} bytes, and {longest} is the most"),
-            )
+            value
+                .problem(
+                    "bad_name",
+                    format!("the name `{name}` has {found} bytes, and {longest} is the most"),
+                )
+                .help("choose a shorter one")
         } else if !plain || name.starts_with(['.', '-']) {
             value
                 .problem("bad_name", format!("`{name}` cannot be a name"))
@@ -169,13 +173,9 @@ impl<'a> Reading<'a> {
     }
 
     /// The children `NAME ID cpuset="…"` of a pin node, each id once.
-    fn pins(
-        &self,
-        block: &Block<'a>,
-        name: &'static str,
-    ) -> std::collections::BTreeMap<u32, Written<CpuSet>> {
-        let mut pins = std::collections::BTreeMap::new();
-        let mut places = std::collections::BTreeMap::new();
+    fn pins(&self, block: &Block<'a>, name: &'static str) -> BTreeMap<u32, Written<CpuSet>> {
+        let mut pins = BTreeMap::new();
+        let mut places = BTreeMap::new();
         for node in block.all(name) {
             let id = node
                 .required_arg("which one", "write its number, counted from 0")

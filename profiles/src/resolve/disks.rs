@@ -39,7 +39,11 @@ fn resolve(
         Mapping::Exact(entries) => (exact(entries), "as the profile maps them"),
     };
     let queues = match disk.queues_line {
-        Some(line) => format!("{} queues as line {line} says", disk.queues),
+        Some(line) => format!(
+            "{} {} as line {line} says",
+            disk.queues,
+            if disk.queues == 1 { "queue" } else { "queues" }
+        ),
         None => format!("one queue per vCPU, {}", disk.queues),
     };
     DiskPlan {

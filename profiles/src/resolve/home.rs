@@ -62,9 +62,11 @@ pub(super) fn home(
     }
     let wanted = profile.memory.bytes.value;
     let room = |node: &Option<u32>| {
-        let cores = seats.cores.iter().filter(|core| core.node == *node).count();
+        let cores = seats.cores.iter().filter(|core| core.node == *node);
+        // Rule 1: isolated cores were isolated for threads like these, as far as there is use for them.
+        let isolated = cores.clone().filter(|core| core.isolated).count().min(profile.vcpus.count as usize);
         let memory = node.and_then(|id| topology.nodes.get(&id)).and_then(|n| n.memory_bytes);
-        (memory.is_none_or(|bytes| bytes >= wanted), cores)
+        (memory.is_none_or(|bytes| bytes >= wanted), isolated, cores.count())
     };
     // max_by_key keeps the last of equals; from the back that is the lowest node.
     let roomiest = nodes.iter().rev().max_by_key(|node| room(node))?;

@@ -9,9 +9,7 @@ use crate::profile::IoThreadCount;
 pub(super) enum Step {
     /// Everyone on a core of the home node, the emulator on one of its own.
     Roomy,
-    /// The emulator on the sibling of an IOThread.
-    Snug,
-    /// (a) The emulator on another node.
+    /// (a) The emulator on another node, unless a pinned IOThread's core has a sibling for it.
     EmulatorAway,
     /// (b) The emulator on an IOThread's CPU.
     EmulatorShares,
@@ -29,9 +27,8 @@ pub(super) enum Step {
     VcpusShare,
 }
 
-const STEPS: [Step; 10] = [
+const STEPS: [Step; 9] = [
     Step::Roomy,
-    Step::Snug,
     Step::EmulatorAway,
     Step::EmulatorShares,
     Step::FewerIoThreads,
@@ -239,9 +236,8 @@ impl Attempt<'_> {
             IoThreadCount::Fixed(count) => return (count.value, None),
             IoThreadCount::Auto { min, max } => (*min, *max),
         };
-        // At the first step the emulator has its seat already; at the second it needs one of those left.
-        let emulator = usize::from(self.demand.emulator && self.step == Step::Snug);
-        let left = self.board.quiet_cpus(self.home()).saturating_sub(self.demand.floating_vcpus + emulator);
+        // At the first step the emulator has its seat already; from then on it goes elsewhere.
+        let left = self.board.quiet_cpus(self.home()).saturating_sub(self.demand.floating_vcpus);
         let left = u32::try_from(left)
             .unwrap_or(u32::MAX)
             .saturating_add(u32::try_from(self.demand.pinned_iothreads.len()).unwrap_or(0));
@@ -272,10 +268,10 @@ impl Attempt<'_> {
         if let Some((cpu, own)) = self.board.quiet_cpu(self.home()) {
             return Some(Seat { cpu, terms: if own { Terms::OwnCore } else { Terms::QuietSibling } });
         }
-        if self.step >= Step::IoThreadsAway {
-            if let Some((cpu, _)) = self.others().iter().find_map(|node| self.board.quiet_cpu(*node)) {
-                return Some(Seat { cpu, terms: Terms::NextNode });
-            }
+        if self.step >= Step::IoThreadsAway
+            && let Some((cpu, _)) = self.others().iter().find_map(|node| self.board.quiet_cpu(*node))
+        {
+            return Some(Seat { cpu, terms: Terms::NextNode });
         }
         if self.step < Step::IoThreadsOnVcpus {
             return None;
@@ -292,10 +288,10 @@ impl Attempt<'_> {
         if let Some((cpu, own)) = self.board.quiet_cpu(self.home()) {
             return Some(Seat { cpu, terms: if own { Terms::OwnCore } else { Terms::QuietSibling } });
         }
-        if self.step >= Step::EmulatorAway {
-            if let Some((cpu, _)) = self.others().iter().find_map(|node| self.board.quiet_cpu(*node)) {
-                return Some(Seat { cpu, terms: Terms::NextNode });
-            }
+        if self.step >= Step::EmulatorAway
+            && let Some((cpu, _)) = self.others().iter().find_map(|node| self.board.quiet_cpu(*node))
+        {
+            return Some(Seat { cpu, terms: Terms::NextNode });
         }
         if self.step < Step::EmulatorShares {
             return None;

@@ -44,7 +44,10 @@ pub(super) fn threads(
         );
         return None;
     };
-    let view = View { topology, seats, usable, home };
+    let mut sitters: BTreeMap<u32, usize> = BTreeMap::new();
+    let seated = layout.vcpus.iter().chain(&layout.iothreads).map(|(_, seat)| seat);
+    seated.chain(&layout.emulator).for_each(|seat| *sitters.entry(seat.cpu).or_default() += 1);
+    let view = View { topology, seats, usable, home, sitters };
     let vcpus = view.vcpus(profile, &layout);
     let emulator = view.emulator(profile, &layout);
     let iothreads = view.iothreads(profile, &layout, &emulator.0);
@@ -121,16 +124,15 @@ fn demand(profile: &Profile) -> Demand {
 /// The CPUs that explicit pins occupy before anyone is placed.
 fn taken(profile: &Profile) -> Vec<(u32, Sitter)> {
     let mut taken = Vec::new();
-    let kinds: [(&ThreadPins, fn(u32) -> Sitter); 2] =
-        [(&profile.vcpus.pin, Sitter::Vcpu), (&profile.iothreads.pin, Sitter::IoThread)];
-    for (pins, sitter) in kinds {
+    let mut occupy = |pins: &ThreadPins, sitter: fn(u32) -> Sitter| {
         if let ThreadPins::Explicit(pins) = pins {
-            taken.extend(pins.iter().flat_map(|(id, set)| {
-                let cpus: Vec<u32> = set.value.iter().collect();
-                cpus.into_iter().map(|cpu| (cpu, sitter(*id)))
-            }));
+            for (id, set) in pins {
+                taken.extend(set.value.iter().map(|cpu| (cpu, sitter(*id))));
+            }
         }
-    }
+    };
+    occupy(&profile.vcpus.pin, Sitter::Vcpu);
+    occupy(&profile.iothreads.pin, Sitter::IoThread);
     if let EmulatorPin::Explicit(set) = &profile.emulator {
         taken.extend(set.value.iter().map(|cpu| (cpu, Sitter::Emulator)));
     }
@@ -142,12 +144,25 @@ struct View<'a> {
     seats: &'a Seats,
     usable: &'a Usable,
     home: &'a Home,
+    /// How many threads the planner put on a CPU.
+    sitters: BTreeMap<u32, usize>,
+}
+
+/// The kinds of thread whose place depends on the others.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    Vcpu,
+    IoThread,
+    Emulator,
 }
 
 impl View<'_> {
-    fn place(&self, seat: &Seat) -> Place {
+    fn place(&self, seat: &Seat, kind: Kind) -> Place {
         let home = self.home.clone();
+        let shared = self.sitters.get(&seat.cpu).is_some_and(|n| *n > 1);
         let because = match seat.terms {
+            Terms::OwnCore if shared && kind == Kind::Vcpu => Reason::ApartFromVcpus { home },
+            Terms::OwnCore if shared && kind == Kind::IoThread => Reason::WithTheEmulator { home },
             Terms::OwnCore => {
                 let isolated = self.seats.core_of(seat.cpu).is_some_and(|at| self.seats.cores[at].isolated);
                 Reason::OwnCore { home, isolated }
@@ -163,7 +178,14 @@ impl View<'_> {
         (CpuSet::of(seat.cpu), because)
     }
 
-    fn pool(&self, pins: &ThreadPins, count: u32, seated: &[(u32, Seat)], emulator: &CpuSet) -> Vec<Place> {
+    fn pool(
+        &self,
+        kind: Kind,
+        pins: &ThreadPins,
+        count: u32,
+        seated: &[(u32, Seat)],
+        emulator: &CpuSet,
+    ) -> Vec<Place> {
         let seated: BTreeMap<u32, &Seat> = seated.iter().map(|(id, seat)| (*id, seat)).collect();
         (0..count)
             .map(|id| match (pins, seated.get(&id)) {
@@ -177,7 +199,7 @@ impl View<'_> {
                         (self.usable.cpus.clone(), Reason::SharesCpu { usable: self.usable.cpus.clone() })
                     }
                 },
-                (_, Some(seat)) => self.place(seat),
+                (_, Some(seat)) => self.place(seat, kind),
                 (_, None) => {
                     (self.usable.cpus.clone(), Reason::SharesCpu { usable: self.usable.cpus.clone() })
                 }
@@ -186,18 +208,18 @@ impl View<'_> {
     }
 
     fn vcpus(&self, profile: &Profile, layout: &Layout) -> Vec<Place> {
-        self.pool(&profile.vcpus.pin, profile.vcpus.count, &layout.vcpus, &self.usable.cpus)
+        self.pool(Kind::Vcpu, &profile.vcpus.pin, profile.vcpus.count, &layout.vcpus, &self.usable.cpus)
     }
 
     fn iothreads(&self, profile: &Profile, layout: &Layout, emulator: &CpuSet) -> Vec<Place> {
-        self.pool(&profile.iothreads.pin, layout.iothread_count, &layout.iothreads, emulator)
+        self.pool(Kind::IoThread, &profile.iothreads.pin, layout.iothread_count, &layout.iothreads, emulator)
     }
 
     fn emulator(&self, profile: &Profile, layout: &Layout) -> Place {
         match (&profile.emulator, &layout.emulator) {
             (EmulatorPin::Explicit(pin), _) => (pin.value.clone(), Reason::ProfileSaid { line: pin.line }),
             (EmulatorPin::Float { line }, _) => (self.usable.cpus.clone(), Reason::Floats { line: *line }),
-            (EmulatorPin::Auto, Some(seat)) => self.place(seat),
+            (EmulatorPin::Auto, Some(seat)) => self.place(seat, Kind::Emulator),
             (EmulatorPin::Auto, None) => {
                 (self.usable.cpus.clone(), Reason::SharesCpu { usable: self.usable.cpus.clone() })
             }
@@ -275,9 +297,7 @@ impl View<'_> {
         {
             gathered.step(
                 "iothread_shares_vcpu",
-                format!(
-                    "iothread {ids} has no CPU of its own (CPU {cpus}): it takes turns with other threads"
-                ),
+                format!("no CPU is left for iothread {ids} alone: CPU {cpus} is shared with other threads"),
                 format!("I/O waits while the others run, and the other way round; {widen}"),
             );
         }

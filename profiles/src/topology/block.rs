@@ -96,10 +96,10 @@ fn node(reader: &Reader<'_>, dir: &str, depth: u32) -> Option<u32> {
 fn ancestor_node(reader: &Reader<'_>, dir: &str) -> Option<u32> {
     let mut at = dir;
     while at.starts_with("/sys/devices/") && at.len() > "/sys/devices/".len() {
-        if let Some(node) = reader.number::<i64>(&format!("{at}/numa_node")) {
-            if let Ok(node) = u32::try_from(node) {
-                return Some(node);
-            }
+        if let Some(node) = reader.number::<i64>(&format!("{at}/numa_node"))
+            && let Ok(node) = u32::try_from(node)
+        {
+            return Some(node);
         }
         at = at.rsplit_once('/')?.0;
     }

@@ -5,10 +5,14 @@ use std::fmt::Write;
 
 use crate::topology::Topology;
 
+/// A node or a cache by its id; the unknown one comes last.
+type Group = (bool, Option<u32>);
+/// The CPUs of each core.
+type Cores = BTreeMap<u32, Vec<u32>>;
+
 /// Draws every online CPU as its id and its mark, wrapping groups so that lines stay within `width` columns.
 pub(super) fn grid(topology: &Topology, width: usize, mark: impl Fn(u32) -> String) -> String {
-    let mut places: BTreeMap<(bool, Option<u32>), BTreeMap<(bool, Option<u32>), BTreeMap<u32, Vec<u32>>>> =
-        BTreeMap::new();
+    let mut places: BTreeMap<Group, BTreeMap<Group, Cores>> = BTreeMap::new();
     for (id, cpu) in &topology.cpus {
         let node = places.entry((cpu.node.is_none(), cpu.node)).or_default();
         let cache = node.entry((cpu.l3.is_none(), cpu.l3)).or_default();

@@ -1,0 +1,12 @@
+//! The profile language, the topology reader and the planner from outside: fixtures, golden plans, rendered
+//! diagnostics, properties over made-up hosts, and every KDL block of the documentation.
+
+mod diagnostics;
+mod docs;
+mod fixtures;
+mod golden;
+mod host;
+mod ladder;
+mod language;
+mod properties;
+mod topology;
