@@ -13,7 +13,7 @@ use serde::Serialize;
 
 use crate::profile::{DiskSource, Profile};
 use crate::topology::source::{Reader, plain_path};
-use crate::topology::{BlockDevice, Source, Topology};
+use crate::topology::{Source, Topology};
 
 /// How often a file system on a loop device on a file is followed.
 const DEPTH: u32 = 8;
@@ -42,8 +42,11 @@ impl Storage {
         topology: &Topology,
         disks_dir: Option<&Path>,
     ) -> Storage {
-        let reader = Reader::new(source);
         let mut disks = BTreeMap::new();
+        if profile.disks.is_empty() {
+            return Storage { disks };
+        }
+        let lookup = Lookup::new(Reader::new(source), topology);
         for disk in &profile.disks {
             let path = match &disk.source {
                 DiskSource::Device { path } => Some(Path::new(path).to_owned()),
@@ -54,8 +57,7 @@ impl Storage {
                     disks_dir.filter(|_| source.is_live()).map(|dir| dir.join(path))
                 }
             };
-            let place = path.and_then(|path| locate(&reader, topology, &path, DEPTH));
-            if let Some(place) = place {
+            if let Some(place) = path.and_then(|path| lookup.locate(&path, DEPTH)) {
                 disks.insert(disk.name.value.clone(), place);
             }
         }
@@ -63,66 +65,93 @@ impl Storage {
     }
 }
 
-/// The device that `path` is, or that the file `path` lies on.
-fn locate(reader: &Reader<'_>, topology: &Topology, path: &Path, depth: u32) -> Option<StoragePlace> {
-    let depth = depth.checked_sub(1)?;
-    let name = if reader.live() {
-        live_device(reader, topology, path)
-    } else {
-        captured_device(reader, topology, path)
-    }?;
-    let device = topology.block.get(&name)?;
-    let node = device.node.or_else(|| loop_node(reader, topology, device, depth));
-    Some(StoragePlace { device: name, node })
+/// A source's mounts and devices, read once for all disks.
+struct Lookup<'a> {
+    reader: Reader<'a>,
+    topology: &'a Topology,
+    mounts: Vec<Mount>,
 }
 
-/// The node under a loop device: that of the device its file lies on.
-fn loop_node(reader: &Reader<'_>, topology: &Topology, device: &BlockDevice, depth: u32) -> Option<u32> {
-    locate(reader, topology, Path::new(device.backing_file.as_deref()?), depth)?.node
+/// One line of mountinfo.
+struct Mount {
+    point: String,
+    numbers: String,
+    source: String,
 }
 
-fn live_device(reader: &Reader<'_>, topology: &Topology, path: &Path) -> Option<String> {
-    let there = path.ancestors().find_map(|p| p.canonicalize().ok())?;
-    let facts = there.metadata().ok()?;
-    let number = if facts.file_type().is_block_device() { facts.rdev() } else { facts.dev() };
-    // Linux keeps the low 8 bits of minor and 12 of major in the old places and the rest above them.
-    let major = ((number >> 8) & 0xfff) | ((number >> 32) & !0xfff);
-    let minor = (number & 0xff) | ((number >> 12) & !0xff & 0xffff_ffff);
-    numbered_device(reader, &format!("{major}:{minor}"))
-        .or_else(|| mounted_device(reader, topology, there.to_str()?))
-}
-
-fn captured_device(reader: &Reader<'_>, topology: &Topology, path: &Path) -> Option<String> {
-    let path = plain_path(path)?;
-    if let Some(name) = path.strip_prefix("/dev/") {
-        return named_device(reader, topology, name);
+impl<'a> Lookup<'a> {
+    fn new(reader: Reader<'a>, topology: &'a Topology) -> Self {
+        let mounts = reader.read("/proc/self/mountinfo").unwrap_or_default();
+        Lookup { reader, topology, mounts: mounts.lines().filter_map(mount).collect() }
     }
-    mounted_device(reader, topology, &path)
-}
 
-/// The device of the mount that `path` lies on, by its numbers, else by the name of what is mounted there (btrfs and
-/// its like have numbers of their own).
-fn mounted_device(reader: &Reader<'_>, topology: &Topology, path: &str) -> Option<String> {
-    let mounts = reader.read("/proc/self/mountinfo")?;
-    let (numbers, source) = mounts
-        .lines()
-        .filter_map(mount)
-        .filter(|(point, ..)| below(path, point))
+    /// The device that `path` is, or that the file `path` lies on.
+    fn locate(&self, path: &Path, depth: u32) -> Option<StoragePlace> {
+        let depth = depth.checked_sub(1)?;
+        let name = if self.reader.live() { self.live_device(path) } else { self.captured_device(path) }?;
+        let device = self.topology.block.get(&name)?;
+        // The node under a loop device is that of the device its file lies on.
+        let below = || self.locate(Path::new(device.backing_file.as_deref()?), depth)?.node;
+        Some(StoragePlace { node: device.node.or_else(below), device: name })
+    }
+
+    fn live_device(&self, path: &Path) -> Option<String> {
+        let there = path.ancestors().find_map(|p| p.canonicalize().ok())?;
+        let facts = there.metadata().ok()?;
+        let number = if facts.file_type().is_block_device() { facts.rdev() } else { facts.dev() };
+        // Linux keeps the low 8 bits of minor and 12 of major in the old places and the rest above them.
+        let major = ((number >> 8) & 0xfff) | ((number >> 32) & !0xfff);
+        let minor = (number & 0xff) | ((number >> 12) & !0xff & 0xffff_ffff);
+        self.numbered(&format!("{major}:{minor}")).or_else(|| self.mounted(there.to_str()?))
+    }
+
+    fn captured_device(&self, path: &Path) -> Option<String> {
+        let path = plain_path(path)?;
+        match path.strip_prefix("/dev/") {
+            Some(name) => self.named(name),
+            None => self.mounted(&path),
+        }
+    }
+
+    /// The device of the mount that `path` lies on, by its numbers, else by the name of what is mounted there (btrfs
+    /// and its like have numbers of their own).
+    fn mounted(&self, path: &str) -> Option<String> {
+        let holds = |mount: &&Mount| below(path, &mount.point);
         // Of two mounts on one point the later one hides the earlier; max_by_key keeps the last of equals.
-        .max_by_key(|(point, ..)| point.len())
-        .map(|(_, numbers, source)| (numbers, source))?;
-    numbered_device(reader, &numbers)
-        .or_else(|| named_device(reader, topology, source.strip_prefix("/dev/")?))
+        let mount = self.mounts.iter().filter(holds).max_by_key(|mount| mount.point.len())?;
+        self.numbered(&mount.numbers).or_else(|| self.named(mount.source.strip_prefix("/dev/")?))
+    }
+
+    fn numbered(&self, numbers: &str) -> Option<String> {
+        self.whole(&self.reader.link(&format!("/sys/dev/block/{numbers}"))?)
+    }
+
+    fn named(&self, name: &str) -> Option<String> {
+        if self.topology.block.contains_key(name) {
+            return Some(name.to_owned());
+        }
+        // A partition: its numbers are linked from /sys/dev/block under its disk.
+        let end = format!("/{name}");
+        let numbers = self.reader.list("/sys/dev/block");
+        let mut dirs = numbers.iter().filter_map(|n| self.reader.link(&format!("/sys/dev/block/{n}")));
+        self.whole(&dirs.find(|dir| dir.ends_with(&end))?)
+    }
+
+    /// The whole device of a directory that may be a partition's: partitions lie inside their disk's directory.
+    fn whole(&self, dir: &str) -> Option<String> {
+        let (up, name) = dir.rsplit_once('/')?;
+        let (_, parent) = up.rsplit_once('/')?;
+        [name, parent].into_iter().find(|n| self.topology.block.contains_key(*n)).map(str::to_owned)
+    }
 }
 
-/// Mount point, device numbers and source of one line of mountinfo.
-fn mount(line: &str) -> Option<(String, String, String)> {
+fn mount(line: &str) -> Option<Mount> {
     let (left, right) = line.split_once(" - ")?;
     let mut left = left.split(' ');
-    let numbers = left.nth(2)?;
-    let point = left.nth(1)?;
-    let source = right.split(' ').nth(1)?;
-    Some((unescape(point), numbers.to_owned(), unescape(source)))
+    let numbers = left.nth(2)?.to_owned();
+    let point = unescape(left.nth(1)?);
+    let source = unescape(right.split(' ').nth(1)?);
+    Some(Mount { point, numbers, source })
 }
 
 fn unescape(text: &str) -> String {
@@ -131,30 +160,4 @@ fn unescape(text: &str) -> String {
 
 fn below(path: &str, point: &str) -> bool {
     point == "/" || path == point || path.strip_prefix(point).is_some_and(|rest| rest.starts_with('/'))
-}
-
-fn numbered_device(reader: &Reader<'_>, numbers: &str) -> Option<String> {
-    whole_device(reader, &reader.link(&format!("/sys/dev/block/{numbers}"))?)
-}
-
-fn named_device(reader: &Reader<'_>, topology: &Topology, name: &str) -> Option<String> {
-    if topology.block.contains_key(name) {
-        return Some(name.to_owned());
-    }
-    // A partition: its numbers are linked from /sys/dev/block under its disk.
-    let end = format!("/{name}");
-    reader
-        .list("/sys/dev/block")
-        .iter()
-        .filter_map(|numbers| reader.link(&format!("/sys/dev/block/{numbers}")))
-        .find(|dir| dir.ends_with(&end))
-        .and_then(|dir| whole_device(reader, &dir))
-}
-
-/// The whole device of a directory that may be a partition's: partitions lie inside their disk's directory.
-fn whole_device(reader: &Reader<'_>, dir: &str) -> Option<String> {
-    let (up, name) = dir.rsplit_once('/')?;
-    let (_, parent) = up.rsplit_once('/')?;
-    let whole = reader.list("/sys/block");
-    [name, parent].into_iter().find(|n| whole.iter().any(|w| w == n)).map(str::to_owned)
 }

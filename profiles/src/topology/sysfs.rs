@@ -54,48 +54,64 @@ fn online(reader: &Reader<'_>) -> CpuSet {
 }
 
 fn cpus(reader: &Reader<'_>, online: &CpuSet, nodes: &BTreeMap<u32, Node>) -> BTreeMap<u32, Cpu> {
-    // A core's files and a cache's files say the same for all their CPUs: each is read once, which on a large host
-    // is the difference between one and many thousand files.
-    let mut cores: BTreeMap<u32, (u32, Option<u32>)> = BTreeMap::new();
-    let mut caches: BTreeMap<u32, [Option<u32>; 2]> = BTreeMap::new();
     let node_of: BTreeMap<u32, u32> =
         nodes.iter().flat_map(|(id, node)| node.cpus.iter().map(move |cpu| (cpu, *id))).collect();
-    let kinds = kinds(reader, online);
-    let mut found = BTreeMap::new();
+    let atoms = reader.set("/sys/devices/cpu_atom/cpus");
+    // Hosts without the file on the first CPU have it nowhere.
+    let capacity = |cpu: u32| reader.number::<u32>(&format!("{CPU}/cpu{cpu}/cpu_capacity"));
+    let with_capacity = atoms.is_none() && online.first().is_some_and(|first| capacity(first).is_some());
+    let mut capacities: BTreeMap<u32, u32> = BTreeMap::new();
+    let mut found: BTreeMap<u32, Cpu> = BTreeMap::new();
     for cpu in online.iter() {
-        let (core, package) = *cores.get(&cpu).unwrap_or(&(cpu, None));
-        let (core, package) = if cores.contains_key(&cpu) {
-            (core, package)
-        } else {
-            let dir = format!("{CPU}/cpu{cpu}/topology");
-            let siblings = reader
-                .set(&format!("{dir}/thread_siblings_list"))
-                .or_else(|| reader.set(&format!("{dir}/core_cpus_list")))
-                .unwrap_or_default()
-                .and(online);
-            let package = reader
-                .number::<i64>(&format!("{dir}/physical_package_id"))
-                .and_then(|p| u32::try_from(p).ok());
-            // A list that does not name its own CPU is nonsense: then the CPU is a core of its own.
-            let siblings = if siblings.contains(cpu) { siblings } else { CpuSet::of(cpu) };
-            let core = siblings.iter().find(|s| !cores.contains_key(s)).unwrap_or(cpu);
-            for sibling in siblings.iter() {
-                cores.entry(sibling).or_insert((core, package));
-            }
-            (core, package)
-        };
-        if !caches.contains_key(&cpu) {
-            cache(reader, cpu, online, &mut caches);
+        // A core's files say the same for all its CPUs: each is read once, which on a large host is the difference
+        // between thousands of files and half of them.
+        if found.contains_key(&cpu) {
+            continue;
         }
-        let [l2, l3] = caches.get(&cpu).copied().unwrap_or_default();
-        let kind = kinds.get(&cpu).copied().unwrap_or(CoreKind::Performance);
-        found.insert(cpu, Cpu { package, core, l2, l3, node: node_of.get(&cpu).copied(), kind });
+        let core = core(reader, cpu, online);
+        let [l2, l3] = caches(reader, cpu, online);
+        if let Some(capacity) = capacity(cpu).filter(|_| with_capacity) {
+            capacities.insert(cpu, capacity);
+        }
+        for sibling in core.siblings.iter() {
+            let economy = atoms.as_ref().is_some_and(|atoms| atoms.contains(sibling));
+            let kind = if economy { CoreKind::Efficiency } else { CoreKind::Performance };
+            let node = node_of.get(&sibling).copied();
+            // Lists that contradict each other: the first to name a CPU has it.
+            found.entry(sibling).or_insert(Cpu { package: core.package, core: cpu, l2, l3, node, kind });
+        }
+    }
+    let most = capacities.values().copied().max().unwrap_or(0);
+    for cpu in found.values_mut() {
+        // Firmware rounds capacities; clearly less than the best marks an economy core.
+        if capacities.get(&cpu.core).is_some_and(|own| u64::from(*own) * 4 < u64::from(most) * 3) {
+            cpu.kind = CoreKind::Efficiency;
+        }
     }
     found
 }
 
-/// Reads the caches of one CPU and notes them for all CPUs of its core, and the L3 for all that share it.
-fn cache(reader: &Reader<'_>, cpu: u32, online: &CpuSet, caches: &mut BTreeMap<u32, [Option<u32>; 2]>) {
+/// What a core's files say.
+struct Core {
+    siblings: CpuSet,
+    package: Option<u32>,
+}
+
+fn core(reader: &Reader<'_>, cpu: u32, online: &CpuSet) -> Core {
+    let dir = format!("{CPU}/cpu{cpu}/topology");
+    let siblings = reader
+        .set(&format!("{dir}/thread_siblings_list"))
+        .or_else(|| reader.set(&format!("{dir}/core_cpus_list")))
+        .unwrap_or_default()
+        .and(online);
+    let package = reader.number::<i64>(&format!("{dir}/physical_package_id"));
+    // A list that does not name its own CPU is nonsense: then the CPU is a core of its own.
+    let siblings = if siblings.contains(cpu) { siblings } else { CpuSet::of(cpu) };
+    Core { siblings, package: package.and_then(|p| u32::try_from(p).ok()) }
+}
+
+/// The L2 and L3 caches of a CPU, each named by the lowest online CPU that shares it.
+fn caches(reader: &Reader<'_>, cpu: u32, online: &CpuSet) -> [Option<u32>; 2] {
     let dir = format!("{CPU}/cpu{cpu}/cache");
     let mut own = [None, None];
     // Index 0 and 1 are the L1 caches on every kernel; L2 and L3 follow, and a missing number ends them.
@@ -107,26 +123,7 @@ fn cache(reader: &Reader<'_>, cpu: u32, online: &CpuSet, caches: &mut BTreeMap<u
             own[level - 2] = shared.first();
         }
     }
-    caches.insert(cpu, own);
-}
-
-/// Which CPUs are of the economical kind: what the kernel names so, else those of clearly less capacity.
-fn kinds(reader: &Reader<'_>, online: &CpuSet) -> BTreeMap<u32, CoreKind> {
-    if let Some(atoms) = reader.set("/sys/devices/cpu_atom/cpus") {
-        return atoms.iter().map(|cpu| (cpu, CoreKind::Efficiency)).collect();
-    }
-    // Hosts without the file on the first CPU have it nowhere.
-    let Some(first) = online.first() else { return BTreeMap::new() };
-    let capacity = |cpu: u32| reader.number::<u32>(&format!("{CPU}/cpu{cpu}/cpu_capacity"));
-    if capacity(first).is_none() {
-        return BTreeMap::new();
-    }
-    let all: BTreeMap<u32, u32> = online.iter().filter_map(|cpu| Some((cpu, capacity(cpu)?))).collect();
-    let most = all.values().copied().max().unwrap_or(0);
-    all.into_iter()
-        .filter(|(_, capacity)| u64::from(*capacity) * 4 < u64::from(most) * 3)
-        .map(|(cpu, _)| (cpu, CoreKind::Efficiency))
-        .collect()
+    own
 }
 
 fn nodes(reader: &Reader<'_>, online: &CpuSet) -> BTreeMap<u32, Node> {
