@@ -56,9 +56,22 @@ impl Failure {
         Failure::new(kind, said)
     }
 
+    /// A typed error of a library that knows no diagnostics: its message, its causes, and what to do.
+    pub fn caused(
+        kind: Kind,
+        code: &'static str,
+        error: impl std::error::Error + Send + Sync + 'static,
+        help: impl Into<String>,
+    ) -> Failure {
+        let message = error.to_string();
+        // The outer message is told already: what follows is what it rests on.
+        let source = Cause::of(&error);
+        Failure::new(kind, Said { message, code, help: help.into(), source })
+    }
+
     /// Something the operating system refused: what was tried, and its answer.
     pub fn os(what: impl Into<String>, source: std::io::Error) -> Failure {
-        let said = Said { message: what.into(), code: "vmprof::os", help: String::new(), source: Some(source) };
+        let said = Said { message: what.into(), code: "vmprof::os", help: String::new(), source: Some(Box::new(Cause(source.to_string(), Cause::of(&source)))) };
         Failure::new(Kind::Failure, said)
     }
 }
@@ -70,7 +83,20 @@ struct Said {
     message: String,
     code: &'static str,
     help: String,
-    source: Option<std::io::Error>,
+    source: Option<Box<Cause>>,
+}
+
+/// A chain of causes as text.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+struct Cause(String, #[source] Option<Box<Cause>>);
+
+impl Cause {
+    /// What `error` rests on.
+    fn of(error: &dyn std::error::Error) -> Option<Box<Cause>> {
+        let source = error.source()?;
+        Some(Box::new(Cause(source.to_string(), Cause::of(source))))
+    }
 }
 
 impl Diagnostic for Said {

@@ -10,7 +10,11 @@ use serde_json::Value;
 use vmprof_guests::{Store, append_archive};
 use vmprof_job::{JOB_PATH, Streams, ToGuest};
 use vmprof_profiles::{CpuSet, Plan};
-use vmprof_vmm::{self as vmm, Channels, Exit, Port, Vm};
+use vmprof_vmm::backing::DiskError;
+use vmprof_vmm::exit::Exit;
+use vmprof_vmm::kvm::Usable;
+use vmprof_vmm::vm::{Control, StartError};
+use vmprof_vmm::{BuildError, Channels, Port, Vm, thread};
 
 use super::{Upping, sources};
 use crate::failure::{Failure, Kind};
@@ -28,7 +32,7 @@ use crate::verify::{PlannedThread, read_back};
 /// How long the guest's processes have between SIGTERM and SIGKILL.
 const GRACE: Duration = Duration::from_secs(5);
 
-pub fn up(upping: &Upping) -> Result<u8, Failure> {
+pub fn up(upping: &Upping, kvm: &Usable) -> Result<u8, Failure> {
     let (report, arguments) = (upping.report, &upping.arguments);
     let directory = upping.places.disks_of(&upping.profile.name);
     let paths = sources::paths(&upping.profile, &directory);
@@ -54,6 +58,8 @@ pub fn up(upping: &Upping) -> Result<u8, Failure> {
     let config = lower::machine(&upping.name, &plan, &image, &paths);
     let job = append_archive(&[(JOB_PATH, 0o600, vmprof_job::line(&job))])?;
 
+    // This thread, and with it everything that is no vCPU and no IOThread, belongs where the plan has the emulator.
+    thread::pin("vmprof", &config.emulator_cpus).map_err(|error| not_started(error.into()))?;
     let (ours, ends) = channels::open().map_err(|error| Failure::os("the channels to the guest cannot be opened", error))?;
     let manners = Manners {
         clean_stop: ToGuest::Stop { grace_ms: GRACE.as_millis() as u64 },
@@ -68,11 +74,10 @@ pub fn up(upping: &Upping) -> Result<u8, Failure> {
         ports: ends.into_iter().map(|ChannelEnd { port, stream }| Port { name: port.to_owned(), stream }).collect(),
         serial_out: Box::new(serial.out),
         serial_in: serial.input.map(Into::into),
-        initramfs_extra: job,
     };
 
     let started = Instant::now();
-    let vm = Vm::build(config, channels).map_err(refused)?.start().map_err(refused)?;
+    let vm = Vm::build(kvm, &config, channels, &job).map_err(not_built)?.start().map_err(not_started)?;
     let control = vm.control();
     let answers = Here { plan: plan.clone(), control: control.clone(), events: session.events.clone() };
     control::serve(own.directory(), Arc::new(answers))
@@ -117,9 +122,27 @@ impl Serial {
     }
 }
 
-fn refused(error: vmm::VmmError) -> Failure {
-    let kind = if error.is_the_hosts() { Kind::HostCannot } else { Kind::Failure };
-    Failure::new(kind, error)
+/// What the plan asks for and this host does not give is the host's; a disk that somebody uses is not.
+fn not_built(error: BuildError) -> Failure {
+    let (kind, help) = match &error {
+        BuildError::Disk(DiskError::EngineNotHere { .. }) => (Kind::HostCannot, "write aio=io_uring, or leave aio out"),
+        BuildError::Disk(DiskError::NoDirect { .. }) => {
+            (Kind::HostCannot, "put the file on a filesystem that has direct I/O, or give the disk a cached mode")
+        }
+        BuildError::Disk(DiskError::InUse { .. }) => (Kind::Failure, "`vmprof ps` lists this user's running VMs"),
+        BuildError::Disk(_) => (Kind::Failure, ""),
+        BuildError::Memory(_) => (Kind::HostCannot, "`vmprof host` shows each node's memory and free huge pages"),
+        BuildError::IoThread(_) => (Kind::HostCannot, "vmprof starts no run whose threads or engines are not as planned"),
+        BuildError::TooManyVcpus { .. } => (Kind::HostCannot, "give the profile fewer vCPUs"),
+        _ => (Kind::Failure, ""),
+    };
+    Failure::caused(kind, "vmprof::up::not_built", error, help)
+}
+
+fn not_started(error: StartError) -> Failure {
+    let help = "vmprof starts no run whose threads are not where the plan has them; \
+                a cgroup's cpuset or the caller's affinity may have changed";
+    Failure::caused(Kind::HostCannot, "vmprof::up::not_started", error, help)
 }
 
 fn end_of(exit: Exit) -> MachineEnd {
@@ -128,14 +151,16 @@ fn end_of(exit: Exit) -> MachineEnd {
         Exit::Reset => MachineEnd::Reboot,
         Exit::Panicked => MachineEnd::Panicked,
         Exit::Killed => MachineEnd::Killed,
-        Exit::TripleFault => MachineEnd::Broken("a vCPU of the guest shut down on a triple fault".into()),
+        Exit::TripleFault { vcpu, registers } => {
+            MachineEnd::Broken(format!("the guest's vCPU {vcpu} shut down on a triple fault at {registers}"))
+        }
         Exit::Failed(error) => MachineEnd::Broken(format!("the virtual machine cannot go on: {error}")),
     }
 }
 
 struct Here {
     plan: Plan,
-    control: vmm::Control,
+    control: Control,
     events: std::sync::mpsc::Sender<Event>,
 }
 

@@ -51,7 +51,7 @@ fn try_up(arguments: UpArguments, report: Report) -> Result<u8, Failure> {
     let name = arguments.name.clone().unwrap_or_else(|| profile.name.clone());
     let upping = Upping { arguments, profile, path, name, places, report };
     match (upping.arguments.on, kvm::probe()) {
-        (On::Kvm | On::Auto, Ok(_)) => here::up(&upping),
+        (On::Kvm | On::Auto, Ok(kvm)) => here::up(&upping, &kvm),
         (On::Kvm, Err(found)) => Err(no_kvm(&found)),
         // The lab would hide what one command mends.
         (On::Auto, Err(found @ NoKvm::Denied { .. })) => Err(no_kvm(&found)),
