@@ -5,6 +5,8 @@ use std::sync::Arc;
 use vmm_sys_util::eventfd::EventFd;
 use vmprof_sys::vring::SplitRing;
 
+use super::distress::Distress;
+
 /// A virtio device as the PCI transport sees it. Called from vCPU threads under the transport's lock, never from two at once.
 pub trait VirtioDevice: Send {
     /// For messages: `blk data`, `console`.
@@ -25,6 +27,10 @@ pub trait VirtioDevice: Send {
     /// The driver reset the device, or the machine ends: returns when no request is in flight and every queue has been
     /// dropped, so that nothing writes guest memory afterwards on this device's behalf. Does nothing on an idle device.
     fn reset(&mut self);
+    /// Where the device's threads say that the driver broke it: shown as DEVICE_NEEDS_RESET. `None`: it has no such threads.
+    fn distress(&self) -> Option<Arc<Distress>> {
+        None
+    }
 }
 
 /// A queue that the driver has enabled; owned by whoever serves it, dropped when it stops.
@@ -39,7 +45,7 @@ pub struct ActiveQueue {
 }
 
 /// The MSI-X vector of a queue, through irqfd. Masking is the transport's: a signal while masked stays in the eventfd.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Default)]
 pub struct QueueInterrupt(Option<Arc<EventFd>>);
 
 impl QueueInterrupt {

@@ -180,12 +180,15 @@ impl<T: Copy> Ring<T> {
         !self.overflow.is_empty() || !self.uring.0.submission().is_empty()
     }
 
+    /// Whether the kernel has completions that only a call of [`enter`](Self::enter) brings out.
+    pub fn holds_back(&mut self) -> bool {
+        let submission = self.uring.0.submission();
+        submission.taskrun() || submission.cq_overflow()
+    }
+
     /// Whether something completed, as far as can be seen without a system call.
     pub fn has_completions(&mut self) -> bool {
-        let submission = self.uring.0.submission();
-        let held_back = submission.taskrun() || submission.cq_overflow();
-        drop(submission);
-        held_back || !self.uring.0.completion().is_empty()
+        self.holds_back() || !self.uring.0.completion().is_empty()
     }
 
     /// One system call: submits what was started, and waits for a completion as long as it may. An interrupted or timed

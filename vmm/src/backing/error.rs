@@ -1,0 +1,82 @@
+//! Why a disk cannot be had as its profile asks.
+
+use std::io;
+use std::path::PathBuf;
+
+use crate::config::{self, CacheMode, Engine};
+
+#[derive(Debug, thiserror::Error)]
+pub enum DiskError {
+    #[error("disk `{disk}` asks for aio={}, which this version does not have; aio=io_uring is what it has", word(*engine))]
+    EngineNotHere { disk: String, engine: Engine },
+    #[error("disk `{disk}`: {} could not be opened", path.display())]
+    Open { disk: String, path: PathBuf, source: io::Error },
+    #[error("disk `{disk}`: {} is neither a regular file nor a block device", path.display())]
+    NotADisk { disk: String, path: PathBuf },
+    #[error("disk `{disk}`: {} is in use by someone else", path.display())]
+    InUse { disk: String, path: PathBuf },
+    #[error("disk `{disk}`: {} could not be locked", path.display())]
+    Lock { disk: String, path: PathBuf, source: io::Error },
+    #[error("disk `{disk}`: {} is empty; a disk holds at least one sector", path.display())]
+    Empty { disk: String, path: PathBuf },
+    #[error("disk `{disk}`: {} could not be read", path.display())]
+    Unreadable { disk: String, path: PathBuf, source: io::Error },
+    #[error(
+        "disk `{disk}` asks for cache={}, but the filesystem of {} has no direct I/O; cache={} goes through the page cache",
+        cache_word(*cache), path.display(), cache_word(buffered(*cache))
+    )]
+    NoDirect { disk: String, path: PathBuf, cache: CacheMode },
+    #[error(
+        "disk `{disk}`: {} has {size_bytes} bytes, but direct I/O writes it in blocks of {block_bytes}; \
+         make its size a multiple of that, or use cache=writeback",
+        path.display()
+    )]
+    PartialBlock { disk: String, path: PathBuf, size_bytes: u64, block_bytes: u64 },
+    #[error("disk `{disk}`: {} wants direct I/O in blocks of {block_bytes} bytes, and vmprof goes up to {most}", path.display())]
+    BlocksTooLarge { disk: String, path: PathBuf, block_bytes: u64, most: u64 },
+    #[error(
+        "disk `{disk}`: the guest finds it by its serial, which has at most 20 bytes; give it a shorter name"
+    )]
+    NameTooLong { disk: String },
+    #[error(
+        "disk `{disk}` has queues of {size} entries: a request takes three, and sizes are powers of two up to 32768"
+    )]
+    QueueSize { disk: String, size: u16 },
+    #[error("disk `{disk}` has no virtqueue")]
+    NoQueue { disk: String },
+    #[error("disk `{disk}`: virtqueue {queue} is mapped to iothread {iothread}, which is not there")]
+    NoSuchIoThread { disk: String, queue: usize, iothread: u32 },
+}
+
+impl DiskError {
+    pub(super) fn no_direct(disk: &config::Disk) -> Self {
+        DiskError::NoDirect { disk: disk.name.clone(), path: disk.path.clone(), cache: disk.cache }
+    }
+
+    pub(super) fn unreadable(disk: &config::Disk, source: io::Error) -> Self {
+        DiskError::Unreadable { disk: disk.name.clone(), path: disk.path.clone(), source }
+    }
+}
+
+fn word(engine: Engine) -> &'static str {
+    match engine {
+        Engine::IoUring => "io_uring",
+        Engine::Native => "native",
+        Engine::Threads => "threads",
+    }
+}
+
+fn cache_word(cache: CacheMode) -> &'static str {
+    match cache {
+        CacheMode::None => "none",
+        CacheMode::Directsync => "directsync",
+        CacheMode::Writeback => "writeback",
+        CacheMode::Writethrough => "writethrough",
+        CacheMode::Unsafe => "unsafe",
+    }
+}
+
+/// The mode that promises the same without direct I/O.
+fn buffered(cache: CacheMode) -> CacheMode {
+    if cache.writes_through() { CacheMode::Writethrough } else { CacheMode::Writeback }
+}

@@ -1,0 +1,145 @@
+//! What a disk stands on: a regular file or a block device, opened as its cache mode says, locked against other users,
+//! measured once. [`transfer`] moves the bytes of one request; [`gate`] keeps writes that share a block apart.
+//!
+//! Nothing here knows of virtio: another device model uses it as it is.
+
+use std::fs::File;
+use std::io::{Seek as _, SeekFrom};
+use std::os::unix::fs::FileTypeExt as _;
+use std::sync::Arc;
+
+use rustix::fs::{FlockOperation, Mode, OFlags};
+use rustix::io::Errno;
+
+use crate::config::{self, CacheMode, Engine};
+
+pub mod alignment;
+pub mod error;
+pub mod gate;
+pub mod transfer;
+
+pub use alignment::Alignment;
+pub use error::DiskError;
+use gate::Gate;
+
+pub const SECTOR_BYTES: u64 = 512;
+
+/// An open disk, shared by the IOThreads that serve its queues.
+#[derive(Debug)]
+pub struct Backing {
+    pub file: Arc<File>,
+    /// Bytes that the guest may address: the size at opening, rounded up to whole sectors.
+    pub capacity_bytes: u64,
+    /// The size at opening. Between it and the capacity there are zeros; a file that ends before it was cut short.
+    pub size_bytes: u64,
+    pub alignment: Alignment,
+    pub gate: Gate,
+}
+
+impl Backing {
+    /// Opens, locks and measures the disk's file.
+    pub fn open(disk: &config::Disk) -> Result<Backing, DiskError> {
+        match disk.engine {
+            Engine::IoUring => {}
+            engine => return Err(DiskError::EngineNotHere { disk: disk.name.clone(), engine }),
+        }
+        let mut file = open(disk)?;
+        lock(disk, &file)?;
+        // For a block device the metadata has no size, but its end is one.
+        let size_bytes = file.seek(SeekFrom::End(0)).map_err(|source| DiskError::unreadable(disk, source))?;
+        if size_bytes == 0 {
+            return Err(DiskError::Empty { disk: disk.name.clone(), path: disk.path.clone() });
+        }
+        let alignment = if disk.cache.is_direct() { Alignment::probe(disk, &file)? } else { Alignment::NONE };
+        Backing::new(disk, file, size_bytes, alignment)
+    }
+
+    pub(crate) fn new(
+        disk: &config::Disk,
+        file: File,
+        size_bytes: u64,
+        alignment: Alignment,
+    ) -> Result<Backing, DiskError> {
+        let capacity_bytes = size_bytes.next_multiple_of(SECTOR_BYTES);
+        let block = alignment.offset;
+        if !disk.read_only && !capacity_bytes.is_multiple_of(block) {
+            // The last block could only be written whole, and the file would grow by it.
+            let (disk, path) = (disk.name.clone(), disk.path.clone());
+            return Err(DiskError::PartialBlock { disk, path, size_bytes, block_bytes: block });
+        }
+        Ok(Backing { file: Arc::new(file), capacity_bytes, size_bytes, alignment, gate: Gate::default() })
+    }
+}
+
+fn open(disk: &config::Disk) -> Result<File, DiskError> {
+    let refused = |source| DiskError::Open { disk: disk.name.clone(), path: disk.path.clone(), source };
+    // Looked at before it is opened, since opening a FIFO would wait for its other end.
+    let kind = std::fs::metadata(&disk.path).map_err(refused)?.file_type();
+    if !kind.is_file() && !kind.is_block_device() {
+        return Err(DiskError::NotADisk { disk: disk.name.clone(), path: disk.path.clone() });
+    }
+    let access = if disk.read_only { OFlags::RDONLY } else { OFlags::RDWR };
+    let direct = if disk.cache.is_direct() { OFlags::DIRECT } else { OFlags::empty() };
+    match rustix::fs::open(&disk.path, access | direct | OFlags::CLOEXEC, Mode::empty()) {
+        Ok(fd) => Ok(File::from(fd)),
+        Err(Errno::INVAL) if disk.cache.is_direct() => Err(DiskError::no_direct(disk)),
+        Err(errno) => Err(refused(errno.into())),
+    }
+}
+
+/// Held until the file is closed. Writers exclude everyone; readers share.
+fn lock(disk: &config::Disk, file: &File) -> Result<(), DiskError> {
+    let operation = if disk.read_only {
+        FlockOperation::NonBlockingLockShared
+    } else {
+        FlockOperation::NonBlockingLockExclusive
+    };
+    match rustix::fs::flock(file, operation) {
+        Ok(()) => Ok(()),
+        Err(Errno::WOULDBLOCK) => Err(DiskError::InUse { disk: disk.name.clone(), path: disk.path.clone() }),
+        Err(errno) => {
+            let (name, path) = (disk.name.clone(), disk.path.clone());
+            Err(DiskError::Lock { disk: name, path, source: errno.into() })
+        }
+    }
+}
+
+/// Whether a completed write is durable at once, and what a flush does.
+#[derive(Debug)]
+pub struct WriteCache {
+    mode: CacheMode,
+    /// What the guest last chose, where it may choose: its writes may wait for a flush.
+    write_back: std::sync::atomic::AtomicBool,
+}
+
+impl WriteCache {
+    pub fn new(mode: CacheMode) -> Self {
+        WriteCache { mode, write_back: (!mode.writes_through()).into() }
+    }
+
+    /// Whether the guest is shown a cache that it may switch off, and must flush.
+    pub fn is_offered(&self) -> bool {
+        !self.mode.writes_through()
+    }
+
+    pub fn is_write_back(&self) -> bool {
+        self.write_back.load(std::sync::atomic::Ordering::Acquire)
+    }
+
+    pub fn set_write_back(&self, write_back: bool) {
+        self.write_back.store(write_back && self.is_offered(), std::sync::atomic::Ordering::Release);
+    }
+
+    /// Whether a write that completes now must be on stable storage.
+    pub fn write_is_durable(&self) -> bool {
+        self.mode != CacheMode::Unsafe && !self.is_write_back()
+    }
+
+    /// Whether a flush reaches the disk.
+    pub fn flush_is_kept(&self) -> bool {
+        self.mode != CacheMode::Unsafe
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,374 @@
+//! Moving the bytes of one read or write: as many operations as it takes. Short reads and writes go on where they stopped;
+//! EAGAIN and EINTR try again; what O_DIRECT would refuse goes through a bounce buffer, block by block.
+
+use std::io;
+use std::ops::Range;
+
+use rustix::io::Errno;
+use vmprof_sys::aligned::AlignedBuffer;
+use vmprof_sys::ring::{Buffers, Operation};
+use vmprof_sys::segments::GuestBuffers;
+
+use super::Backing;
+
+/// A bounce buffer's size; larger requests take several turns.
+pub const BOUNCE_BYTES: usize = 256 << 10;
+/// Bounce buffers of one queue: requests beyond these wait for one.
+const MOST_BOUNCES: usize = 16;
+/// How often one operation may come back with nothing done before its error is believed.
+const PATIENCE: u16 = 1_000;
+/// Stands for a result that is to be had again; the kernel never moves as much.
+const AGAIN: u32 = u32::MAX;
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Direction {
+    Read,
+    /// `durable`: each operation completes only with its data on stable storage.
+    Write {
+        durable: bool,
+    },
+}
+
+/// What a transfer wants next.
+#[derive(Debug)]
+pub enum Step {
+    Start(Operation, Buffers),
+    /// A bounce buffer, or a block that another write holds: ask again.
+    Wait,
+    Done,
+}
+
+/// The bounce buffers of one queue. Made on the thread that uses them, so that they lie on its node.
+#[derive(Debug)]
+pub struct BouncePool {
+    alignment: usize,
+    idle: Vec<AlignedBuffer>,
+    made: usize,
+}
+
+impl BouncePool {
+    pub fn new(backing: &Backing) -> Self {
+        let alignment = (backing.alignment.offset as usize).max(backing.alignment.memory);
+        BouncePool { alignment, idle: Vec::new(), made: 0 }
+    }
+
+    fn take(&mut self) -> Option<AlignedBuffer> {
+        if let Some(buffer) = self.idle.pop() {
+            return Some(buffer);
+        }
+        (self.made < MOST_BOUNCES).then(|| {
+            self.made += 1;
+            AlignedBuffer::new(BOUNCE_BYTES, self.alignment)
+        })
+    }
+
+    fn put(&mut self, buffer: AlignedBuffer) {
+        self.idle.push(buffer);
+    }
+}
+
+/// A whole number of blocks of the backing, and the part of them that the guest asked for.
+#[derive(Debug, Clone)]
+struct Window {
+    blocks: Range<u64>,
+    /// Where the guest's bytes begin in the blocks, and how many there are.
+    skip: usize,
+    want: usize,
+}
+
+impl Window {
+    fn at(offset: u64, bytes: u64, block: u64) -> Self {
+        let start = offset - offset % block;
+        let skip = (offset - start) as usize;
+        let want = bytes.min((BOUNCE_BYTES - skip) as u64) as usize;
+        Window { blocks: start..(offset + want as u64).next_multiple_of(block), skip, want }
+    }
+
+    fn bytes(&self) -> usize {
+        (self.blocks.end - self.blocks.start) as usize
+    }
+
+    fn is_whole(&self) -> bool {
+        self.skip == 0 && self.want == self.bytes()
+    }
+}
+
+#[derive(Debug)]
+enum Phase {
+    /// Nothing is in flight.
+    Idle,
+    Direct,
+    BounceRead(Window),
+    /// The blocks are read, to be written with the guest's part changed.
+    Fetch(Window),
+    BounceWrite(Window),
+}
+
+/// One request's way; kept by its slot and used again for the next.
+#[derive(Debug)]
+pub struct Transfer {
+    direction: Direction,
+    offset: u64,
+    /// Away while the kernel has it.
+    guest: Option<GuestBuffers>,
+    phase: Phase,
+    /// What this transfer holds of the backing's gate.
+    gate: Option<Range<u64>>,
+    /// A buffer whose operation is to be repeated as it is.
+    again: Option<(Operation, AlignedBuffer, usize)>,
+    patience: u16,
+}
+
+impl Transfer {
+    pub fn new(guest: GuestBuffers) -> Self {
+        Transfer {
+            direction: Direction::Read,
+            offset: 0,
+            guest: Some(guest),
+            phase: Phase::Idle,
+            gate: None,
+            again: None,
+            patience: PATIENCE,
+        }
+    }
+
+    /// The guest's buffers, to be filled for the next request. `None` only while the kernel has them.
+    pub fn guest_mut(&mut self) -> Option<&mut GuestBuffers> {
+        self.guest.as_mut()
+    }
+
+    /// Sets out to move all of the guest's buffers from or to `offset`, which was checked against the capacity.
+    pub fn begin(&mut self, direction: Direction, offset: u64) {
+        (self.direction, self.offset, self.phase, self.patience) = (direction, offset, Phase::Idle, PATIENCE);
+    }
+
+    pub fn is_durable(&self) -> bool {
+        self.direction == Direction::Write { durable: true }
+    }
+
+    /// The next operation.
+    pub fn step(&mut self, backing: &Backing, pool: &mut BouncePool) -> Step {
+        if let Some((operation, buffer, bytes)) = self.again.take() {
+            return Step::Start(operation, Buffers::Bounce { buffer, bytes });
+        }
+        let Some(guest) = &mut self.guest else { return Step::Wait };
+        let bytes = guest.bytes();
+        if bytes == 0 {
+            self.leave(backing);
+            return Step::Done;
+        }
+        let block = backing.alignment.offset;
+        let aligned = self.offset.is_multiple_of(block)
+            && bytes.is_multiple_of(block)
+            && guest.aligned_to(backing.alignment.memory);
+        let window = Window::at(self.offset, bytes, block);
+        let blocks = if aligned { self.offset..self.offset + bytes } else { window.blocks.clone() };
+        if !self.enter(backing, blocks) {
+            return Step::Wait;
+        }
+        if aligned {
+            self.phase = Phase::Direct;
+            let operation = self.operation(self.offset);
+            return self
+                .guest
+                .take()
+                .map_or(Step::Wait, |guest| Step::Start(operation, Buffers::Guest(guest)));
+        }
+        let Some(mut buffer) = pool.take() else {
+            self.leave(backing);
+            return Step::Wait;
+        };
+        let (start, bytes) = (window.blocks.start, window.bytes());
+        let operation = match self.direction {
+            Direction::Read => {
+                self.phase = Phase::BounceRead(window);
+                Operation::Read { offset: start }
+            }
+            Direction::Write { .. } if window.is_whole() => {
+                if let Some(guest) = &mut self.guest {
+                    guest.take_front(&mut buffer.as_mut_slice()[..bytes]);
+                }
+                self.phase = Phase::BounceWrite(window);
+                self.operation(start)
+            }
+            Direction::Write { .. } => {
+                self.phase = Phase::Fetch(window);
+                Operation::Read { offset: start }
+            }
+        };
+        Step::Start(operation, Buffers::Bounce { buffer, bytes })
+    }
+
+    /// Takes the outcome of the operation that `step` started; call `step` again after it. An error ends the transfer.
+    pub fn completed(
+        &mut self,
+        result: io::Result<u32>,
+        buffers: Buffers,
+        backing: &Backing,
+        pool: &mut BouncePool,
+    ) -> io::Result<()> {
+        let outcome = self.settle(result, buffers, backing, pool);
+        if outcome.is_err() {
+            self.leave(backing);
+        }
+        outcome
+    }
+
+    fn settle(
+        &mut self,
+        result: io::Result<u32>,
+        buffers: Buffers,
+        backing: &Backing,
+        pool: &mut BouncePool,
+    ) -> io::Result<()> {
+        let phase = std::mem::replace(&mut self.phase, Phase::Idle);
+        let (mut buffer, bytes) = match buffers {
+            Buffers::None => return Ok(()),
+            Buffers::Guest(guest) => {
+                self.guest = Some(guest);
+                return self.settle_direct(result, backing);
+            }
+            Buffers::Bounce { buffer, bytes } => (buffer, bytes),
+        };
+        let moved = match result.or_else(|error| self.try_again(error).map(|()| AGAIN)) {
+            Ok(AGAIN) => return Ok(self.repeat(phase, buffer, bytes)),
+            Ok(moved) => moved as usize,
+            Err(error) => {
+                pool.put(buffer);
+                return Err(error);
+            }
+        };
+        match phase {
+            Phase::BounceRead(window) => {
+                let found = moved.saturating_sub(window.skip).min(window.want);
+                if let Some(guest) = &mut self.guest {
+                    guest.fill_front(&buffer.as_slice()[window.skip..][..found]);
+                }
+                self.offset += found as u64;
+                pool.put(buffer);
+                if found == 0 { self.end_of_file(backing) } else { Ok(()) }
+            }
+            Phase::Fetch(window)
+                if moved < bytes && window.blocks.start + (moved as u64) < backing.size_bytes =>
+            {
+                self.repeat_short(Phase::Fetch(window), buffer, bytes, pool, Errno::IO)
+            }
+            Phase::Fetch(window) => {
+                let blocks = &mut buffer.as_mut_slice()[..bytes];
+                blocks[moved.min(bytes)..].fill(0);
+                if let Some(guest) = &mut self.guest {
+                    guest.take_front(&mut blocks[window.skip..][..window.want]);
+                }
+                self.repeat(Phase::BounceWrite(window), buffer, bytes);
+                Ok(())
+            }
+            Phase::BounceWrite(window) if moved < bytes => {
+                // Whole again: half a block cannot be written.
+                self.repeat_short(Phase::BounceWrite(window), buffer, bytes, pool, Errno::NOSPC)
+            }
+            Phase::BounceWrite(window) => {
+                self.offset += window.want as u64;
+                self.patience = PATIENCE;
+                pool.put(buffer);
+                self.leave(backing);
+                Ok(())
+            }
+            Phase::Idle | Phase::Direct => {
+                pool.put(buffer);
+                Ok(())
+            }
+        }
+    }
+
+    /// Has the next step do `phase` with this buffer.
+    fn repeat(&mut self, phase: Phase, buffer: AlignedBuffer, bytes: usize) {
+        let operation = match &phase {
+            Phase::BounceWrite(window) => self.operation(window.blocks.start),
+            Phase::BounceRead(window) | Phase::Fetch(window) => {
+                Operation::Read { offset: window.blocks.start }
+            }
+            Phase::Idle | Phase::Direct => return,
+        };
+        self.phase = phase;
+        self.again = Some((operation, buffer, bytes));
+    }
+
+    /// The same for an operation that fell short, while there is patience.
+    fn repeat_short(
+        &mut self,
+        phase: Phase,
+        buffer: AlignedBuffer,
+        bytes: usize,
+        pool: &mut BouncePool,
+        error: Errno,
+    ) -> io::Result<()> {
+        if self.try_again(Errno::AGAIN.into()).is_err() {
+            pool.put(buffer);
+            return Err(error.into());
+        }
+        self.repeat(phase, buffer, bytes);
+        Ok(())
+    }
+
+    fn settle_direct(&mut self, result: io::Result<u32>, backing: &Backing) -> io::Result<()> {
+        match result {
+            Ok(0) if self.direction == Direction::Read => self.end_of_file(backing),
+            Ok(0) => Err(Errno::NOSPC.into()),
+            Ok(moved) => {
+                let Some(guest) = &mut self.guest else { return Ok(()) };
+                guest.advance(u64::from(moved));
+                self.offset += u64::from(moved);
+                self.patience = PATIENCE;
+                Ok(())
+            }
+            Err(error) => self.try_again(error),
+        }
+    }
+
+    /// A read met the end of the file. What lies between the file's size and its last sector's end is zeros; a file that
+    /// ends before the size it had was cut short under us, and what it held is not zeros but gone.
+    fn end_of_file(&mut self, backing: &Backing) -> io::Result<()> {
+        if self.offset < backing.size_bytes {
+            return Err(Errno::IO.into());
+        }
+        if let Some(guest) = &mut self.guest {
+            guest.zero_front(u64::MAX);
+        }
+        Ok(())
+    }
+
+    fn try_again(&mut self, error: io::Error) -> io::Result<()> {
+        let passing = matches!(Errno::from_io_error(&error), Some(Errno::AGAIN | Errno::INTR));
+        if !passing || self.patience == 0 {
+            return Err(error);
+        }
+        self.patience -= 1;
+        Ok(())
+    }
+
+    fn operation(&self, offset: u64) -> Operation {
+        match self.direction {
+            Direction::Read => Operation::Read { offset },
+            Direction::Write { durable } => Operation::Write { offset, durable },
+        }
+    }
+
+    fn enter(&mut self, backing: &Backing, blocks: Range<u64>) -> bool {
+        let shared = backing.alignment.offset > super::SECTOR_BYTES && self.direction != Direction::Read;
+        if !shared || self.gate.is_some() {
+            return true;
+        }
+        let entered = backing.gate.enter(&blocks);
+        self.gate = entered.then_some(blocks);
+        entered
+    }
+
+    fn leave(&mut self, backing: &Backing) {
+        if let Some(blocks) = self.gate.take() {
+            backing.gate.leave(&blocks);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

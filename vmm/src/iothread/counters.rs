@@ -1,0 +1,125 @@
+//! What an IOThread and its queues have done, counted by the thread itself and read by anyone, without a lock. Each counter
+//! has one writer; a snapshot may tear between counters, never within one.
+
+use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
+
+use serde::{Deserialize, Serialize};
+
+/// A number that one thread raises.
+#[derive(Debug, Default)]
+pub struct Counter(AtomicU64);
+
+impl Counter {
+    pub fn add(&self, more: u64) {
+        // One writer, so no read-modify-write is needed.
+        self.0.store(self.0.load(Ordering::Relaxed).wrapping_add(more), Ordering::Relaxed);
+    }
+
+    pub fn get(&self) -> u64 {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
+#[derive(Debug, Default)]
+pub struct IoThreadCounters {
+    pub enters: Counter,
+    pub wakeups: Counter,
+    pub poll_hits: Counter,
+    pub poll_misses: Counter,
+}
+
+/// See the fields of [`IoThreadCounters`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct IoThreadSnapshot {
+    pub id: u32,
+    pub name: String,
+    /// The kernel's thread id.
+    pub tid: i32,
+    /// Calls of io_uring_enter, and how many of them could sleep.
+    pub enters: u64,
+    pub wakeups: u64,
+    /// Waits that looking ended, and waits that had to sleep after looking.
+    pub poll_hits: u64,
+    pub poll_misses: u64,
+}
+
+/// What one thread did for one virtqueue. The thread that serves the queue writes its own id here, so that the counts say
+/// who did the work and not who was meant to.
+#[derive(Debug)]
+pub struct QueueCounters {
+    served_by: AtomicI64,
+    pub reads: Counter,
+    pub writes: Counter,
+    pub flushes: Counter,
+    pub others: Counter,
+    pub read_bytes: Counter,
+    pub written_bytes: Counter,
+    pub errors: Counter,
+    pub kicks: Counter,
+    pub interrupts: Counter,
+}
+
+const NOBODY: i64 = -1;
+
+impl Default for QueueCounters {
+    fn default() -> Self {
+        let zero = Counter::default;
+        QueueCounters {
+            served_by: AtomicI64::new(NOBODY),
+            reads: zero(),
+            writes: zero(),
+            flushes: zero(),
+            others: zero(),
+            read_bytes: zero(),
+            written_bytes: zero(),
+            errors: zero(),
+            kicks: zero(),
+            interrupts: zero(),
+        }
+    }
+}
+
+impl QueueCounters {
+    /// Said by the IOThread on itself before it serves the queue.
+    pub fn serve_as(&self, iothread: u32) {
+        self.served_by.store(i64::from(iothread), Ordering::Relaxed);
+    }
+
+    pub fn snapshot(&self, queue: u16) -> QueueSnapshot {
+        QueueSnapshot {
+            queue,
+            iothread: u32::try_from(self.served_by.load(Ordering::Relaxed)).ok(),
+            reads: self.reads.get(),
+            writes: self.writes.get(),
+            flushes: self.flushes.get(),
+            others: self.others.get(),
+            read_bytes: self.read_bytes.get(),
+            written_bytes: self.written_bytes.get(),
+            errors: self.errors.get(),
+            kicks: self.kicks.get(),
+            interrupts: self.interrupts.get(),
+        }
+    }
+}
+
+/// One virtqueue of a disk at a moment.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct QueueSnapshot {
+    pub queue: u16,
+    /// The IOThread that serves it, in its own words; `None` before the driver enabled the queue.
+    pub iothread: Option<u32>,
+    /// Requests that ended, whether well or not.
+    pub reads: u64,
+    pub writes: u64,
+    pub flushes: u64,
+    /// GET_ID and what is not supported.
+    pub others: u64,
+    /// Bytes of reads and writes that ended well.
+    pub read_bytes: u64,
+    pub written_bytes: u64,
+    /// Requests that ended with an error, or were not supported.
+    pub errors: u64,
+    /// Doorbells heard, and interrupts sent.
+    pub kicks: u64,
+    pub interrupts: u64,
+}

@@ -1,0 +1,237 @@
+//! An IOThread: one OS thread, one io_uring, any set of virtqueues of any devices. [`worker`] is its loop and tells how it
+//! sleeps without missing a wakeup; this file is how others reach it: commands by channel, and an eventfd that the thread
+//! waits for as it waits for doorbells.
+
+use std::io;
+use std::sync::{Arc, Mutex, PoisonError, mpsc};
+
+use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
+use vmprof_sys::ring::{Completions, SetupError};
+
+use crate::config;
+use crate::thread::{self, Thread, ThreadError};
+
+pub mod counters;
+mod poll;
+pub mod service;
+mod worker;
+
+use counters::{IoThreadCounters, IoThreadSnapshot};
+use service::Begin;
+use worker::Worker;
+
+/// Why an IOThread is not there as planned.
+#[derive(Debug, thiserror::Error)]
+pub enum IoThreadError {
+    #[error("iothread `{name}` could not be started")]
+    Thread { name: String, source: ThreadError },
+    #[error("iothread `{name}` has no io_uring")]
+    Ring { name: String, source: SetupError },
+    #[error("iothread `{name}` could not be given its eventfd")]
+    EventFd { name: String, source: io::Error },
+    #[error("iothread `{name}` ended before it was told to: {how}")]
+    Ended { name: String, how: String },
+}
+
+/// Why a queue is not served.
+#[derive(Debug, thiserror::Error)]
+pub enum ServeError {
+    #[error("iothread `{name}` has ended")]
+    Gone { name: String },
+    #[error("iothread `{name}` could not take the queue")]
+    Begin { name: String, source: io::Error },
+}
+
+/// Groups the queues that are released together.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct DeviceId(u64);
+
+impl DeviceId {
+    /// An id that no other device of this process has.
+    pub fn unique() -> Self {
+        static NEXT: std::sync::atomic::AtomicU64 = std::sync::atomic::AtomicU64::new(0);
+        DeviceId(NEXT.fetch_add(1, std::sync::atomic::Ordering::Relaxed))
+    }
+}
+
+enum Command {
+    Serve { device: DeviceId, begin: Begin, doorbell: EventFd, answer: mpsc::Sender<io::Result<()>> },
+    Release { device: DeviceId, answer: mpsc::Sender<()> },
+    Stop,
+}
+
+/// Starts IOThreads.
+#[derive(Debug)]
+pub struct IoThread;
+
+impl IoThread {
+    /// Starts `IO NAME`, pinned, with its ring; an error names what the kernel refused.
+    pub fn spawn(config: &config::IoThread) -> Result<Handle, IoThreadError> {
+        let name = config.name.clone();
+        let eventfd = |source| IoThreadError::EventFd { name: config.name.clone(), source };
+        let bell = EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC).map_err(eventfd)?;
+        let heard = bell.try_clone().map_err(eventfd)?;
+        let (sender, commands) = mpsc::channel();
+        let (ready, made) = mpsc::channel();
+        let counters = Arc::new(IoThreadCounters::default());
+        let (id, poll_max_ns, counted) = (config.id, config.poll_max_ns, Arc::clone(&counters));
+        let thread = thread::spawn(&format!("IO {name}"), &config.cpus, move || {
+            // The ring belongs to the thread that makes it (SINGLE_ISSUER).
+            match Worker::new(id, poll_max_ns, commands, heard, counted) {
+                Ok(worker) => {
+                    let _ = ready.send(Ok(worker.completions()));
+                    worker.run()
+                }
+                Err(error) => {
+                    let _ = ready.send(Err(error));
+                    Ok(())
+                }
+            }
+        })
+        .map_err(|source| IoThreadError::Thread { name: name.clone(), source })?;
+        let tid = thread.tid;
+        let completions = match made.recv() {
+            Ok(Ok(completions)) => completions,
+            Ok(Err(source)) => return Err(IoThreadError::Ring { name, source }),
+            Err(_) => return Err(ended(name, thread)),
+        };
+        let thread = Mutex::new(Some(thread));
+        let inner = Inner { id, name, tid, completions, commands: sender, bell, counters, thread };
+        Ok(Handle(Arc::new(inner)))
+    }
+}
+
+fn ended(name: String, thread: Thread<io::Result<()>>) -> IoThreadError {
+    let how = match thread.join() {
+        Ok(Ok(())) => "without a reason".to_owned(),
+        Ok(Err(error)) => format!("io_uring_enter failed: {error}"),
+        Err(panic) => panic,
+    };
+    IoThreadError::Ended { name, how }
+}
+
+/// A running IOThread, for those who give it queues. When the last handle goes, the thread drains its queues and ends.
+#[derive(Debug, Clone)]
+pub struct Handle(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    id: u32,
+    name: String,
+    tid: i32,
+    completions: Completions,
+    commands: mpsc::Sender<Command>,
+    bell: EventFd,
+    counters: Arc<IoThreadCounters>,
+    /// Whoever stops the thread first joins it; the others find it gone.
+    thread: Mutex<Option<Thread<io::Result<()>>>>,
+}
+
+impl Handle {
+    pub fn id(&self) -> u32 {
+        self.0.id
+    }
+
+    /// As the plan prints it (`iothread0`).
+    pub fn name(&self) -> &str {
+        &self.0.name
+    }
+
+    /// The kernel's thread id, as in /proc/PID/task.
+    pub fn tid(&self) -> i32 {
+        self.0.tid
+    }
+
+    /// How this kernel delivers completions to the thread.
+    pub fn completions(&self) -> Completions {
+        self.0.completions
+    }
+
+    /// Has the thread serve a queue until the device is released. The doorbell may have been rung already: the thread looks
+    /// once before it waits.
+    pub fn serve(&self, device: DeviceId, begin: Begin, doorbell: EventFd) -> Result<(), ServeError> {
+        let (answer, answered) = mpsc::channel();
+        self.0.send(Command::Serve { device, begin, doorbell, answer });
+        match answered.recv() {
+            Ok(Ok(())) => Ok(()),
+            Ok(Err(source)) => Err(ServeError::Begin { name: self.0.name.clone(), source }),
+            Err(_) => Err(ServeError::Gone { name: self.0.name.clone() }),
+        }
+    }
+
+    /// Has the thread take no more from the device's queues, and drop them once nothing is in flight.
+    #[must_use = "the queues are gone only after the wait"]
+    pub fn release(&self, device: DeviceId) -> Release {
+        let (answer, answered) = mpsc::channel();
+        self.0.send(Command::Release { device, answer });
+        Release(answered)
+    }
+
+    /// Whether the thread has ended: before `stop`, that is a failure, which `stop` tells.
+    pub fn is_finished(&self) -> bool {
+        let thread = self.0.thread.lock().unwrap_or_else(PoisonError::into_inner);
+        thread.as_ref().is_none_or(Thread::is_finished)
+    }
+
+    /// Drains all queues, drops them and ends the thread. An error tells how it ended before that.
+    pub fn stop(&self) -> Result<(), IoThreadError> {
+        self.0.stop()
+    }
+
+    pub fn snapshot(&self) -> IoThreadSnapshot {
+        let counters = &self.0.counters;
+        IoThreadSnapshot {
+            id: self.0.id,
+            name: self.0.name.clone(),
+            tid: self.0.tid,
+            enters: counters.enters.get(),
+            wakeups: counters.wakeups.get(),
+            poll_hits: counters.poll_hits.get(),
+            poll_misses: counters.poll_misses.get(),
+        }
+    }
+}
+
+/// The end of a device's queues on one IOThread.
+#[derive(Debug)]
+pub struct Release(mpsc::Receiver<()>);
+
+impl Release {
+    /// Returns when no request is in flight and the queues are dropped. A thread that is gone has dropped them as it went,
+    /// after its ring had waited for the kernel.
+    pub fn wait(self) {
+        let _ = self.0.recv();
+    }
+}
+
+impl Inner {
+    fn send(&self, command: Command) {
+        // A thread that is gone drops the command, and with it the sender of the answer: the waiter learns it there.
+        let _ = self.commands.send(command);
+        // Fails only when the counter would overflow: then the thread is being woken anyway.
+        let _ = self.bell.write(1);
+    }
+
+    fn stop(&self) -> Result<(), IoThreadError> {
+        let thread = self.thread.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let Some(thread) = thread else { return Ok(()) };
+        self.send(Command::Stop);
+        match thread.join() {
+            Ok(Ok(())) => Ok(()),
+            Ok(Err(error)) => {
+                let how = format!("io_uring_enter failed: {error}");
+                Err(IoThreadError::Ended { name: self.name.clone(), how })
+            }
+            Err(how) => Err(IoThreadError::Ended { name: self.name.clone(), how }),
+        }
+    }
+}
+
+impl Drop for Inner {
+    fn drop(&mut self) {
+        let _ = self.stop();
+    }
+}
+
+#[cfg(test)]
+mod tests;

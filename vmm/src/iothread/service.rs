@@ -1,0 +1,90 @@
+//! What an IOThread serves: the seam between the thread, which knows when to look, sleep and submit, and a device's queue,
+//! which knows what a request is. A second device model is a second implementation of [`QueueService`].
+
+use std::fs::File;
+use std::io;
+use std::sync::Arc;
+
+use vmprof_sys::ring::{Buffers, FileId, Operation, Ring};
+use vmprof_sys::vring::RingError;
+
+/// Whose completion it is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Token {
+    /// The thread's own commands.
+    Commands,
+    Doorbell {
+        slot: usize,
+    },
+    Request {
+        slot: usize,
+        tag: u16,
+    },
+}
+
+/// The thread's io_uring, as one queue may use it.
+#[derive(Debug)]
+pub struct Io<'ring> {
+    pub(super) ring: &'ring mut Ring<Token>,
+    pub(super) slot: usize,
+    pub(super) iothread: u32,
+}
+
+impl Io<'_> {
+    /// The id of the thread this runs on.
+    pub fn iothread(&self) -> u32 {
+        self.iothread
+    }
+
+    pub fn add_file(&mut self, file: Arc<File>) -> io::Result<FileId> {
+        self.ring.add_file(file)
+    }
+
+    pub fn remove_file(&mut self, file: FileId) {
+        self.ring.remove_file(file);
+    }
+
+    /// Starts an operation, whose end [`QueueService::completed`] hears of under the same `tag`.
+    pub fn start(&mut self, file: FileId, operation: Operation, buffers: Buffers, tag: u16) {
+        self.ring.start(file, operation, buffers, Token::Request { slot: self.slot, tag });
+    }
+}
+
+/// What a pass over a queue left behind.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Drained {
+    /// Nothing that was there to take.
+    All,
+    /// More than the quota.
+    More,
+    /// Requests that wait for something no completion tells of: to be drained again soon.
+    Stalled,
+}
+
+/// Makes a queue's service on the thread that will run it: what it allocates lies on that thread's node.
+pub type Begin = Box<dyn FnOnce(&mut Io<'_>) -> io::Result<Box<dyn QueueService>> + Send>;
+
+/// One queue of one device. Every method is called on the IOThread that owns it.
+pub trait QueueService: std::fmt::Debug {
+    /// Takes up to `quota` requests, with no notification asked for, and starts what they ask.
+    fn drain(&mut self, quota: usize, io: &mut Io<'_>) -> Result<Drained, RingError>;
+    /// Goes on with requests that were taken before: all there is to do for a queue that is to end.
+    fn resume(&mut self, io: &mut Io<'_>) -> Drained;
+    /// An operation has ended.
+    fn completed(&mut self, tag: u16, result: io::Result<u32>, buffers: Buffers, io: &mut Io<'_>);
+    /// Shows the driver all requests that ended since the last time: one index, at most one interrupt.
+    fn publish(&mut self);
+    /// Whether a request waits to be taken.
+    fn look(&mut self) -> Result<bool, RingError>;
+    /// Asks for notifications; a full fence and `look` follow. `disarm` takes it back.
+    fn arm(&mut self);
+    fn disarm(&mut self);
+    /// The doorbell was heard.
+    fn kicked(&mut self);
+    /// Requests taken and not ended.
+    fn in_flight(&self) -> usize;
+    /// The driver broke the queue: nothing but `resume`, `completed` and `end` follows.
+    fn broken(&mut self, error: RingError);
+    /// After the last request ended: the queue is about to be dropped.
+    fn end(&mut self, io: &mut Io<'_>);
+}

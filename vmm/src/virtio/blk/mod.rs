@@ -1,0 +1,272 @@
+//! virtio-blk (virtio 1.3, 5.2): the device that the transport sees. What a request is, is in [`request`]; how a queue is
+//! served, in `queue`; where the bytes lie, in [`crate::backing`]; on which thread all of it runs, in [`crate::iothread`].
+
+use std::sync::{Arc, Mutex, PoisonError};
+
+use serde::{Deserialize, Serialize};
+use vmprof_sys::vring::RingError;
+
+use super::device::{ActivateError, ActiveQueue, VirtioDevice};
+use super::distress::Distress;
+use crate::backing::{Backing, DiskError, WriteCache};
+use crate::config;
+use crate::iothread::counters::{QueueCounters, QueueSnapshot};
+use crate::iothread::service::Begin;
+use crate::iothread::{DeviceId, Handle};
+
+mod queue;
+pub mod request;
+mod space;
+
+use queue::{BlkQueue, ID_BYTES};
+use request::Limits;
+use space::{Space, WRITEBACK_AT};
+
+const DEVICE_ID: u16 = 2;
+
+// virtio 1.3, 5.2.3 and 6: feature bits by number.
+const SEG_MAX: u64 = 1 << 2;
+const READ_ONLY: u64 = 1 << 5;
+const BLK_SIZE: u64 = 1 << 6;
+const FLUSH: u64 = 1 << 9;
+const CONFIG_WCE: u64 = 1 << 11;
+const MULTI_QUEUE: u64 = 1 << 12;
+const INDIRECT_DESCRIPTORS: u64 = 1 << 28;
+const EVENT_IDX: u64 = 1 << 29;
+
+/// Header, at least one data buffer, status.
+const FEWEST_ENTRIES: u16 = 4;
+/// Data buffers of one request. readv takes 1,024 pieces, and a buffer that crosses from one region of guest memory into
+/// the next makes two.
+const MOST_DATA_SEGMENTS: u32 = 1_008;
+
+/// What the queues of one disk share.
+#[derive(Debug)]
+struct Disk {
+    name: String,
+    id: [u8; ID_BYTES],
+    backing: Backing,
+    cache: WriteCache,
+    limits: Limits,
+    distress: Arc<Distress>,
+    counters: Vec<Arc<QueueCounters>>,
+    /// What the driver did to need a reset; written by an IOThread, read by whoever asks for a snapshot.
+    fault: Mutex<Option<(u16, RingError)>>,
+}
+
+impl Disk {
+    fn break_down(&self, queue: u16, error: RingError) {
+        *self.fault.lock().unwrap_or_else(PoisonError::into_inner) = Some((queue, error));
+        self.distress.raise();
+    }
+}
+
+/// A disk at a moment.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DiskSnapshot {
+    pub name: String,
+    pub queues: Vec<QueueSnapshot>,
+    /// Why the device needs a reset, if it does.
+    pub fault: Option<String>,
+}
+
+/// Reads a disk's counters while the transport has the device.
+#[derive(Debug, Clone)]
+pub struct DiskStats(Arc<Disk>);
+
+impl DiskStats {
+    pub fn snapshot(&self) -> DiskSnapshot {
+        let fault = *self.0.fault.lock().unwrap_or_else(PoisonError::into_inner);
+        DiskSnapshot {
+            name: self.0.name.clone(),
+            queues: (0..).zip(&self.0.counters).map(|(index, counters)| counters.snapshot(index)).collect(),
+            fault: fault.map(|(queue, error)| format!("virtqueue {queue}: {error}")),
+        }
+    }
+}
+
+#[derive(Debug)]
+pub struct Blk {
+    disk: Arc<Disk>,
+    /// `blk data`, as messages have it.
+    title: String,
+    queue_sizes: Vec<u16>,
+    /// Which thread serves each queue, by the queue's index.
+    iothreads: Vec<Handle>,
+    /// While live, the name under which the IOThreads know the queues.
+    live: Option<DeviceId>,
+}
+
+impl Blk {
+    /// Opens the disk, to be served by those of `iothreads` that its mapping names.
+    pub fn new(config: &config::Disk, iothreads: &[Handle]) -> Result<Blk, DiskError> {
+        let name = config.name.clone();
+        let size = config.queue_size;
+        if !size.is_power_of_two() || !(FEWEST_ENTRIES..=32_768).contains(&size) {
+            return Err(DiskError::QueueSize { disk: name, size });
+        }
+        let mut id = [0; ID_BYTES];
+        let Some(serial) = id.get_mut(..name.len()) else {
+            return Err(DiskError::NameTooLong { disk: name });
+        };
+        serial.copy_from_slice(name.as_bytes());
+        if config.virtqueues.is_empty() {
+            return Err(DiskError::NoQueue { disk: name });
+        }
+        let iothread = |(queue, id): (usize, &u32)| {
+            let found = iothreads.iter().find(|handle| handle.id() == *id).cloned();
+            found.ok_or_else(|| DiskError::NoSuchIoThread { disk: config.name.clone(), queue, iothread: *id })
+        };
+        let served_by = config.virtqueues.iter().enumerate().map(iothread).collect::<Result<Vec<_>, _>>()?;
+        Ok(Blk::with_backing(config, id, served_by, Backing::open(config)?))
+    }
+
+    fn with_backing(
+        config: &config::Disk,
+        id: [u8; ID_BYTES],
+        iothreads: Vec<Handle>,
+        backing: Backing,
+    ) -> Blk {
+        let limits = Limits {
+            capacity_bytes: backing.capacity_bytes,
+            read_only: config.read_only,
+            most_segments: u32::from(config.queue_size - 2).min(MOST_DATA_SEGMENTS),
+        };
+        let disk = Disk {
+            name: config.name.clone(),
+            id,
+            backing,
+            cache: WriteCache::new(config.cache),
+            limits,
+            distress: Arc::default(),
+            counters: iothreads.iter().map(|_| Arc::default()).collect(),
+            fault: Mutex::new(None),
+        };
+        let title = format!("blk {}", config.name);
+        let queue_sizes = vec![config.queue_size; iothreads.len()];
+        Blk { disk: Arc::new(disk), title, queue_sizes, iothreads, live: None }
+    }
+
+    pub fn stats(&self) -> DiskStats {
+        DiskStats(Arc::clone(&self.disk))
+    }
+
+    fn space(&self) -> Space {
+        Space {
+            capacity_bytes: self.disk.limits.capacity_bytes,
+            most_segments: self.disk.limits.most_segments,
+            queues: self.queue_sizes.len() as u16,
+            write_back: self.disk.cache.is_write_back(),
+        }
+    }
+
+    fn serve(&self, device: DeviceId, queue: ActiveQueue) -> Result<(), ActivateError> {
+        let index = queue.index;
+        let refused = |reason| ActivateError { device: self.title.clone(), queue: index, reason };
+        let at = usize::from(index);
+        let (Some(iothread), Some(counters)) = (self.iothreads.get(at), self.disk.counters.get(at)) else {
+            return Err(refused("the disk has no such queue".to_owned()));
+        };
+        let doorbell =
+            queue.doorbell.try_clone().map_err(|error| refused(format!("its doorbell: {error}")))?;
+        let (disk, counters) = (Arc::clone(&self.disk), Arc::clone(counters));
+        let begin: Begin = Box::new(move |io| Ok(Box::new(BlkQueue::begin(disk, queue, counters, io)?)));
+        iothread.serve(device, begin, doorbell).map_err(|error| {
+            let cause =
+                std::error::Error::source(&error).map_or_else(String::new, |cause| format!(": {cause}"));
+            refused(format!("{error}{cause}"))
+        })
+    }
+}
+
+impl VirtioDevice for Blk {
+    fn name(&self) -> &str {
+        &self.title
+    }
+
+    fn device_id(&self) -> u16 {
+        DEVICE_ID
+    }
+
+    fn features(&self) -> u64 {
+        let mut features = SEG_MAX | BLK_SIZE | INDIRECT_DESCRIPTORS | EVENT_IDX;
+        if self.queue_sizes.len() > 1 {
+            features |= MULTI_QUEUE;
+        }
+        if self.disk.limits.read_only {
+            features |= READ_ONLY;
+        }
+        if self.disk.cache.is_offered() {
+            features |= FLUSH | CONFIG_WCE;
+        }
+        features
+    }
+
+    fn queue_sizes(&self) -> &[u16] {
+        &self.queue_sizes
+    }
+
+    fn read_config(&self, offset: u32, data: &mut [u8]) {
+        self.space().read(offset, data);
+    }
+
+    /// The driver may switch its write cache. Blocks the vCPU while what was written so far becomes durable.
+    fn write_config(&mut self, offset: u32, data: &[u8]) {
+        let cache = &self.disk.cache;
+        let at = WRITEBACK_AT.checked_sub(offset).and_then(|at| data.get(at as usize));
+        let (Some(&wanted), true) = (at, cache.is_offered()) else { return };
+        if wanted != 0 {
+            cache.set_write_back(true);
+        } else if cache.is_write_back() {
+            // From here on completed writes are durable. Those that completed before are made so now; should that fail,
+            // the cache stays on, as the driver sees when it reads the field back.
+            cache.set_write_back(false);
+            if cache.flush_is_kept() && self.disk.backing.file.sync_data().is_err() {
+                cache.set_write_back(true);
+            }
+        }
+    }
+
+    fn activate(&mut self, features: u64, queues: Vec<ActiveQueue>) -> Result<(), ActivateError> {
+        if self.live.is_some() {
+            self.reset();
+        }
+        if features & FLUSH == 0 {
+            // virtio 1.3, 5.2.5.2: a driver that cannot flush is promised durable writes.
+            self.disk.cache.set_write_back(false);
+        }
+        let device = DeviceId::unique();
+        self.live = Some(device);
+        for queue in queues {
+            if let Err(error) = self.serve(device, queue) {
+                self.reset();
+                return Err(error);
+            }
+        }
+        Ok(())
+    }
+
+    fn reset(&mut self) {
+        if let Some(device) = self.live.take() {
+            // All are told before any is waited for.
+            let releases: Vec<_> = self.iothreads.iter().map(|iothread| iothread.release(device)).collect();
+            releases.into_iter().for_each(crate::iothread::Release::wait);
+        }
+        self.disk.cache.set_write_back(true);
+        self.disk.distress.clear();
+        *self.disk.fault.lock().unwrap_or_else(PoisonError::into_inner) = None;
+    }
+
+    fn distress(&self) -> Option<Arc<Distress>> {
+        Some(Arc::clone(&self.disk.distress))
+    }
+}
+
+impl Drop for Blk {
+    fn drop(&mut self) {
+        self.reset();
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,264 @@
+//! The disk under a driver's mock: real files, real IOThreads, bytes compared.
+
+use std::os::unix::fs::FileExt as _;
+use std::path::{Path, PathBuf};
+
+use tempfile::TempDir;
+use vm_memory::{Bytes as _, GuestAddress};
+use vmprof_sys::memory::GuestRam;
+
+use super::*;
+use crate::backing::Alignment;
+use crate::config::{CacheMode, Engine};
+use crate::iothread::IoThread;
+use crate::virtio::mock::{self, Driver, readable, writable};
+
+mod faults;
+mod layouts;
+
+const MIB: usize = 1 << 20;
+
+fn iothread(id: u32, poll_max_ns: u64) -> Handle {
+    let name = format!("iothread{id}");
+    IoThread::spawn(&config::IoThread { id, name, cpus: Vec::new(), poll_max_ns }).unwrap()
+}
+
+fn disk_config(path: &Path, cache: CacheMode, virtqueues: &[u32]) -> config::Disk {
+    config::Disk {
+        name: "data".into(),
+        path: path.to_owned(),
+        read_only: false,
+        cache,
+        engine: Engine::IoUring,
+        queue_size: 64,
+        virtqueues: virtqueues.to_vec(),
+    }
+}
+
+fn file_of(directory: &TempDir, name: &str, bytes: u64) -> PathBuf {
+    let path = directory.path().join(name);
+    std::fs::File::create(&path).unwrap().set_len(bytes).unwrap();
+    path
+}
+
+/// A driver of one queue of a disk, with a data area of its own.
+struct BlkDriver {
+    queue: Driver,
+    /// 16 bytes of header and a status byte for each head, then the data.
+    headers: u64,
+    data: u64,
+}
+
+const SLOT_BYTES: u64 = 32;
+const REGION: u64 = MIB as u64;
+
+impl BlkDriver {
+    /// The queue `index` of a disk, in a region of guest memory of its own.
+    fn new(ram: &Arc<GuestRam>, region: u64, size: u16) -> Self {
+        Self::with_events(ram, region, size, true)
+    }
+
+    fn with_events(ram: &Arc<GuestRam>, region: u64, size: u16, event_idx: bool) -> Self {
+        let base = region * REGION;
+        let headers = base + Driver::bytes(size);
+        let data = (headers + SLOT_BYTES * u64::from(size)).next_multiple_of(4096);
+        BlkDriver { queue: Driver::new(ram, base, size, event_idx), headers, data }
+    }
+
+    /// Puts a request with its data at `data` bytes into the driver's area; `tag` chooses its header.
+    fn request(&mut self, tag: u16, kind: u32, sector: u64, data: u64, len: u32) -> u16 {
+        let header = self.headers + SLOT_BYTES * u64::from(tag);
+        let ram = &self.queue.ram;
+        ram.write_obj(kind, GuestAddress(header)).unwrap();
+        ram.write_obj(sector, GuestAddress(header + 8)).unwrap();
+        ram.write_obj(0xff_u8, GuestAddress(header + 16)).unwrap();
+        let mut buffers = vec![readable(header, 16)];
+        if len > 0 {
+            let address = self.data + data;
+            buffers.push(if kind == 1 { readable(address, len) } else { writable(address, len) });
+        }
+        buffers.push(writable(header + 16, 1));
+        self.queue.add(&buffers).unwrap()
+    }
+
+    fn status(&self, tag: u16) -> u8 {
+        self.queue.ram.read_obj(GuestAddress(self.headers + SLOT_BYTES * u64::from(tag) + 16)).unwrap()
+    }
+
+    /// One request from its kick to its status.
+    fn run(&mut self, kind: u32, sector: u64, data: u64, len: u32) -> (u8, u32) {
+        let head = self.request(0, kind, sector, data, len);
+        self.queue.kick();
+        let (used, written) = self.queue.wait_used();
+        assert_eq!(used, head);
+        (self.status(0), written)
+    }
+
+    fn put(&self, at: u64, bytes: &[u8]) {
+        self.queue.ram.write_slice(bytes, GuestAddress(self.data + at)).unwrap();
+    }
+
+    fn get(&self, at: u64, len: usize) -> Vec<u8> {
+        let mut bytes = vec![0; len];
+        self.queue.ram.read_slice(&mut bytes, GuestAddress(self.data + at)).unwrap();
+        bytes
+    }
+}
+
+/// Every 512 bytes say where they belong.
+fn pattern(sector: u64, bytes: usize) -> Vec<u8> {
+    let of_sector = |sector: u64| sector.wrapping_mul(0x9e37_79b9_7f4a_7c15).to_le_bytes().repeat(64);
+    (sector..).take(bytes / 512).flat_map(of_sector).collect()
+}
+
+const ALL_FEATURES: u64 = u64::MAX;
+
+#[test]
+fn what_the_guest_writes_is_in_the_file_and_comes_back() {
+    let directory = TempDir::new().unwrap();
+    for cache in [
+        CacheMode::None,
+        CacheMode::Directsync,
+        CacheMode::Writeback,
+        CacheMode::Writethrough,
+        CacheMode::Unsafe,
+    ] {
+        let path = file_of(&directory, &format!("{cache:?}"), MIB as u64);
+        let ram = mock::ram(4 * MIB);
+        let thread = iothread(0, 0);
+        let mut blk = Blk::new(&disk_config(&path, cache, &[0]), std::slice::from_ref(&thread)).unwrap();
+        let mut driver = BlkDriver::new(&ram, 0, 64);
+        blk.activate(ALL_FEATURES, vec![driver.queue.device_side(0)]).unwrap();
+        driver.put(0, &pattern(8, 8192));
+        assert_eq!(driver.run(1, 8, 0, 8192), (0, 1), "{cache:?}");
+        assert_eq!(driver.run(4, 0, 0, 0), (0, 1), "{cache:?}");
+        assert_eq!(driver.run(0, 9, 65536, 4096), (0, 4097), "{cache:?}");
+        assert_eq!(driver.get(65536, 4096), pattern(9, 4096), "{cache:?}");
+        let mut found = vec![0; 8192];
+        std::fs::File::open(&path).unwrap().read_exact_at(&mut found, 8 * 512).unwrap();
+        assert_eq!(found, pattern(8, 8192), "{cache:?}");
+        let counts = &blk.stats().snapshot().queues[0];
+        assert_eq!((counts.reads, counts.writes, counts.flushes, counts.errors), (1, 1, 1, 0));
+        assert_eq!((counts.read_bytes, counts.written_bytes, counts.iothread), (4096, 8192, Some(0)));
+    }
+}
+
+#[test]
+fn the_serial_is_the_disks_name() {
+    let directory = TempDir::new().unwrap();
+    let path = file_of(&directory, "disk", 4096);
+    let (ram, thread) = (mock::ram(4 * MIB), iothread(0, 0));
+    let mut blk = Blk::new(&disk_config(&path, CacheMode::Writeback, &[0]), &[thread]).unwrap();
+    let mut driver = BlkDriver::new(&ram, 0, 64);
+    blk.activate(ALL_FEATURES, vec![driver.queue.device_side(0)]).unwrap();
+    driver.put(0, &[0xff; 64]);
+    assert_eq!(driver.run(8, 0, 0, 20), (0, 21));
+    assert_eq!(driver.get(0, 21), *b"data\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\xff");
+    assert_eq!(driver.run(8, 0, 32, 4), (0, 5), "a shorter buffer gets what fits");
+    assert_eq!(driver.get(32, 5), *b"data\xff");
+}
+
+#[test]
+fn requests_that_cannot_be_are_answered_and_harm_nothing() {
+    let directory = TempDir::new().unwrap();
+    let path = file_of(&directory, "disk", 1 << 20);
+    let (ram, thread) = (mock::ram(4 * MIB), iothread(0, 0));
+    let mut blk = Blk::new(&disk_config(&path, CacheMode::Writeback, &[0]), &[thread]).unwrap();
+    let mut driver = BlkDriver::new(&ram, 0, 64);
+    blk.activate(ALL_FEATURES, vec![driver.queue.device_side(0)]).unwrap();
+    let cases = [
+        ("past the end", 0, 2048, 512, 1),
+        ("across the end", 1, 2047, 1024, 1),
+        ("an offset beyond 64 bits", 0, u64::MAX, 512, 1),
+        ("half a sector", 1, 0, 256, 1),
+        ("no such type", 99, 0, 0, 2),
+        ("discard, not offered", 11, 0, 0, 2),
+    ];
+    for (name, kind, sector, len, status) in cases {
+        assert_eq!(driver.run(kind, sector, 0, len).0, status, "{name}");
+    }
+    assert_eq!(driver.run(0, 2047, 0, 512).0, 0, "the last sector is there");
+    assert_eq!(blk.stats().snapshot().queues[0].errors, cases.len() as u64);
+}
+
+#[test]
+fn a_read_only_disk_is_never_written() {
+    let directory = TempDir::new().unwrap();
+    let path = file_of(&directory, "disk", 4096);
+    let (ram, thread) = (mock::ram(4 * MIB), iothread(0, 0));
+    let config = config::Disk { read_only: true, ..disk_config(&path, CacheMode::Writeback, &[0]) };
+    let mut blk = Blk::new(&config, &[thread]).unwrap();
+    assert_ne!(blk.features() & READ_ONLY, 0);
+    let mut driver = BlkDriver::new(&ram, 0, 64);
+    blk.activate(ALL_FEATURES, vec![driver.queue.device_side(0)]).unwrap();
+    driver.put(0, &[1; 512]);
+    assert_eq!(driver.run(1, 0, 0, 512).0, 1);
+    assert_eq!(driver.run(4, 0, 0, 0).0, 0, "firmware flushes read-only disks too");
+    assert_eq!(std::fs::read(&path).unwrap(), [0; 4096]);
+}
+
+#[test]
+fn the_write_cache_is_shown_and_switched_as_the_mode_allows() {
+    let directory = TempDir::new().unwrap();
+    let path = file_of(&directory, "disk", 4096);
+    let thread = iothread(0, 0);
+    let cache_of = |blk: &Blk| {
+        let mut byte = [0xff];
+        blk.read_config(32, &mut byte);
+        byte[0]
+    };
+    for (cache, offered) in
+        [(CacheMode::Writeback, true), (CacheMode::Unsafe, true), (CacheMode::Writethrough, false)]
+    {
+        let mut blk = Blk::new(&disk_config(&path, cache, &[0]), std::slice::from_ref(&thread)).unwrap();
+        let both = FLUSH | CONFIG_WCE;
+        assert_eq!(blk.features() & both, if offered { both } else { 0 }, "{cache:?}");
+        assert_eq!(cache_of(&blk), offered.into());
+        blk.write_config(32, &[0]);
+        assert_eq!(cache_of(&blk), 0);
+        blk.write_config(31, &[0, 1, 0]);
+        assert_eq!(
+            cache_of(&blk),
+            offered.into(),
+            "{cache:?}: what the mode promises is not the guest's to change"
+        );
+        blk.activate(ALL_FEATURES & !FLUSH, Vec::new()).unwrap();
+        assert_eq!(cache_of(&blk), 0, "a driver that cannot flush writes through");
+        assert_eq!(blk.disk.cache.write_is_durable(), cache != CacheMode::Unsafe);
+        blk.reset();
+        assert_eq!(cache_of(&blk), offered.into());
+    }
+}
+
+#[test]
+fn a_disk_that_cannot_be_as_asked_is_refused_by_name() {
+    let directory = TempDir::new().unwrap();
+    let path = file_of(&directory, "disk", 4096);
+    let threads = [iothread(0, 0)];
+    let good = disk_config(&path, CacheMode::Writeback, &[0]);
+    let refused = |config: config::Disk| Blk::new(&config, &threads).unwrap_err();
+    let name = "a-name-of-twenty-one-".to_owned();
+    assert!(matches!(refused(config::Disk { name, ..good.clone() }), DiskError::NameTooLong { .. }));
+    assert!(matches!(
+        refused(config::Disk { queue_size: 2, ..good.clone() }),
+        DiskError::QueueSize { size: 2, .. }
+    ));
+    assert!(matches!(refused(config::Disk { queue_size: 48, ..good.clone() }), DiskError::QueueSize { .. }));
+    let missing = refused(config::Disk { virtqueues: vec![0, 7], ..good.clone() });
+    assert!(matches!(missing, DiskError::NoSuchIoThread { queue: 1, iothread: 7, .. }));
+    assert!(matches!(
+        refused(config::Disk { virtqueues: vec![], ..good.clone() }),
+        DiskError::NoQueue { .. }
+    ));
+    for engine in [Engine::Native, Engine::Threads] {
+        let error = refused(config::Disk { engine, ..good.clone() });
+        assert!(
+            matches!(&error, DiskError::EngineNotHere { .. }) && error.to_string().contains("`data`"),
+            "{error}"
+        );
+    }
+    let held = Blk::new(&good, &threads).unwrap();
+    assert!(matches!(refused(good.clone()), DiskError::InUse { .. }));
+    drop(held);
+    Blk::new(&good, &threads).unwrap();
+}
