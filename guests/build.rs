@@ -36,10 +36,38 @@ fn build() -> Result<(), String> {
     // What the outer cargo set for this build or its caller for that one: none of it is meant for the inner one.
     for (name, _) in env::vars_os() {
         let name = name.to_string_lossy();
-        let inherited = ["CARGO_PKG_", "CARGO_CFG_", "CARGO_FEATURE_", "CARGO_PROFILE_", "CARGO_TARGET_", "CARGO_BUILD_", "DEP_"];
-        let exact = ["CARGO_MANIFEST_DIR", "CARGO_MANIFEST_PATH", "CARGO_MANIFEST_LINKS", "CARGO_MAKEFLAGS", "CARGO_PRIMARY_PACKAGE",
-            "CARGO_ENCODED_RUSTFLAGS", "RUSTFLAGS", "RUSTC", "RUSTDOC", "RUSTC_LINKER", "RUSTC_WRAPPER", "RUSTC_WORKSPACE_WRAPPER",
-            "CARGO_INCREMENTAL", "OUT_DIR", "TARGET", "HOST", "PROFILE", "OPT_LEVEL", "DEBUG", "NUM_JOBS", "LD_LIBRARY_PATH"];
+        let inherited = [
+            "CARGO_PKG_",
+            "CARGO_CFG_",
+            "CARGO_FEATURE_",
+            "CARGO_PROFILE_",
+            "CARGO_TARGET_",
+            "CARGO_BUILD_",
+            "DEP_",
+        ];
+        let exact = [
+            "CARGO_MANIFEST_DIR",
+            "CARGO_MANIFEST_PATH",
+            "CARGO_MANIFEST_LINKS",
+            "CARGO_MAKEFLAGS",
+            "CARGO_PRIMARY_PACKAGE",
+            "CARGO_ENCODED_RUSTFLAGS",
+            "RUSTFLAGS",
+            "RUSTC",
+            "RUSTDOC",
+            "RUSTC_LINKER",
+            "RUSTC_WRAPPER",
+            "RUSTC_WORKSPACE_WRAPPER",
+            "CARGO_INCREMENTAL",
+            "OUT_DIR",
+            "TARGET",
+            "HOST",
+            "PROFILE",
+            "OPT_LEVEL",
+            "DEBUG",
+            "NUM_JOBS",
+            "LD_LIBRARY_PATH",
+        ];
         if inherited.iter().any(|start| name.starts_with(start)) || exact.contains(&name.as_ref()) {
             command.env_remove(name.as_ref());
         }
@@ -66,11 +94,17 @@ fn flags(workspace: &Path, target_dir: &Path) -> Result<Vec<String>, String> {
         None => PathBuf::from(variable("HOME")?).join(".cargo"),
     };
     let rustc = variable("RUSTC")?;
-    let sysroot = Command::new(&rustc).args(["--print", "sysroot"]).output().map_err(|error| error.to_string())?;
+    let sysroot =
+        Command::new(&rustc).args(["--print", "sysroot"]).output().map_err(|error| error.to_string())?;
     let sysroot = PathBuf::from(String::from_utf8_lossy(&sysroot.stdout).trim());
     let mut flags = vec!["-Ctarget-feature=+crt-static".to_owned()];
     // The last match wins, so what lies inside another comes later.
-    let remapped = [(sysroot, "/rustc"), (cargo_home, "/cargo"), (workspace.to_owned(), "/vmprof"), (target_dir.to_owned(), "/target")];
+    let remapped = [
+        (sysroot, "/rustc"),
+        (cargo_home, "/cargo"),
+        (workspace.to_owned(), "/vmprof"),
+        (target_dir.to_owned(), "/target"),
+    ];
     for (path, short) in remapped {
         flags.push(format!("--remap-path-prefix={}={short}", path.display()));
     }

@@ -17,10 +17,8 @@ use crate::store::{Store, TempDir};
 pub(crate) use uris::encode_path;
 
 /// Where Debian's keyring lies, by release.
-const KEYRINGS: [&str; 2] = [
-    "/usr/share/keyrings/debian-archive-keyring.gpg",
-    "/usr/share/keyrings/debian-archive-keyring.pgp",
-];
+const KEYRINGS: [&str; 2] =
+    ["/usr/share/keyrings/debian-archive-keyring.gpg", "/usr/share/keyrings/debian-archive-keyring.pgp"];
 /// Not on PATH, and not configurable in any Debian.
 const APT_HELPER: &str = "/usr/lib/apt/apt-helper";
 
@@ -91,10 +89,13 @@ impl Apt {
         for base in &archives.0 {
             let lines: String = suites
                 .iter()
-                .map(|suite| format!("deb [signed-by={} arch={arch}] {base} {suite} main\n", keyring.display()))
+                .map(|suite| {
+                    format!("deb [signed-by={} arch={arch}] {base} {suite} main\n", keyring.display())
+                })
                 .collect();
             apt.write("sources.list", &lines)?;
-            let output = run(apt.command("apt-get").args(["-q", "-o", "APT::Update::Error-Mode=any", "update"]))?;
+            let output =
+                run(apt.command("apt-get").args(["-q", "-o", "APT::Update::Error-Mode=any", "update"]))?;
             if output.status.success() {
                 return Ok(apt);
             }
@@ -264,7 +265,12 @@ pub(crate) struct Fetched {
 
 /// Fetches packages from the archive at `base` into `dir`, each under its file name. A package whose bytes are wrong or
 /// that is not there leaves no file; the rest still comes.
-pub(crate) fn fetch(base: &str, packages: &[&LockedPackage], dir: &Path, prepare: Prepare) -> Result<Fetched> {
+pub(crate) fn fetch(
+    base: &str,
+    packages: &[&LockedPackage],
+    dir: &Path,
+    prepare: Prepare,
+) -> Result<Fetched> {
     let mut command = apt(APT_HELPER, prepare);
     command.args(["-o", "APT::Sandbox::User=", "-o", "Acquire::Retries=2", "download-file"]);
     for package in packages {
@@ -301,7 +307,10 @@ fn run(command: &mut Command) -> Result<Output> {
 fn words(output: &Output) -> String {
     let both = [&output.stdout[..], &output.stderr[..]].concat();
     let text = String::from_utf8_lossy(&both);
-    let lines: Vec<&str> = text.lines().filter(|line| line.starts_with("E:") || line.starts_with("W:") || line.starts_with("Err:")).collect();
+    let lines: Vec<&str> = text
+        .lines()
+        .filter(|line| line.starts_with("E:") || line.starts_with("W:") || line.starts_with("Err:"))
+        .collect();
     let lines = if lines.is_empty() { text.lines().collect() } else { lines };
     let skip = lines.len().saturating_sub(12);
     lines[skip..].join("\n")

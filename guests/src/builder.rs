@@ -6,6 +6,7 @@ mod check;
 
 use std::path::PathBuf;
 use std::process::Command;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use crate::apt::{Apt, Prepare, Wanted};
 use crate::deb::Deb;
@@ -33,7 +34,10 @@ pub struct Builder<'a> {
 
 impl std::fmt::Debug for Builder<'_> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Builder").field("store", &self.store).field("offline", &self.offline).finish_non_exhaustive()
+        f.debug_struct("Builder")
+            .field("store", &self.store)
+            .field("offline", &self.offline)
+            .finish_non_exhaustive()
     }
 }
 
@@ -119,8 +123,7 @@ impl<'a> Builder<'a> {
         self.progress.stage(&format!("locking {}: reading Debian {}", recipe.name, asked.suite), None);
         let apt = Apt::update(self.store, &[&asked.suite], arch, self.prepare)?;
         self.progress.stage(&format!("locking {}: resolving packages", recipe.name), None);
-        let wanted =
-            Wanted { names: &asked.packages, without: &asked.without, recommends: asked.recommends };
+        let wanted = Wanted { names: &asked.packages, without: &asked.without, recommends: asked.recommends };
         let packages = apt.resolve(&wanted)?;
         let kernel = apt.resolve_kernel(&asked.kernel)?;
         let releases = apt.releases()?;
@@ -153,7 +156,9 @@ impl<'a> Builder<'a> {
         let boot = self.boot_files(recipe, lock)?;
         let root = match &recipe.image {
             Image::None => None,
-            Image::Squashfs { compression, exclude } => Some(self.root(recipe, lock, *compression, exclude)?),
+            Image::Squashfs { compression, exclude } => {
+                Some(self.root(recipe, lock, *compression, exclude)?)
+            }
         };
         Ok(GuestImage {
             name: recipe.name.clone(),
@@ -177,7 +182,13 @@ impl<'a> Builder<'a> {
         Ok(image)
     }
 
-    fn root(&self, recipe: &Recipe, lock: &Lock, compression: Compression, exclude: &[String]) -> Result<Entry> {
+    fn root(
+        &self,
+        recipe: &Recipe,
+        lock: &Lock,
+        compression: Compression,
+        exclude: &[String],
+    ) -> Result<Entry> {
         let contents = placed_contents(recipe)?;
         let inputs = root_inputs(recipe, lock, compression, exclude, &contents);
         let (_, entries) = self.once(inputs, |builder| {
@@ -212,11 +223,12 @@ impl<'a> Builder<'a> {
         let packages: Vec<&LockedPackage> = packages.iter().collect();
         let entries = fetch::packages(self, &packages, suite)?;
         self.progress.stage("unpacking packages", Some(entries.len() as u64));
-        let mut debs = Vec::new();
-        for (package, entry) in packages.iter().zip(entries) {
-            debs.push(Deb::read(package.file_name(), &crate::store::read(&entry.path)?)?);
+        let unpack = |index: usize| {
+            let deb = Deb::read(packages[index].file_name(), &crate::store::read(&entries[index].path)?);
             self.progress.advance(1);
-        }
+            deb
+        };
+        let debs = in_parallel(entries.len(), unpack)?;
         self.progress.done();
         Ok(debs)
     }
@@ -239,6 +251,30 @@ impl<'a> Builder<'a> {
         let entries = record.entries.iter().filter_map(|named| self.store.entry(&named.entry)).collect();
         Ok((record, entries))
     }
+}
+
+/// The results of `work` for 0 to `count`, in that order whatever the number of threads.
+fn in_parallel<T: Send>(count: usize, work: impl Fn(usize) -> Result<T> + Sync) -> Result<Vec<T>> {
+    let threads = std::thread::available_parallelism().map_or(1, |n| n.get()).min(8);
+    let next = AtomicUsize::new(0);
+    let worker = || {
+        let mut done = Vec::new();
+        loop {
+            let index = next.fetch_add(1, Ordering::Relaxed);
+            if index >= count {
+                return done;
+            }
+            done.push((index, work(index)));
+        }
+    };
+    let mut all: Vec<(usize, Result<T>)> = std::thread::scope(|scope| {
+        let workers: Vec<_> = (0..threads).map(|_| scope.spawn(worker)).collect();
+        let joined =
+            workers.into_iter().map(|w| w.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)));
+        joined.flatten().collect()
+    });
+    all.sort_by_key(|(index, _)| *index);
+    all.into_iter().map(|(_, result)| result).collect()
 }
 
 /// The first entry of a record that names one; a record without it was not written by this crate.

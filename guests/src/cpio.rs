@@ -60,7 +60,15 @@ fn write_member(out: &mut Vec<u8>, inode: u32, path: &str, node: &Node) -> Resul
     Ok(())
 }
 
-fn write_header(out: &mut Vec<u8>, inode: u32, path: &str, kind: u32, node: &Node, size: u32, device: (u32, u32)) {
+fn write_header(
+    out: &mut Vec<u8>,
+    inode: u32,
+    path: &str,
+    kind: u32,
+    node: &Node,
+    size: u32,
+    device: (u32, u32),
+) {
     let links = if kind == S_IFDIR { 2 } else { 1 };
     // Names come from paths, which no build makes longer than 4 GiB.
     let name_size = u32::try_from(path.len() + 1).unwrap_or(u32::MAX);
@@ -127,8 +135,12 @@ mod tests {
         let mut tree = Tree::default();
         let by = Origin::Builder;
         tree.put("init", Node::file(0o755, *b"#!"), &by).unwrap();
-        tree.put("dev/console", Node { kind: Kind::CharDevice { major: 5, minor: 1 }, mode: 0o600, uid: 0, gid: 0 }, &by)
-            .unwrap();
+        tree.put(
+            "dev/console",
+            Node { kind: Kind::CharDevice { major: 5, minor: 1 }, mode: 0o600, uid: 0, gid: 0 },
+            &by,
+        )
+        .unwrap();
         tree.put("bin", Node::link("usr/bin"), &by).unwrap();
         let packed = pack(&tree).unwrap();
         assert_eq!(packed.len() % ALIGN, 0);

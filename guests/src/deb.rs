@@ -132,7 +132,9 @@ fn read_files(tar: &[u8], wanted: &dyn Fn(&str) -> bool) -> Result<Vec<(String, 
         let mode = (header.mode().map_err(|e| format!("{path}: {e}"))? & 0o7777) as u16;
         let (uid, gid) = (number(header.uid())? as u32, number(header.gid())? as u32);
         let device = || -> Result<(u32, u32), String> {
-            let part = |value: std::io::Result<Option<u32>>| value.map_err(|e| e.to_string()).map(Option::unwrap_or_default);
+            let part = |value: std::io::Result<Option<u32>>| {
+                value.map_err(|e| e.to_string()).map(Option::unwrap_or_default)
+            };
             Ok((part(header.device_major())?, part(header.device_minor())?))
         };
         let kind = match header.entry_type() {
@@ -146,7 +148,9 @@ fn read_files(tar: &[u8], wanted: &dyn Fn(&str) -> bool) -> Result<Vec<(String, 
             EntryType::Link => {
                 let target = plain_path(link_target(&path, &member)?.as_bytes())?;
                 let there = contents.get(&target);
-                let node = there.ok_or_else(|| format!("{path} is a hard link to {target}, which is not in the archive"))?;
+                let node = there.ok_or_else(|| {
+                    format!("{path} is a hard link to {target}, which is not in the archive")
+                })?;
                 files.push((path, node.clone()));
                 continue;
             }

@@ -81,7 +81,10 @@ fn on_path(builder: &Builder<'_>, program: &Path) -> Result<Option<Emulator>> {
     let meta = std::fs::metadata(&program).map_err(crate::error::failed("look at", &program))?;
     let inputs = Inputs::of("emulator on PATH")
         .field("path", program.as_os_str().as_encoded_bytes())
-        .field("file", format!("{} {} {} {}", meta.size(), meta.mtime(), meta.mtime_nsec(), meta.ino()).as_bytes())
+        .field(
+            "file",
+            format!("{} {} {} {}", meta.size(), meta.mtime(), meta.mtime_nsec(), meta.ino()).as_bytes(),
+        )
         .finish();
     let known = builder.store().recall(inputs).and_then(|(record, _)| record.facts.get("version").cloned());
     let argv = vec![program.clone().into_os_string()];
@@ -120,7 +123,10 @@ fn realise(builder: &Builder<'_>) -> Result<Emulator> {
         builder.progress().done();
         let version = ask(builder, &argv(&entry))?;
         if parse(&version) < Some(WANTED) {
-            return Err(GuestError::EmulatorVersion { found: version, wanted: format!("{}.{}", WANTED.0, WANTED.1) });
+            return Err(GuestError::EmulatorVersion {
+                found: version,
+                wanted: format!("{}.{}", WANTED.0, WANTED.1),
+            });
         }
         let kept = Record::new("lock of the emulator").with("lock", &publish_lock(builder.store(), &lock)?);
         builder.store().remember(lock_inputs(), &kept)?;
@@ -134,7 +140,8 @@ fn realise(builder: &Builder<'_>) -> Result<Emulator> {
 /// archive may no longer have the old one's packages.
 fn fetched(builder: &Builder<'_>) -> Result<(Lock, Vec<Entry>)> {
     if let Some(lock) = kept_lock(builder.store()) {
-        let here: Option<Vec<Entry>> = lock.packages.iter().map(|p| fetch::find(builder.store(), p)).collect();
+        let here: Option<Vec<Entry>> =
+            lock.packages.iter().map(|p| fetch::find(builder.store(), p)).collect();
         if let Some(entries) = here {
             return Ok((lock, entries));
         }
@@ -165,7 +172,14 @@ fn lock(builder: &Builder<'_>) -> Result<Lock> {
         kernel: "none".to_owned(),
         ..Asked::default()
     };
-    Ok(Lock { guest: "emulator".to_owned(), releases, arch: ARCH.to_owned(), asked, kernel: Vec::new(), packages })
+    Ok(Lock {
+        guest: "emulator".to_owned(),
+        releases,
+        arch: ARCH.to_owned(),
+        asked,
+        kernel: Vec::new(),
+        packages,
+    })
 }
 
 fn publish_lock(store: &Store, lock: &Lock) -> Result<Entry> {
@@ -181,7 +195,9 @@ fn kept_lock(store: &Store) -> Option<Lock> {
 /// Everything the packages hold that could be needed, with /usr merged as the archive's newer packages expect.
 fn unpack(builder: &Builder<'_>, packages: &[LockedPackage], entries: &[Entry]) -> Result<Tree> {
     let mut tree = Tree::default();
-    for (path, target) in [("bin", "usr/bin"), ("lib", "usr/lib"), ("lib64", "usr/lib64"), ("sbin", "usr/sbin")] {
+    for (path, target) in
+        [("bin", "usr/bin"), ("lib", "usr/lib"), ("lib64", "usr/lib64"), ("sbin", "usr/sbin")]
+    {
         tree.put(path, crate::tree::Node::link(target), &Origin::Builder)?;
     }
     let wanted = |path: &str| {
@@ -229,7 +245,14 @@ fn publish(store: &Store, tree: &Tree) -> Result<Entry> {
 
 fn argv(entry: &Entry) -> Vec<OsString> {
     let at = |below: &str| -> OsString { entry.path.join(below).into_os_string() };
-    let mut argv = vec![at(LOADER), "--argv0".into(), PROGRAM.into(), "--library-path".into(), at(LIBRARIES), at(BINARY)];
+    let mut argv = vec![
+        at(LOADER),
+        "--argv0".into(),
+        PROGRAM.into(),
+        "--library-path".into(),
+        at(LIBRARIES),
+        at(BINARY),
+    ];
     for dir in FIRMWARE_DIRS {
         argv.extend(["-L".into(), at(dir)]);
     }
@@ -244,7 +267,9 @@ fn ask(builder: &Builder<'_>, argv: &[OsString]) -> Result<String> {
     command.args(&argv[1..]).arg("--version").stdin(Stdio::null());
     let output = (builder.prepare())(&mut command).output().map_err(|error| broken(error.to_string()))?;
     let text = String::from_utf8_lossy(&output.stdout);
-    version(&text).map(str::to_owned).ok_or_else(|| broken(String::from_utf8_lossy(&output.stderr).trim().to_owned()))
+    version(&text)
+        .map(str::to_owned)
+        .ok_or_else(|| broken(String::from_utf8_lossy(&output.stderr).trim().to_owned()))
 }
 
 /// `QEMU emulator version 11.1.3 (Debian …)` → `11.1.3`.

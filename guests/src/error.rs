@@ -69,7 +69,9 @@ pub enum GuestError {
     #[error("cannot resolve the packages of guest `{guest}` offline")]
     #[diagnostic(
         code(vmprof::guest::lock_needs_network),
-        help("run `vmprof lock` once without --offline; builds from the lock then need the network only for what the store lacks")
+        help(
+            "run `vmprof lock` once without --offline; builds from the lock then need the network only for what the store lacks"
+        )
     )]
     LockNeedsNetwork { guest: String },
 
@@ -100,7 +102,9 @@ pub enum GuestError {
     #[error("`{command}` failed while {doing}:\n{output}")]
     #[diagnostic(
         code(vmprof::guest::apt_failed),
-        help("see that the network and a proxy, if there is one, are set up for apt: `apt-get update` must work for this user's environment")
+        help(
+            "see that the network and a proxy, if there is one, are set up for apt: `apt-get update` must work for this user's environment"
+        )
     )]
     AptFailed { doing: String, command: String, output: String },
 
@@ -109,13 +113,12 @@ pub enum GuestError {
     UnknownPackage { name: String, suite: String, arch: String, near: Vec<String> },
 
     #[error("`without {name}` drops nothing: the packages do not depend on it")]
-    #[diagnostic(
-        code(vmprof::guest::without_unused),
-        help("{}", near_help(near))
-    )]
+    #[diagnostic(code(vmprof::guest::without_unused), help("{}", near_help(near)))]
     WithoutUnused { name: String, near: Vec<String> },
 
-    #[error("`{package}` is not a kernel: no linux-image package with a kernel in it was found through its dependencies")]
+    #[error(
+        "`{package}` is not a kernel: no linux-image package with a kernel in it was found through its dependencies"
+    )]
     #[diagnostic(
         code(vmprof::guest::not_a_kernel),
         help("name a kernel package such as linux-image-cloud-amd64")
@@ -125,14 +128,18 @@ pub enum GuestError {
     #[error("{what} has the wrong bytes: SHA-256 {wanted} was asked for, {found} came")]
     #[diagnostic(
         code(vmprof::guest::hash_mismatch),
-        help("nothing was kept. The archive, a proxy or the lock file is not what it was when the lock was made")
+        help(
+            "nothing was kept. The archive, a proxy or the lock file is not what it was when the lock was made"
+        )
     )]
     HashMismatch { what: String, wanted: Sha256, found: String },
 
     #[error("the archive no longer has {}", names.join(", "))]
     #[diagnostic(
         code(vmprof::guest::package_gone),
-        help("suites other than an old stable's main drop superseded versions: run `vmprof lock` on the guest to lock the present ones")
+        help(
+            "suites other than an old stable's main drop superseded versions: run `vmprof lock` on the guest to lock the present ones"
+        )
     )]
     PackageGone { names: Vec<String>, output: String },
 
@@ -143,7 +150,9 @@ pub enum GuestError {
     #[error("packages `{first}` and `{second}` both hold /{path}, with different content")]
     #[diagnostic(
         code(vmprof::guest::file_conflict),
-        help("leave one of the packages out, `exclude` the path, or write the path as a `file` of the recipe")
+        help(
+            "leave one of the packages out, `exclude` the path, or write the path as a `file` of the recipe"
+        )
     )]
     FileConflict { path: String, first: String, second: String },
 
@@ -172,7 +181,10 @@ pub enum GuestError {
     )]
     NoProgram { guest: String, program: String, because: Option<String> },
 
-    #[error("programs of guest `{guest}` need libraries that are not in its image: {}", list_missing(missing))]
+    #[error(
+        "programs of guest `{guest}` need libraries that are not in its image: {}",
+        list_missing(missing)
+    )]
     #[diagnostic(
         code(vmprof::guest::missing_library),
         help("a package named under `without` holds them: take it out of that list")
@@ -195,10 +207,7 @@ pub enum GuestError {
     StoreDamaged { path: PathBuf },
 
     #[error("the emulator realised from Debian is version {found}; the lab needs at least {wanted}")]
-    #[diagnostic(
-        code(vmprof::guest::emulator_version),
-        help("put a QEMU of at least that version on PATH")
-    )]
+    #[diagnostic(code(vmprof::guest::emulator_version), help("put a QEMU of at least that version on PATH"))]
     EmulatorVersion { found: String, wanted: String },
 
     #[error("the emulator {} does not start: {output}", program.display())]
@@ -260,7 +269,10 @@ fn near_help(near: &[String]) -> String {
     match near {
         [] => "check the name".to_owned(),
         names => {
-            format!("did you mean {}?", names.iter().map(|n| format!("`{n}`")).collect::<Vec<_>>().join(" or "))
+            format!(
+                "did you mean {}?",
+                names.iter().map(|n| format!("`{n}`")).collect::<Vec<_>>().join(" or ")
+            )
         }
     }
 }

@@ -40,7 +40,11 @@ pub(crate) fn adopt(store: &Store, package: &LockedPackage, file: &Path) -> Resu
 }
 
 /// The entries of all `packages`, in their order, fetching what is missing from archives that have `suite`.
-pub(crate) fn packages(builder: &Builder<'_>, packages: &[&LockedPackage], suite: &str) -> Result<Vec<Entry>> {
+pub(crate) fn packages(
+    builder: &Builder<'_>,
+    packages: &[&LockedPackage],
+    suite: &str,
+) -> Result<Vec<Entry>> {
     let store = builder.store();
     let missing: Vec<&LockedPackage> =
         packages.iter().copied().filter(|package| find(store, package).is_none()).collect();
@@ -96,7 +100,8 @@ struct Round<'a> {
 fn one_archive<'a>(builder: &Builder<'_>, packages: &[&'a LockedPackage], base: &str) -> Result<Round<'a>> {
     let store = builder.store();
     // The fetching threads meet here: each takes its next batch, and leaves what did not come.
-    let open: Mutex<VecDeque<Vec<&LockedPackage>>> = Mutex::new(packages.chunks(BATCH).map(<[_]>::to_vec).collect());
+    let open: Mutex<VecDeque<Vec<&LockedPackage>>> =
+        Mutex::new(packages.chunks(BATCH).map(<[_]>::to_vec).collect());
     let results = std::thread::scope(|scope| {
         let fetcher = || -> Result<Round<'a>> {
             let dir = store.temp_dir()?;

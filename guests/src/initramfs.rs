@@ -63,7 +63,8 @@ mod tests {
     #[test]
     fn the_first_process_is_a_static_program() {
         let elf = ElfFile64::<Endianness>::parse(init::PROGRAM).unwrap();
-        let kinds: Vec<_> = elf.elf_program_headers().iter().map(|h| h.p_type.get(Endianness::Little)).collect();
+        let kinds: Vec<_> =
+            elf.elf_program_headers().iter().map(|h| h.p_type.get(Endianness::Little)).collect();
         assert!(kinds.contains(&PT_LOAD));
         assert!(!kinds.contains(&PT_INTERP), "the initramfs has no dynamic linker");
     }

@@ -45,7 +45,9 @@ pub(crate) fn unpack_vmlinuz(image: &[u8]) -> Result<Kernel, String> {
     let (packed, size) = payload.split_last_chunk::<4>().ok_or_else(short)?;
     let size = u32::from_le_bytes(*size) as usize;
     let elf = match payload {
-        [0x02, 0x21, 0x4c, 0x18, blocks @ ..] => unpack_lz4_legacy(&blocks[..blocks.len().saturating_sub(4)], size)?,
+        [0x02, 0x21, 0x4c, 0x18, blocks @ ..] => {
+            unpack_lz4_legacy(&blocks[..blocks.len().saturating_sub(4)], size)?
+        }
         [0x1f, 0x8b, ..] => unpack_gzip(payload)?,
         [0xfd, b'7', b'z', b'X', b'Z', ..] => unpack(".xz", packed)?,
         [0x28, 0xb5, 0x2f, 0xfd, ..] => unpack(".zst", packed)?,
@@ -74,7 +76,8 @@ fn release(image: &[u8]) -> Result<String, String> {
     let none = || "the setup header has no kernel version".to_owned();
     let offset = image.get(VERSION_TEXT..VERSION_TEXT + 2).ok_or_else(none)?;
     let at = usize::from(u16::from_le_bytes([offset[0], offset[1]])) + 0x200;
-    let text: Vec<u8> = image.get(at..).ok_or_else(none)?.iter().copied().take(200).take_while(|&b| b > b' ').collect();
+    let text: Vec<u8> =
+        image.get(at..).ok_or_else(none)?.iter().copied().take(200).take_while(|&b| b > b' ').collect();
     let text = String::from_utf8(text).map_err(|_| none())?;
     if text.is_empty() { Err(none()) } else { Ok(text) }
 }
@@ -105,11 +108,11 @@ fn unpack_lz4_legacy(mut blocks: &[u8], size: usize) -> Result<Vec<u8>, String> 
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
 
     /// A bzImage with this payload and the appended size.
-    fn image(payload: &[u8], size: u32) -> Vec<u8> {
+    pub(crate) fn image(payload: &[u8], size: u32) -> Vec<u8> {
         let mut image = vec![0; 1024];
         image[SETUP_SECTS] = 1;
         image[0x202..0x206].copy_from_slice(b"HdrS");
@@ -123,7 +126,7 @@ mod tests {
         image
     }
 
-    fn lz4(elf: &[u8]) -> Vec<u8> {
+    pub(crate) fn lz4(elf: &[u8]) -> Vec<u8> {
         let mut payload = vec![0x02, 0x21, 0x4c, 0x18];
         for part in elf.chunks(LZ4_BLOCK_BYTES) {
             let block = lz4_flex::block::compress(part);
@@ -162,11 +165,11 @@ mod tests {
 
     #[test]
     fn lengths_that_lead_out_of_the_file_are_refused() {
-        let mut image = image(&lz4(&elf(100)), 104);
-        image[PAYLOAD_LENGTH..PAYLOAD_LENGTH + 4].copy_from_slice(&u32::MAX.to_le_bytes());
-        assert!(unpack_vmlinuz(&image).unwrap_err().contains("behind the file's end"));
+        let mut far = image(&lz4(&elf(100)), 104);
+        far[PAYLOAD_LENGTH..PAYLOAD_LENGTH + 4].copy_from_slice(&u32::MAX.to_le_bytes());
+        assert!(unpack_vmlinuz(&far).unwrap_err().contains("behind the file's end"));
         let mut torn = lz4(&elf(100));
         torn[4..8].copy_from_slice(&u32::MAX.to_le_bytes());
-        assert!(unpack_vmlinuz(&super::tests::image(&torn, 104)).unwrap_err().contains("cut off"));
+        assert!(unpack_vmlinuz(&image(&torn, 104)).unwrap_err().contains("cut off"));
     }
 }

@@ -33,6 +33,8 @@ mod recipe;
 mod root;
 mod squashfs;
 mod store;
+#[cfg(test)]
+mod testing;
 mod tree;
 
 pub use builder::{Builder, GuestImage};

@@ -162,7 +162,10 @@ pub(crate) mod tests {
         ] {
             modules.take(&format!("lib/modules/6.1-test/kernel/x/{file}"), &module(depends));
         }
-        modules.take("lib/modules/6.1-test/modules.builtin", &Arc::from(*b"kernel/fs/ext4/ext4.ko\nkernel/virt/irqbypass.ko\n"));
+        modules.take(
+            "lib/modules/6.1-test/modules.builtin",
+            &Arc::from(*b"kernel/fs/ext4/ext4.ko\nkernel/virt/irqbypass.ko\n"),
+        );
         modules
     }
 
@@ -193,7 +196,8 @@ pub(crate) mod tests {
     #[test]
     fn packed_modules_are_unpacked() {
         let mut packed = Vec::new();
-        std::io::Read::read_to_end(&mut liblzma::read::XzEncoder::new(&module("")[..], 1), &mut packed).unwrap();
+        std::io::Read::read_to_end(&mut liblzma::read::XzEncoder::new(&module("")[..], 1), &mut packed)
+            .unwrap();
         let mut modules = Modules::new("6.12-test");
         modules.take("usr/lib/modules/6.12-test/kernel/x/button.ko.xz", &packed.into());
         assert_eq!(modules.in_order(&["button"]).unwrap()[0].content, module(""));

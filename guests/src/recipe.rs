@@ -99,11 +99,21 @@ pub struct Placed {
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Place {
-    Directory { mode: u16 },
-    Link { target: String },
-    Text { mode: u16, text: String },
+    Directory {
+        mode: u16,
+    },
+    Link {
+        target: String,
+    },
+    Text {
+        mode: u16,
+        text: String,
+    },
     /// A file of the building machine, found from the recipe's directory.
-    From { mode: u16, source: PathBuf },
+    From {
+        mode: u16,
+        source: PathBuf,
+    },
 }
 
 impl Recipe {

@@ -32,13 +32,19 @@ const DIRECTORIES: [(&str, u16); 17] = [
 ];
 
 /// Debian's base-passwd knows these ids; a guest needs the two that everything takes for granted.
-const PASSWD: &str = "root:x:0:0:root:/root:/bin/sh\nnobody:x:65534:65534:nobody:/nonexistent:/usr/sbin/nologin\n";
+const PASSWD: &str =
+    "root:x:0:0:root:/root:/bin/sh\nnobody:x:65534:65534:nobody:/nonexistent:/usr/sbin/nologin\n";
 const GROUP: &str = "root:x:0:\nnogroup:x:65534:\n";
 const NSSWITCH: &str = "passwd: files\ngroup: files\nshadow: files\nhosts: files dns\n";
 
 /// Puts the root filesystem together. `texts` are the contents of the recipe's files, in the recipe's order of `placed`
 /// (empty for what is not a file). The second value names exclusions that met nothing.
-pub(crate) fn assemble(recipe: &Recipe, exclude: &[String], debs: Vec<Deb>, contents: Vec<Vec<u8>>) -> Result<(Tree, Vec<String>)> {
+pub(crate) fn assemble(
+    recipe: &Recipe,
+    exclude: &[String],
+    debs: Vec<Deb>,
+    contents: Vec<Vec<u8>>,
+) -> Result<(Tree, Vec<String>)> {
     let mut tree = Tree::default();
     skeleton(&mut tree, recipe)?;
     for deb in debs {
@@ -105,13 +111,18 @@ fn check_program(tree: &Tree, recipe: &Recipe) -> Result<()> {
         let path = recipe.env.iter().find(|(name, _)| name == "PATH").map_or("", |(_, value)| value);
         path.split(':').map(|dir| format!("{dir}/{program}")).collect()
     };
-    let found = candidates.iter().find_map(|path| tree.look(path).filter(|(_, node)| node.kind != Kind::Directory));
+    let found =
+        candidates.iter().find_map(|path| tree.look(path).filter(|(_, node)| node.kind != Kind::Directory));
     let Some((at, node)) = found else { return Err(missing(program, None)) };
     if node.mode & 0o111 == 0 {
-        return Err(missing(program, Some(format!("/{at} is there, but not executable; give it `mode=0o755`"))));
+        return Err(missing(
+            program,
+            Some(format!("/{at} is there, but not executable; give it `mode=0o755`")),
+        ));
     }
     let Kind::File(content) = &node.kind else { return Ok(()) };
-    if let Some(line) = content.strip_prefix(b"#!").and_then(|rest| rest.split(|byte| *byte == b'\n').next()) {
+    if let Some(line) = content.strip_prefix(b"#!").and_then(|rest| rest.split(|byte| *byte == b'\n').next())
+    {
         let line = String::from_utf8_lossy(line);
         let interpreter = line.split_whitespace().next().unwrap_or_default();
         if tree.look(interpreter).is_none_or(|(_, node)| node.kind == Kind::Directory) {

@@ -1,9 +1,11 @@
 //! The content-addressed store: layout, atomic publishing, records, locks.
 //!
-//!     STORE/<blake3 of the content>-<name>   an entry, read-only: a file, or a directory named by its listing's hash
-//!     STORE/records/<digest of the inputs>   which entries those inputs gave
-//!     STORE/locks/<digest of the inputs>     held by the one process that builds them
-//!     STORE/tmp/…                            being written; each held by a lock, so what nobody holds is rubbish
+//! ```text
+//! STORE/<blake3 of the content>-<name>   an entry, read-only: a file, or a directory named by its listing's hash
+//! STORE/records/<digest of the inputs>   which entries those inputs gave
+//! STORE/locks/<digest of the inputs>     held by the one process that builds them
+//! STORE/tmp/…                            being written; each held by a lock, so what nobody holds is rubbish
+//! ```
 //!
 //! An entry appears by one rename after its bytes are on disk, so whatever has an entry's name is whole. A record is
 //! written after its entries. Nothing here knows what a guest is.
@@ -169,10 +171,9 @@ impl Store {
 
     /// Records that `inputs` gave these entries. Call it after they are published.
     pub fn remember(&self, inputs: Inputs, record: &Record) -> Result<()> {
-        let mut text = serde_json::to_vec_pretty(record).map_err(io::Error::other).map_err(failed(
-            "write the record",
-            self.record_path(inputs),
-        ))?;
+        let mut text = serde_json::to_vec_pretty(record)
+            .map_err(io::Error::other)
+            .map_err(failed("write the record", self.record_path(inputs)))?;
         text.push(b'\n');
         let mut temp = self.temp_file()?;
         temp.write_all(&text)?;
@@ -309,7 +310,8 @@ impl Store {
         if listing.peek().is_none() {
             return Ok(());
         }
-        let Ok(_gate) = lock_file(&self.root.join("locks/gate"), FlockOperation::NonBlockingLockExclusive) else {
+        let Ok(_gate) = lock_file(&self.root.join("locks/gate"), FlockOperation::NonBlockingLockExclusive)
+        else {
             return Ok(());
         };
         for item in listing {

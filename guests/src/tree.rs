@@ -65,7 +65,10 @@ struct Placed {
 pub enum Origin {
     /// The builder's own skeleton: anyone may take its place.
     Builder,
-    Package { name: String, replaces: Arc<[String]> },
+    Package {
+        name: String,
+        replaces: Arc<[String]>,
+    },
     /// The recipe: takes anything's place.
     Recipe,
 }
@@ -116,14 +119,17 @@ impl Tree {
             return Ok(());
         };
         let both_directories = there.node.kind == Kind::Directory && node.kind == Kind::Directory;
-        if there.node == node || (both_directories && matches!(by, Origin::Package { .. }) && there.by != Origin::Builder) {
+        if there.node == node
+            || (both_directories && matches!(by, Origin::Package { .. }) && there.by != Origin::Builder)
+        {
             return Ok(());
         }
         // A directory where a link to a directory is: the link stays, as in dpkg.
-        if node.kind == Kind::Directory && matches!(there.node.kind, Kind::Link(_)) {
-            if let Some((_, Kind::Directory)) = self.look(&path).map(|(at, node)| (at, node.kind.clone())) {
-                return Ok(());
-            }
+        if node.kind == Kind::Directory
+            && matches!(there.node.kind, Kind::Link(_))
+            && self.look(&path).is_some_and(|(_, target)| target.kind == Kind::Directory)
+        {
+            return Ok(());
         }
         if !both_directories && there.node.kind == Kind::Directory && self.has_children(&path) {
             let reason = format!("{} has a directory there, with files in it", there.by.name());
@@ -136,7 +142,11 @@ impl Tree {
         if by.yields_to(&there.by) {
             return Ok(());
         }
-        Err(GuestError::FileConflict { path, first: there.by.name().to_owned(), second: by.name().to_owned() })
+        Err(GuestError::FileConflict {
+            path,
+            first: there.by.name().to_owned(),
+            second: by.name().to_owned(),
+        })
     }
 
     /// Removes a path and everything below it; says whether there was anything.
@@ -164,18 +174,13 @@ impl Tree {
         self.nodes.iter().map(|(path, placed)| (path.as_str(), &placed.node))
     }
 
-    pub fn len(&self) -> usize {
-        self.nodes.len()
-    }
-
-    pub fn is_empty(&self) -> bool {
-        self.nodes.is_empty()
-    }
-
     fn below<'a>(&'a self, path: &str) -> impl Iterator<Item = &'a str> + use<'a> {
         let start = format!("{path}/");
         let prefix = start.clone();
-        self.nodes.range(start..).map(|(path, _)| path.as_str()).take_while(move |below| below.starts_with(&prefix))
+        self.nodes
+            .range(start..)
+            .map(|(path, _)| path.as_str())
+            .take_while(move |below| below.starts_with(&prefix))
     }
 
     fn has_children(&self, path: &str) -> bool {
@@ -191,7 +196,8 @@ impl Tree {
             by: by.name().to_owned(),
             reason: reason.to_owned(),
         };
-        let mut at = self.resolve(parent, true).ok_or_else(|| bad("a link above it leads in a circle or nowhere"))?;
+        let mut at =
+            self.resolve(parent, true).ok_or_else(|| bad("a link above it leads in a circle or nowhere"))?;
         // Missing directories are made one by one: each may lie behind a link of its own.
         let mut made = String::new();
         for part in at.clone().split('/').filter(|part| !part.is_empty()) {

@@ -60,7 +60,8 @@ fn field<'a>(paragraph: &'a str, name: &str) -> Option<&'a str> {
 
 /// `a (>= 1), b | c:any` → `[[a], [b, c]]`. Versions and qualifiers do not matter: apt has already chosen.
 fn relations(text: &str) -> Vec<Vec<String>> {
-    let bare = |one: &str| one.split([' ', '(', ':', '[', '<']).find(|word| !word.is_empty()).map(str::to_owned);
+    let bare =
+        |one: &str| one.split([' ', '(', ':', '[', '<']).find(|word| !word.is_empty()).map(str::to_owned);
     text.split(',').map(|group| group.split('|').filter_map(|one| bare(one.trim())).collect()).collect()
 }
 
@@ -98,7 +99,8 @@ Package: libc6\n";
 
     #[test]
     fn a_kernels_parts_are_found_and_its_helpers_are_not() {
-        let shown = "Package: linux-image-cloud-amd64\nDepends: linux-image-6.1.0-50-cloud-amd64 (= 6.1), kmod\n";
+        let shown =
+            "Package: linux-image-cloud-amd64\nDepends: linux-image-6.1.0-50-cloud-amd64 (= 6.1), kmod\n";
         assert_eq!(kernel_dependencies(shown), ["linux-image-6.1.0-50-cloud-amd64"]);
     }
 }

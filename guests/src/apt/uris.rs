@@ -33,7 +33,10 @@ pub(super) fn archives(text: &str, suite: &str, codename: Option<&str>) -> Vec<S
 
 /// `VERSION_CODENAME` of /etc/os-release.
 pub(super) fn codename(os_release: &str) -> Option<&str> {
-    os_release.lines().find_map(|line| line.strip_prefix("VERSION_CODENAME=")).map(|name| name.trim_matches('"'))
+    os_release
+        .lines()
+        .find_map(|line| line.strip_prefix("VERSION_CODENAME="))
+        .map(|name| name.trim_matches('"'))
 }
 
 /// A line of `--print-uris`: `'URI' NAME_VERSION_ARCH.deb SIZE SHA256:…`.
@@ -94,7 +97,10 @@ pub(super) fn network_settings(dump: &str) -> String {
         "Acquire::http-proxy",
         "Acquire::Check-Valid-Until",
     ];
-    dump.lines().filter(|line| KEPT.iter().any(|kept| line.starts_with(kept))).map(|line| format!("{line}\n")).collect()
+    dump.lines()
+        .filter(|line| KEPT.iter().any(|kept| line.starts_with(kept)))
+        .map(|line| format!("{line}\n"))
+        .collect()
 }
 
 /// The name in apt's complaint about a package it does not know.
@@ -152,7 +158,9 @@ mod tests {
     fn a_line_with_another_hash_or_a_way_up_is_not_a_package() {
         let hash = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad";
         assert!(package("'http://m/pool/a/b_1_amd64.deb' b_1_amd64.deb 5 MD5Sum:00").is_none());
-        assert!(package(&format!("'http://m/pool/../../b_1_amd64.deb' b_1_amd64.deb 5 SHA256:{hash}")).is_none());
+        assert!(
+            package(&format!("'http://m/pool/../../b_1_amd64.deb' b_1_amd64.deb 5 SHA256:{hash}")).is_none()
+        );
     }
 
     #[test]

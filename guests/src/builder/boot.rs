@@ -67,7 +67,9 @@ impl Builder<'_> {
             let deb = Deb::read_some(package.file_name(), &crate::store::read(&entry.path)?, &wanted)?;
             for (path, node) in deb.files {
                 match node.kind {
-                    Kind::File(content) if path.starts_with("boot/vmlinuz") => image = Some((deb.name.clone(), content)),
+                    Kind::File(content) if path.starts_with("boot/vmlinuz") => {
+                        image = Some((deb.name.clone(), content))
+                    }
                     Kind::File(content) => files.push((path, content)),
                     _ => {}
                 }

@@ -14,7 +14,9 @@ impl Builder<'_> {
         let (initramfs, _) = super::boot::initramfs_bytes(recipe, &kernel)?;
         let differs = |what: &str, difference: Option<String>| match difference {
             None => Ok(()),
-            Some(difference) => Err(GuestError::NotDeterministic { what: format!("{what} of {}", recipe.name), difference }),
+            Some(difference) => {
+                Err(GuestError::NotDeterministic { what: format!("{what} of {}", recipe.name), difference })
+            }
         };
         differs("kernel", bytes(&store::read(&image.kernel)?, &kernel.elf))?;
         let stored = store::read(&image.initramfs)?;

@@ -1,1 +1,176 @@
-//! Tests.
+use std::path::Path;
+use std::sync::Mutex;
+
+use super::*;
+use crate::error::FailureClass;
+use crate::progress::Silent;
+use crate::testing::{self, Thing};
+
+/// Keeps what it is told.
+#[derive(Default)]
+struct Heard(Mutex<Vec<String>>);
+
+impl Progress for Heard {
+    fn stage(&self, name: &str, _total: Option<u64>) {
+        self.0.lock().unwrap().push(name.to_owned());
+    }
+    fn advance(&self, _by: u64) {}
+    fn done(&self) {}
+    fn note(&self, text: &str) {
+        self.0.lock().unwrap().push(text.to_owned());
+    }
+}
+
+const BODY: &str = "packages tool\n run \"/usr/bin/tool\"\n file \"/etc/motd\" \"hello\"";
+
+/// A checkout with a locked recipe, and a store that has its packages.
+fn site(body: &str) -> (tempfile::TempDir, Store, Recipe) {
+    let dir = tempfile::tempdir().unwrap();
+    let store = Store::open(dir.path().join("store")).unwrap();
+    let recipe = testing::recipe(dir.path(), body);
+    std::fs::write(&recipe.path, "").unwrap();
+    let tool = testing::deb(
+        "tool",
+        "",
+        ".xz",
+        &[
+            ("usr/bin/tool", Thing::File(0o755, b"a program")),
+            ("usr/share/doc/tool/copyright", Thing::File(0o644, b"words")),
+        ],
+    );
+    let kernel = testing::adopted(&store, "linux-image-test", &testing::kernel_deb());
+    let packages = vec![testing::adopted(&store, "tool", &tool)];
+    std::fs::write(&recipe.lock_path, testing::lock(&recipe, kernel, packages).to_text()).unwrap();
+    (dir, store, recipe)
+}
+
+fn build(store: &Store, recipe: &Recipe) -> GuestImage {
+    Builder::new(store, &Silent).offline(true).frozen(true).build(recipe).unwrap()
+}
+
+fn file_name(path: &Path) -> String {
+    path.file_name().unwrap().to_string_lossy().into_owned()
+}
+
+#[test]
+fn a_guest_built_in_two_stores_has_the_same_names_and_so_the_same_bytes() {
+    let (_a, one_store, one) = site(BODY);
+    let (_b, two_store, two) = site(BODY);
+    let (one, two) = (build(&one_store, &one), build(&two_store, &two));
+    let names = |image: &GuestImage| {
+        [file_name(&image.kernel), file_name(&image.initramfs), file_name(image.root.as_deref().unwrap())]
+    };
+    assert_eq!(names(&one), names(&two));
+    assert_eq!(one.digest, two.digest);
+    assert_eq!(one.kernel_release, "6.1.0-9-test");
+    assert_eq!(one.modules[..3], ["virtio", "virtio_ring", "virtio_pci"]);
+    for store in [&one_store, &two_store] {
+        for entry in store.entries().unwrap() {
+            store.verify(&entry).unwrap();
+        }
+    }
+}
+
+#[test]
+fn a_warm_build_does_nothing_and_says_nothing() {
+    let (_dir, store, recipe) = site(BODY);
+    let cold = build(&store, &recipe);
+    let heard = Heard::default();
+    let warm = Builder::new(&store, &heard).build(&recipe).unwrap();
+    assert_eq!(warm, cold);
+    assert!(heard.0.lock().unwrap().is_empty());
+}
+
+#[test]
+fn what_the_recipe_says_decides_the_digest_and_what_runs_outside_the_image_does_not() {
+    let (dir, store, recipe) = site(BODY);
+    let digest = build(&store, &recipe).digest;
+    let other = |body: &str| build(&store, &testing::recipe(dir.path(), body)).digest;
+    assert_ne!(other(&BODY.replace("hello", "hullo")), digest);
+    assert_ne!(other(&format!("{BODY}\n image root {{ exclude \"/usr/share/doc\" }}")), digest);
+    assert_ne!(other(&format!("{BODY}\n image root {{ format squashfs compression=zstd }}")), digest);
+    assert_eq!(other(&format!("{BODY} \n env {{ A \"b\" }}")), digest);
+}
+
+#[test]
+fn an_exclusion_that_meets_nothing_is_told() {
+    let (_dir, store, recipe) = site(&format!("{BODY}\n image root {{ exclude \"/usr/share/absent\" }}"));
+    let heard = Heard::default();
+    Builder::new(&store, &heard).build(&recipe).unwrap();
+    let heard = heard.0.into_inner().unwrap();
+    assert!(heard.iter().any(|text| text.contains("\"/usr/share/absent\"` met nothing")), "{heard:?}");
+}
+
+#[test]
+fn a_guest_without_a_root_image_is_pinned_by_its_initramfs() {
+    let (_dir, store, recipe) = site("image none\n modules ext4");
+    let image = build(&store, &recipe);
+    assert_eq!(image.root, None);
+    assert!(file_name(&image.initramfs).starts_with(&image.digest));
+    assert!(!image.modules.contains(&"squashfs".to_owned()));
+}
+
+#[test]
+fn a_second_build_is_the_same_and_a_changed_image_is_found_by_its_file() {
+    let (_dir, store, recipe) = site(BODY);
+    let builder = Builder::new(&store, &Silent).offline(true);
+    let image = builder.check(&recipe).unwrap();
+
+    let root = image.root.unwrap();
+    let mut tree = squashfs::unpack(&std::fs::read(&root).unwrap()).unwrap();
+    tree.put("usr/bin/tool", crate::tree::Node::file(0o755, *b"b program"), &crate::tree::Origin::Recipe)
+        .unwrap();
+    std::fs::remove_file(&root).unwrap();
+    std::fs::write(&root, squashfs::pack(&tree, Compression::Lz4).unwrap()).unwrap();
+    let error = builder.check(&recipe).unwrap_err();
+    assert_eq!(error.class(), FailureClass::NotDeterministic);
+    assert!(error.to_string().ends_with("/usr/bin/tool: they differ first at byte 0"), "{error}");
+
+    let altered = std::fs::read(&image.initramfs).unwrap();
+    let altered: Vec<u8> = String::from_utf8_lossy(&altered).contains("070701").then_some(altered).unwrap();
+    let at = altered.windows(13).position(|w| w == b"modules/order").unwrap();
+    let text = altered[at..].iter().position(|b| *b == b'/').map(|n| at + n).unwrap();
+    let mut other = altered.clone();
+    other[text + 20] ^= 1;
+    assert!(check::first_member(&altered, &other).unwrap().contains("modules/order differs"));
+}
+
+#[test]
+fn offline_names_what_is_missing_and_frozen_makes_no_lock() {
+    let (_dir, store, recipe) = site(BODY);
+    let empty = Store::open(store.root().join("elsewhere")).unwrap();
+    let builder = Builder::new(&empty, &Silent).offline(true);
+    let error = builder.build(&recipe).unwrap_err();
+    assert!(matches!(&error, GuestError::Offline { names, .. } if names == &["linux-image-test"]), "{error}");
+
+    std::fs::remove_file(&recipe.lock_path).unwrap();
+    let error = Builder::new(&store, &Silent).frozen(true).build(&recipe).unwrap_err();
+    assert!(matches!(error, GuestError::NoLock { .. }), "{error}");
+    let error = builder.build(&recipe).unwrap_err();
+    assert!(matches!(error, GuestError::LockNeedsNetwork { .. }), "{error}");
+    assert!(!recipe.lock_path.exists());
+}
+
+#[test]
+fn a_package_with_other_bytes_than_the_locks_is_not_taken() {
+    let (_dir, store, _recipe) = site(BODY);
+    let package = testing::locked("other", b"what was locked");
+    let dir = store.temp_dir().unwrap();
+    let file = dir.path().join("other_1_amd64.deb");
+    std::fs::write(&file, b"what came instead").unwrap();
+    let before = store.entries().unwrap().len();
+    let error = fetch::adopt(&store, &package, &file).unwrap_err();
+    assert_eq!(error.class(), FailureClass::HashMismatch);
+    assert_eq!(store.entries().unwrap().len(), before);
+}
+
+#[test]
+fn two_builders_at_once_agree() {
+    let (_dir, store, recipe) = site(BODY);
+    let images: Vec<_> = std::thread::scope(|scope| {
+        let builders: Vec<_> = (0..4).map(|_| scope.spawn(|| build(&store, &recipe))).collect();
+        builders.into_iter().map(|builder| builder.join().unwrap()).collect()
+    });
+    assert!(images.windows(2).all(|pair| pair[0] == pair[1]));
+    assert_eq!(std::fs::read_dir(store.root().join("tmp")).unwrap().count(), 0);
+}

@@ -146,7 +146,8 @@ fn package(node: Node<'_>) -> Option<LockedPackage> {
         if is_pool_path(text) {
             return Some(text.to_owned());
         }
-        let problem = value.problem("bad_path", format!("`{text}` is not the path of a .deb below an archive"));
+        let problem =
+            value.problem("bad_path", format!("`{text}` is not the path of a .deb below an archive"));
         found.push(problem.help(AGAIN));
         None
     });
@@ -161,7 +162,10 @@ fn package(node: Node<'_>) -> Option<LockedPackage> {
     })
 }
 
-fn parsed<T: std::str::FromStr<Err: std::fmt::Display>>(found: &Findings, value: Option<Value<'_>>) -> Option<T> {
+fn parsed<T: std::str::FromStr<Err: std::fmt::Display>>(
+    found: &Findings,
+    value: Option<Value<'_>>,
+) -> Option<T> {
     let value = value?;
     match value.text()?.parse() {
         Ok(read) => Some(read),

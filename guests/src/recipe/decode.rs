@@ -35,7 +35,8 @@ pub(super) fn recipe(path: &Path, text: &str) -> Result<Recipe, Problems> {
 fn guest(path: &Path, node: Node<'_>) -> Option<Recipe> {
     let found = node.findings();
     let directory = path.parent().unwrap_or(Path::new(""));
-    let name = node.required_arg("its name", "write `guest NAME { … }`").and_then(|v| formed(found, v, &PLAIN_NAME));
+    let name =
+        node.required_arg("its name", "write `guest NAME { … }`").and_then(|v| formed(found, v, &PLAIN_NAME));
     let body = node.children();
     body.not_yet(&[
         ("user", "write /etc/passwd and /etc/group with `file`"),
@@ -44,7 +45,8 @@ fn guest(path: &Path, node: Node<'_>) -> Option<Recipe> {
         ("overlay", "remove it: the root is always writable, in memory"),
         ("ready", "remove it"),
     ]);
-    let description = body.only("description").map(|n| sole(n, "a description", |v| v.text().map(str::to_owned)));
+    let description =
+        body.only("description").map(|n| sole(n, "a description", |v| v.text().map(str::to_owned)));
     let distribution = body
         .required("distribution", "write `distribution debian suite=bookworm arch=amd64`")
         .and_then(distribution);
@@ -63,13 +65,16 @@ fn guest(path: &Path, node: Node<'_>) -> Option<Recipe> {
     match image {
         Some(Image::Squashfs { .. }) if run.is_none() => {
             let problem = node.problem("missing_node", "the guest does not say what it runs");
-            found.push(problem.help("write `run \"/usr/bin/program\"`: what it does when `up` is given no command"));
+            found.push(
+                problem.help("write `run \"/usr/bin/program\"`: what it does when `up` is given no command"),
+            );
         }
         Some(Image::None) if run.is_some() || !placed.is_empty() || !packages.names.is_empty() => {
             let message = "with `image none` there is nothing that packages, paths or a program could be in";
             let problem = node.problem("no_image", message);
             found.push(
-                problem.help("remove `packages`, `file`, `directory`, `link` and `run`, or write `image root`"),
+                problem
+                    .help("remove `packages`, `file`, `directory`, `link` and `run`, or write `image root`"),
             );
         }
         _ => {}
@@ -266,7 +271,10 @@ fn image(node: Node<'_>) -> Option<Image> {
     }
     let found = node.findings();
     let body = node.children();
-    body.not_yet(&[("epoch", "remove it: all times in the image are 0"), ("owner", "remove it: owners are the packages' own")]);
+    body.not_yet(&[
+        ("epoch", "remove it: all times in the image are 0"),
+        ("owner", "remove it: owners are the packages' own"),
+    ]);
     let mut compression = Some(Compression::Lz4);
     if let Some(format) = body.only("format") {
         let squashfs = format
@@ -304,8 +312,11 @@ fn placed(body: &Block<'_>, directory: &Path) -> Vec<Placed> {
         let what = read(&node);
         if let Some((value, path)) = path {
             if let Some(over) = MOUNTED_OVER.iter().find(|over| covers(over, &path)) {
-                let problem = value.problem("hidden_path", format!("the guest mounts over {over} when it starts"));
-                found.push(problem.help("choose another path; what is made there must be made by the running guest"));
+                let problem =
+                    value.problem("hidden_path", format!("the guest mounts over {over} when it starts"));
+                found.push(
+                    problem.help("choose another path; what is made there must be made by the running guest"),
+                );
             }
             if !taken.insert(path.clone()) {
                 let problem = value.problem("duplicate_path", format!("{path} is declared twice"));
@@ -336,7 +347,9 @@ fn file(node: &Node<'_>, directory: &Path) -> Option<Place> {
     let text = node.arg("the file's text");
     let place = match (text, from) {
         (Some(text), None) => Place::Text { mode: mode?, text: with_newline(text.string()?) },
-        (None, Some(from)) => Place::From { mode: mode?, source: directory.join(PathBuf::from(from.text()?)) },
+        (None, Some(from)) => {
+            Place::From { mode: mode?, source: directory.join(PathBuf::from(from.text()?)) }
+        }
         (None, None) => {
             let problem = node.problem("empty_file", "the file has neither text nor a source");
             node.findings().push(problem.help("write its text as second argument, or `from=\"path\"`"));
@@ -368,7 +381,9 @@ fn absolute(found: &Findings, value: Value<'_>) -> Option<String> {
     let text = value.text()?;
     let plain = text.strip_prefix('/').is_some_and(|below| {
         !below.is_empty()
-            && below.split('/').all(|part| !matches!(part, "" | "." | "..") && !part.chars().any(char::is_control))
+            && below
+                .split('/')
+                .all(|part| !matches!(part, "" | "." | "..") && !part.chars().any(char::is_control))
     });
     if plain {
         return Some(text.to_owned());

@@ -2,7 +2,7 @@
 
 use std::fs::{self, File};
 use std::io::{self, Write};
-use std::os::unix::fs::{OpenOptionsExt, PermissionsExt, symlink};
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{FlockOperation, flock, syncfs};
@@ -36,11 +36,6 @@ impl TempDir {
         file.write_all(bytes).map_err(failed("write", &path))?;
         // The umask must not decide what the listing says.
         file.set_permissions(fs::Permissions::from_mode(mode)).map_err(failed("protect", &path))
-    }
-
-    pub(crate) fn link(&self, at: &str, target: &str) -> Result<()> {
-        let path = self.make_parent(at)?;
-        symlink(target, &path).map_err(failed("link", &path))
     }
 
     fn make_parent(&self, at: &str) -> Result<PathBuf> {

@@ -1,0 +1,171 @@
+//! Packages made up on the spot, for tests without a network: real .deb files, with whatever a test wants in them.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use crate::digest::Sha256;
+use crate::fetch;
+use crate::kernel;
+use crate::lock::{Asked, Lock, LockedPackage, Release};
+use crate::modules;
+use crate::recipe::Recipe;
+use crate::store::Store;
+
+/// What a made-up package holds.
+#[derive(Debug, Clone)]
+pub(crate) enum Thing<'a> {
+    Dir,
+    File(u32, &'a [u8]),
+    Link(&'a str),
+    HardLink(&'a str),
+    Char(u32, u32),
+}
+
+/// The bytes of a package whose members are packed as `form` says: `.xz`, `.gz`, `.zst` or nothing.
+pub(crate) fn deb(name: &str, control: &str, form: &str, things: &[(&str, Thing<'_>)]) -> Vec<u8> {
+    let control = format!("Package: {name}\nVersion: 1\n{control}");
+    let mut out = Vec::new();
+    {
+        let mut archive = ar::Builder::new(&mut out);
+        let mut add = |member: String, bytes: &[u8]| {
+            archive.append(&ar::Header::new(member.into_bytes(), bytes.len() as u64), bytes).unwrap();
+        };
+        add("debian-binary".to_owned(), b"2.0\n");
+        add(
+            format!("control.tar{form}"),
+            &pack(form, &tar(&[("control", Thing::File(0o644, control.as_bytes()))])),
+        );
+        add(format!("data.tar{form}"), &pack(form, &tar(things)));
+    }
+    out
+}
+
+fn tar(things: &[(&str, Thing<'_>)]) -> Vec<u8> {
+    let mut tar = tar::Builder::new(Vec::new());
+    for (path, thing) in things {
+        let mut header = tar::Header::new_gnu();
+        header.set_mtime(1_700_000_000);
+        header.set_uid(0);
+        header.set_gid(0);
+        header.set_mode(0o755);
+        let mut content: &[u8] = b"";
+        match thing {
+            Thing::Dir => header.set_entry_type(tar::EntryType::Directory),
+            Thing::File(mode, bytes) => {
+                header.set_entry_type(tar::EntryType::Regular);
+                header.set_mode(*mode);
+                content = bytes;
+            }
+            Thing::Link(target) => {
+                header.set_entry_type(tar::EntryType::Symlink);
+                header.set_mode(0o777);
+                header.set_link_name_literal(target).unwrap();
+            }
+            Thing::HardLink(target) => {
+                header.set_entry_type(tar::EntryType::Link);
+                header.set_link_name_literal(target).unwrap();
+            }
+            Thing::Char(major, minor) => {
+                header.set_entry_type(tar::EntryType::Char);
+                header.set_device_major(*major).unwrap();
+                header.set_device_minor(*minor).unwrap();
+            }
+        }
+        header.set_size(content.len() as u64);
+        // Written past the library's own check, which knows no paths that lead upwards.
+        let name = format!("./{path}");
+        header.as_old_mut().name[..name.len()].copy_from_slice(name.as_bytes());
+        header.set_cksum();
+        tar.append(&header, content).unwrap();
+    }
+    tar.into_inner().unwrap()
+}
+
+fn pack(form: &str, bytes: &[u8]) -> Vec<u8> {
+    use std::io::Read as _;
+
+    let mut out = Vec::new();
+    match form {
+        ".xz" => {
+            liblzma::read::XzEncoder::new(bytes, 1).read_to_end(&mut out).unwrap();
+        }
+        ".gz" => {
+            flate2::read::GzEncoder::new(bytes, flate2::Compression::fast()).read_to_end(&mut out).unwrap();
+        }
+        ".zst" => out = ruzstd::encoding::compress_to_vec(bytes, ruzstd::encoding::CompressionLevel::Fastest),
+        _ => out = bytes.to_vec(),
+    }
+    out
+}
+
+/// A kernel's package with the modules every guest needs.
+pub(crate) fn kernel_deb() -> Vec<u8> {
+    let elf = [&b"\x7fELF"[..], &[7; 5000]].concat();
+    let vmlinuz = kernel::tests::image(&kernel::tests::lz4(&elf), elf.len() as u32);
+    let modules: Vec<(String, Arc<[u8]>)> = [
+        ("virtio", ""),
+        ("virtio_ring", ""),
+        ("virtio_pci", "virtio,virtio_ring"),
+        ("virtio_blk", "virtio"),
+        ("virtio_console", "virtio"),
+        ("squashfs", ""),
+        ("overlay", ""),
+        ("button", ""),
+        ("evdev", ""),
+    ]
+    .map(|(name, depends)| {
+        (format!("lib/modules/6.1.0-9-test/kernel/{name}.ko"), modules::tests::module(depends))
+    })
+    .into();
+    let mut things = vec![("boot/vmlinuz-6.1.0-9-test", Thing::File(0o644, &vmlinuz[..]))];
+    things
+        .push(("lib/modules/6.1.0-9-test/modules.builtin", Thing::File(0o644, b"kernel/fs/ext4/ext4.ko\n")));
+    things.extend(modules.iter().map(|(path, content)| (path.as_str(), Thing::File(0o644, content))));
+    deb("linux-image-test", "", ".xz", &things)
+}
+
+/// Puts a package into the store as if it had been fetched, and locks it.
+pub(crate) fn adopted(store: &Store, name: &str, bytes: &[u8]) -> LockedPackage {
+    let locked = locked(name, bytes);
+    let dir = store.temp_dir().unwrap();
+    let file = dir.path().join(locked.file_name());
+    std::fs::write(&file, bytes).unwrap();
+    fetch::adopt(store, &locked, &file).unwrap();
+    locked
+}
+
+pub(crate) fn locked(name: &str, bytes: &[u8]) -> LockedPackage {
+    LockedPackage {
+        name: name.to_owned(),
+        version: "1".to_owned(),
+        arch: "amd64".to_owned(),
+        size: bytes.len() as u64,
+        sha256: Sha256::of(bytes),
+        path: format!("pool/main/t/{name}/{name}_1_amd64.deb"),
+    }
+}
+
+/// A lock for the recipe over these packages.
+pub(crate) fn lock(recipe: &Recipe, kernel: LockedPackage, packages: Vec<LockedPackage>) -> Lock {
+    let release = Release {
+        suite: "bookworm".to_owned(),
+        date: "Thu, 01 Jan 1970 00:00:00 UTC".to_owned(),
+        sha256: Sha256::of(b""),
+    };
+    Lock {
+        guest: recipe.name.clone(),
+        releases: vec![release],
+        arch: "amd64".to_owned(),
+        asked: Asked::by(recipe),
+        kernel: vec![kernel],
+        packages,
+    }
+}
+
+/// A recipe with this body besides distribution and kernel, as if it lay in `directory`.
+pub(crate) fn recipe(directory: &Path, body: &str) -> Recipe {
+    let text = format!(
+        "guest trial {{\n distribution debian suite=bookworm\n kernel package=linux-image-test\n{body}\n}}\n"
+    );
+    Recipe::parse(&directory.join("trial.kdl"), &text).unwrap()
+}
