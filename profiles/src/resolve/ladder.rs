@@ -299,6 +299,9 @@ impl Attempt<'_> {
         match iothreads.first() {
             Some((id, seat)) => Some(Seat { cpu: seat.cpu, terms: Terms::SharesIoThread(*id) }),
             None => {
+                if let Some((cpu, vcpu)) = self.nodes.iter().find_map(|node| self.board.beside_vcpu(*node)) {
+                    return Some(Seat { cpu, terms: Terms::BesideVcpu(vcpu) });
+                }
                 let cpu = self.board.emptiest_cpu(self.nodes)?;
                 Some(Seat { cpu, terms: self.board.vcpu_on(cpu).map_or(Terms::SharesCpu, Terms::SharesVcpu) })
             }

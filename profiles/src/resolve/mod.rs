@@ -5,6 +5,7 @@ mod disks;
 mod home;
 mod ladder;
 mod memory;
+mod report;
 mod seats;
 mod threads;
 mod usable;
@@ -153,10 +154,10 @@ fn resolve(
     gathered: &mut Gathered,
 ) -> Option<Resolved> {
     let usable = usable::usable(profile, topology, ledger, gathered)?;
-    let seats = seats::Seats::new(topology, &usable.cpus, profile.host.smt);
+    let seats = seats::Seats::new(topology, &usable, profile.host.smt);
     let home = home::home(profile, topology, storage, &seats, gathered)?;
     let memory = memory::memory(profile, topology, &home, gathered);
-    let threads = threads::threads(profile, topology, &seats, &usable, &home, gathered)?;
+    let threads = threads::threads(profile, topology, &seats, &home, gathered)?;
     let disks = disks::disks(profile, topology, storage, &threads, gathered);
     Some(Resolved { memory: memory?, threads, disks })
 }

@@ -13,6 +13,8 @@ pub(super) struct Core {
     l3: Option<u32>,
     /// Its usable CPUs, ascending.
     pub(super) cpus: Vec<u32>,
+    /// Those that are to stay idle.
+    idle: Vec<u32>,
     pub(super) isolated: bool,
     kind: CoreKind,
     /// Whether all its online CPUs are usable, so that nobody else works on it.
@@ -41,6 +43,7 @@ impl Seats {
                 node: cpu.node,
                 l3: cpu.l3,
                 cpus: Vec::new(),
+                idle: Vec::new(),
                 isolated: false,
                 kind: cpu.kind,
                 whole: false,
@@ -51,13 +54,18 @@ impl Seats {
         for core in cores.values_mut() {
             core.whole = online.get(&core.id).is_some_and(|n| *n == core.cpus.len());
             if smt == Smt::Isolate {
-                core.cpus.truncate(1);
+                core.idle = core.cpus.split_off(1);
             }
         }
         let mut cores: Vec<Core> = cores.into_values().collect();
         cores.sort_by_key(Core::rank);
-        let core_of =
-            cores.iter().enumerate().flat_map(|(at, c)| c.cpus.iter().map(move |cpu| (*cpu, at))).collect();
+        // A pin of the profile's own can sit on a CPU that the planner leaves idle; its core is taken all the same.
+        let all = |core: &Core| core.cpus.iter().chain(&core.idle).copied().collect::<Vec<u32>>();
+        let core_of = cores
+            .iter()
+            .enumerate()
+            .flat_map(|(at, c)| all(c).into_iter().map(move |cpu| (cpu, at)))
+            .collect();
         let usable = cores.iter().flat_map(|c| c.cpus.iter().copied()).collect();
         Seats { cores, core_of, usable }
     }

@@ -6,19 +6,13 @@ use crate::topology::{CpuSet, Topology};
 
 use super::{Gathered, problem};
 
-/// The usable CPUs.
-#[derive(Debug)]
-pub(super) struct Usable {
-    pub(super) cpus: CpuSet,
-}
-
 /// Online ∩ affinity ∩ `cpuset`, minus what other VMs hold.
 pub(super) fn usable(
     profile: &Profile,
     topology: &Topology,
     ledger: &Ledger,
     gathered: &mut Gathered,
-) -> Option<Usable> {
+) -> Option<CpuSet> {
     let online = &topology.online;
     let allowed = topology.affinity.as_ref().map_or(online.clone(), |affinity| affinity.and(online));
     let held = ledger.cpus();
@@ -37,7 +31,7 @@ pub(super) fn usable(
         }
     }
     if !cpus.is_empty() {
-        return Some(Usable { cpus });
+        return Some(cpus);
     }
     let found = format!("online are {}, this process may use {}", list(online), list(&allowed));
     let mut refusal = if asked.is_empty() {

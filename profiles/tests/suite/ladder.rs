@@ -70,7 +70,7 @@ fn each_step_is_taken_only_when_the_cheaper_ones_do_not_do() {
             smt(vec![node(0, 2)]),
             "vcpu 3\niothreads 1",
             ("0 1 2", "3", "3"),
-            &["emulator_shares_iothread", "vcpus_on_siblings", "iothread_beside_vcpu"],
+            &["emulator_shares_iothread", "iothread_beside_vcpu", "vcpus_on_siblings"],
         ),
         (
             "(f) on a vCPU",
@@ -152,6 +152,23 @@ fn isolate_leaves_siblings_idle() {
     let used = plan.threads().into_iter().fold(CpuSet::new(), |all, (_, cpus)| all.or(&cpus));
     assert!(used.is_subset(&set("0-3")), "{used}");
     assert!(codes(&plan).contains(&"dense_host"));
+}
+
+#[test]
+fn a_pin_on_an_idle_sibling_takes_its_core() {
+    let nodes = "host { smt isolate; }\nvcpu 2 { vcpupin { vcpu 0 cpuset=5; }; }\niothreads 1";
+    let plan = planned(&with(nodes), &smt(vec![node(0, 4)]).source());
+    let (vcpus, iothreads, emulator) = layout(&plan);
+    assert_eq!((vcpus.as_str(), iothreads.as_str(), emulator.as_str()), ("5 2", "3", "0"));
+}
+
+#[test]
+fn the_emulator_without_a_seat_says_so() {
+    let nodes = "vcpu 2\niothreads 1 { iothreadpin none; }";
+    for (spec, emulator) in [(smt(vec![node(0, 2)]), "2"), (HostSpec::of(vec![node(0, 2)]), "0")] {
+        let plan = planned(&with(nodes), &spec.source());
+        assert_eq!((layout(&plan).2.as_str(), codes(&plan)), (emulator, vec!["emulator_shares_core"]));
+    }
 }
 
 #[test]

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use proptest::prelude::*;
 use vmprof_profiles::{CpuSet, Held, Ledger, Plan, Profile, Storage, ThreadPins, Topology, plan};
 
-use crate::host::{HostSpec, NodeSpec, with};
+use crate::host::{HostSpec, NodeSpec, codes, with};
 
 fn hosts() -> impl Strategy<Value = HostSpec> {
     let node = (
@@ -64,6 +64,44 @@ fn usable(topology: &Topology, ledger: &Ledger) -> CpuSet {
     allowed.and(&topology.online).minus(&ledger.cpus())
 }
 
+/// No CPU has two pinned threads unless a diagnostic of the right kind says so.
+fn sharing_is_said(
+    plan: &Plan,
+    profile: &Profile,
+    threads: &[(String, CpuSet)],
+) -> Result<(), TestCaseError> {
+    let floats = |name: &str| {
+        let pin = if name.starts_with("CPU ") { &profile.vcpus.pin } else { &profile.iothreads.pin };
+        name != "vmprof" && matches!(pin, ThreadPins::Float { .. })
+    };
+    let mut on: BTreeMap<u32, Vec<&str>> = BTreeMap::new();
+    for (name, cpus) in threads.iter().filter(|(name, _)| !floats(name)) {
+        cpus.iter().for_each(|cpu| on.entry(cpu).or_default().push(name));
+    }
+    for (cpu, names) in on.iter().filter(|(_, names)| names.len() > 1) {
+        let count = |prefix: &str| names.iter().filter(|name| name.starts_with(prefix)).count();
+        let (vcpus, iothreads, emulator) = (count("CPU "), count("IO "), count("vmprof"));
+        let mut wanted: Vec<&[&str]> = Vec::new();
+        if vcpus > 1 {
+            wanted.push(&["dense_host", "pins_share_cpu"]);
+        }
+        if iothreads > 0 && vcpus + iothreads > 1 {
+            wanted.push(&["iothread_shares_vcpu", "pins_share_cpu"]);
+        }
+        if emulator > 0 {
+            wanted.push(&["emulator_shares_iothread", "emulator_shares_core", "pins_share_cpu"]);
+        }
+        for said in wanted {
+            prop_assert!(
+                codes(plan).iter().any(|c| said.contains(c)),
+                "CPU {cpu}: {names:?}, {:?}",
+                codes(plan)
+            );
+        }
+    }
+    Ok(())
+}
+
 fn check(plan: &Plan, profile: &Profile, topology: &Topology, ledger: &Ledger) -> Result<(), TestCaseError> {
     let usable = usable(topology, ledger);
     let threads = plan.threads();
@@ -78,27 +116,18 @@ fn check(plan: &Plan, profile: &Profile, topology: &Topology, ledger: &Ledger) -
         prop_assert_eq!(vqs, (0..disk.queues).collect::<Vec<_>>());
         prop_assert!(disk.virtqueues.iter().all(|v| (v.iothread as usize) < plan.iothreads.len()));
     }
-    let mut on: BTreeMap<u32, usize> = BTreeMap::new();
-    let floats = |name: &str| {
-        let pin = if name.starts_with("CPU ") { &profile.vcpus.pin } else { &profile.iothreads.pin };
-        name != "vmprof" && matches!(pin, ThreadPins::Float { .. })
-    };
-    for (_, cpus) in threads.iter().filter(|(name, _)| !floats(name)) {
-        cpus.iter().for_each(|cpu| *on.entry(cpu).or_default() += 1);
-    }
-    if on.values().any(|n| *n > 1) {
-        prop_assert!(!plan.diagnostics.is_empty(), "a CPU is used twice and nobody says so: {threads:?}");
-    }
-    // Rule 5: a planner-placed IOThread shares a core with a vCPU only when a diagnostic says that none was left.
+    sharing_is_said(plan, profile, &threads)?;
+    // Rule 5: an IOThread shares a core with a vCPU only when a diagnostic says that none was left.
     let core = |cpus: &CpuSet| cpus.first().and_then(|cpu| topology.cpus.get(&cpu)).map(|c| c.core);
     let one = |cpus: &CpuSet| cpus.len() == 1;
-    let vcpus: BTreeSet<_> = plan.vcpus.iter().filter(|v| one(&v.cpus)).map(|v| core(&v.cpus)).collect();
-    let shares = plan.iothreads.iter().filter(|i| one(&i.cpus)).any(|i| vcpus.contains(&core(&i.cpus)));
-    if shares {
-        let said = ["iothread_beside_vcpu", "iothread_shares_vcpu", "pins_share_cpu", "emulator_shares_vcpu"];
-        let codes = crate::host::codes(plan);
-        let single = usable.len() == 1;
-        prop_assert!(single || codes.iter().any(|code| said.contains(code)), "{:?} {:?}", codes, threads);
+    let float = |pins: &ThreadPins| matches!(pins, ThreadPins::Float { .. });
+    if !float(&profile.vcpus.pin) && !float(&profile.iothreads.pin) {
+        let vcpus: BTreeSet<_> = plan.vcpus.iter().filter(|v| one(&v.cpus)).map(|v| core(&v.cpus)).collect();
+        if plan.iothreads.iter().filter(|i| one(&i.cpus)).any(|i| vcpus.contains(&core(&i.cpus))) {
+            let said =
+                ["iothread_beside_vcpu", "iothread_shares_vcpu", "pins_share_cpu", "emulator_shares_core"];
+            prop_assert!(codes(plan).iter().any(|code| said.contains(code)), "{:?} {threads:?}", codes(plan));
+        }
     }
     Ok(())
 }
