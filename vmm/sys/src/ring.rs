@@ -28,8 +28,8 @@ pub use files::FileId;
 use files::Files;
 pub use setup::{Completions, SetupError};
 
-/// Marks completions of cancellations: nobody waits for them.
-const NOBODY: u64 = u64::MAX;
+/// Marks the completion of a cancellation; the rest of its user_data is the slot that was to end.
+const CANCELLATION: u64 = 1 << 63;
 
 /// The memory of one operation; the ring has it from `start` to the completion.
 #[derive(Debug)]
@@ -166,7 +166,7 @@ impl<T: Copy> Ring<T> {
             && !*ending
         {
             *ending = true;
-            self.push(opcode::PollRemove::new(index as u64).build().user_data(NOBODY));
+            self.push(cancellation(index));
         }
     }
 
@@ -217,12 +217,22 @@ impl<T: Copy> Ring<T> {
     pub fn reap(&mut self, into: &mut Vec<Completion<T>>) {
         loop {
             let Some(entry) = self.uring.0.completion().next() else { return };
-            if entry.user_data() != NOBODY
-                && let Some(completion) =
-                    self.complete(entry.user_data() as usize, entry.result(), entry.flags())
-            {
+            let (index, result) = (entry.user_data() & !CANCELLATION, entry.result());
+            let index = index as usize;
+            if entry.user_data() & CANCELLATION != 0 {
+                self.cancelled(index, result);
+            } else if let Some(completion) = self.complete(index, result, entry.flags()) {
                 into.push(completion);
             }
+        }
+    }
+
+    /// A cancellation that came while its poll was firing may find it busy: asked again, or its end is on its way.
+    fn cancelled(&mut self, index: usize, result: i32) {
+        if result == -libc::EALREADY
+            && matches!(self.slots.get(index), Some(Slot::Watch { ending: true, .. }))
+        {
+            self.push(cancellation(index));
         }
     }
 
@@ -364,6 +374,11 @@ fn sync(fd: types::Fd) -> squeue::Entry {
 
 fn poll(fd: i32, index: usize) -> squeue::Entry {
     opcode::PollAdd::new(types::Fd(fd), libc::POLLIN as u32).multi(true).build().user_data(index as u64)
+}
+
+/// Not POLL_REMOVE: that one gives up on a poll that is just firing, and leaves it armed.
+fn cancellation(index: usize) -> squeue::Entry {
+    opcode::AsyncCancel::new(index as u64).build().user_data(CANCELLATION | index as u64)
 }
 
 fn durability(durable: bool) -> i32 {

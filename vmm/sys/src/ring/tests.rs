@@ -89,6 +89,37 @@ fn a_watch_rings_for_each_write_without_being_read() {
     assert_eq!(ring.busy(), 0);
 }
 
+/// A doorbell that is rung while its watch is being ended: the end comes all the same.
+#[test]
+fn a_watch_ends_even_while_it_rings() {
+    let mut ring = Ring::<u32>::new().unwrap();
+    let bell = EventFd::new(libc::EFD_NONBLOCK).unwrap();
+    let stop = std::sync::atomic::AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            while !stop.load(std::sync::atomic::Ordering::Relaxed) {
+                bell.write(1).unwrap();
+            }
+        });
+        for round in 0..500 {
+            let watch = ring.watch(bell.try_clone().unwrap(), round);
+            ring.enter(Wait::Forever).unwrap();
+            ring.unwatch(watch);
+            let mut done = Vec::new();
+            while ring.busy() > 0 {
+                ring.enter(Wait::AtMost(Duration::from_secs(20))).unwrap();
+                let before = done.len();
+                ring.reap(&mut done);
+                assert!(
+                    done.len() > before || ring.busy() == 0,
+                    "round {round}: the end of the watch was lost"
+                );
+            }
+        }
+        stop.store(true, std::sync::atomic::Ordering::Relaxed);
+    });
+}
+
 #[test]
 fn a_wait_ends_at_its_time() {
     let mut ring = Ring::<u32>::new().unwrap();
