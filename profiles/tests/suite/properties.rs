@@ -133,7 +133,7 @@ fn check(plan: &Plan, profile: &Profile, topology: &Topology, ledger: &Ledger) -
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 400, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 256, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
     fn every_plan_keeps_the_rules(spec in hosts(), (profile, text) in profiles(), held in prop::option::of(1u32..6)) {
