@@ -239,6 +239,13 @@ impl Transfer {
             }
         };
         match phase {
+            // Something came, but nothing of what was asked for, and the file goes on: once more.
+            Phase::BounceRead(window)
+                if (1..=window.skip).contains(&moved)
+                    && window.blocks.start + (moved as u64) < backing.size_bytes =>
+            {
+                self.repeat_short(Phase::BounceRead(window), buffer, bytes, pool, Errno::IO)
+            }
             Phase::BounceRead(window) => {
                 let found = moved.saturating_sub(window.skip).min(window.want);
                 if let Some(guest) = &mut self.guest {

@@ -188,3 +188,42 @@ fn a_driver_that_wants_no_interrupt_gets_none() {
     assert!(driver.queue.interrupt.read().is_err());
     assert_eq!(blk.stats().snapshot().queues[0].interrupts, 0);
 }
+
+/// A backing whose blocks are larger than sectors, as on a drive of 4,096-byte sectors: every queue writes every eighth
+/// sector, so that each block is shared by both IOThreads.
+#[test]
+fn sectors_of_one_block_written_from_two_iothreads_are_all_there() {
+    let directory = TempDir::new().unwrap();
+    let path = file_of(&directory, "disk", MIB as u64);
+    let config = disk_config(&path, CacheMode::Writeback, &[0, 1]);
+    let file = std::fs::OpenOptions::new().read(true).write(true).open(&path).unwrap();
+    let blocks = Alignment { offset: 4096, memory: 4096 };
+    let backing = Backing::new(&config, file, MIB as u64, blocks).unwrap();
+    let ram = mock::ram(8 * MIB);
+    let mut blk = Blk::with_backing(&config, [0; ID_BYTES], vec![iothread(0, 0), iothread(1, 0)], backing);
+    let mut drivers = [0, 2].map(|region| BlkDriver::new(&ram, region, 64));
+    let queues = (0..).zip(&drivers).map(|(index, driver)| driver.queue.device_side(index)).collect();
+    blk.activate(ALL_FEATURES, queues).unwrap();
+    std::thread::scope(|scope| {
+        for (queue, driver) in (0_u64..).zip(&mut drivers) {
+            scope.spawn(move || {
+                for first in (0..256).step_by(16) {
+                    for tag in 0..16_u16 {
+                        let sector = 2 * (first + u64::from(tag)) + queue;
+                        driver.put(512 * u64::from(tag), &pattern(sector, 512));
+                        driver.request(tag, 1, sector, 512 * u64::from(tag), 512);
+                    }
+                    driver.queue.kick();
+                    for _ in 0..16 {
+                        driver.queue.wait_used();
+                    }
+                    (0..16).for_each(|tag| assert_eq!(driver.status(tag), 0));
+                }
+            });
+        }
+    });
+    let found = std::fs::read(&path).unwrap();
+    assert!(found[..512 * 512] == pattern(0, 512 * 512));
+    assert_eq!(drivers[0].run(0, 3, 1, 1536).0, 0, "an odd address, bounced");
+    assert_eq!(drivers[0].get(1, 1536), pattern(3, 1536));
+}
