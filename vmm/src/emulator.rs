@@ -3,17 +3,20 @@
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
-use std::sync::Arc;
+use std::sync::{Arc, mpsc};
 
 use rustix::event::epoll;
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 use vmprof_sys::eventfd;
 
 use crate::config::Cpus;
+use crate::exit::Exit;
 use crate::thread::{self, Thread, ThreadError};
+use crate::vcpu::PanicReport;
 
 pub const THREAD_NAME: &str = "vmprof";
-const STOP: u64 = u64::MAX;
+const ORDERS: u64 = u64::MAX;
+const MOST_EVENTS: usize = 32;
 
 /// Something that lives on the emulator thread.
 pub trait Handler: Send {
@@ -76,63 +79,117 @@ pub enum EmulatorError {
 #[derive(Debug)]
 pub struct Emulator {
     thread: Thread<()>,
-    stop: EventFd,
+    orders: mpsc::Sender<Order>,
+    bell: EventFd,
+}
+
+#[derive(Debug)]
+enum Order {
+    /// Have every handler finish, then answer.
+    Finish(mpsc::Sender<()>),
+    Stop,
 }
 
 impl Emulator {
-    pub fn start(cpus: &Cpus, mut handlers: Vec<Box<dyn Handler>>) -> Result<Emulator, EmulatorError> {
+    /// Starts the thread; should it break down, `ends` hears of it.
+    pub fn start(
+        cpus: &Cpus,
+        handlers: Vec<Box<dyn Handler>>,
+        ends: mpsc::Sender<Exit>,
+    ) -> Result<Emulator, EmulatorError> {
         let made = |errno: rustix::io::Errno| EmulatorError::Loop(errno.into());
         let epoll = Arc::new(epoll::create(epoll::CreateFlags::CLOEXEC).map_err(made)?);
-        let stop = EventFd::new(EFD_NONBLOCK).map_err(EmulatorError::Loop)?;
-        epoll::add(&epoll, eventfd::borrowed(&stop), epoll::EventData::new_u64(STOP), epoll::EventFlags::IN)
+        let bell = EventFd::new(EFD_NONBLOCK).map_err(EmulatorError::Loop)?;
+        let flags = epoll::EventFlags::IN | epoll::EventFlags::ET;
+        epoll::add(&epoll, eventfd::borrowed(&bell), epoll::EventData::new_u64(ORDERS), flags)
             .map_err(made)?;
-        let thread = thread::spawn(THREAD_NAME, cpus, move || turn(epoll, &mut handlers))?;
-        Ok(Emulator { thread, stop })
+        let (orders, heard) = mpsc::channel();
+        let thread = thread::spawn(THREAD_NAME, cpus, move || {
+            let _report = PanicReport { thread: THREAD_NAME.to_owned(), ends };
+            Turning { epoll, handlers, orders: heard }.turn();
+        })?;
+        Ok(Emulator { thread, orders, bell })
     }
 
     pub fn thread(&self) -> (String, i32) {
         (self.thread.name.clone(), self.thread.tid)
     }
 
-    /// Has every handler finish, and waits for the thread. An error is the text of a panic.
+    /// Has every handler finish; the thread goes on, for devices that are still to be reset.
+    pub fn finish(&self) {
+        let (answer, answered) = mpsc::channel();
+        self.order(Order::Finish(answer));
+        // A thread that broke down finishes nothing, and has said so.
+        let _ = answered.recv();
+    }
+
+    /// Ends the thread. An error is the text of a panic.
     pub fn stop(self) -> Result<(), String> {
-        // A counter that is full has been written, too.
-        let _ = self.stop.write(1);
+        self.order(Order::Stop);
         self.thread.join()
+    }
+
+    fn order(&self, order: Order) {
+        // To a thread that is gone there is nothing to say.
+        if self.orders.send(order).is_ok() {
+            // A counter that is full has been written, too.
+            let _ = self.bell.write(1);
+        }
     }
 }
 
-fn turn(epoll: Arc<OwnedFd>, handlers: &mut [Box<dyn Handler>]) {
-    let watch = |handler: usize| Watch { epoll: epoll.clone(), handler: handler as u64 };
-    for (index, handler) in handlers.iter_mut().enumerate() {
-        handler.start(&watch(index));
-    }
-    let mut events = Vec::with_capacity(32);
-    loop {
-        events.clear();
-        match epoll::wait(&epoll, rustix::buffer::spare_capacity(&mut events), None) {
-            Ok(_) | Err(rustix::io::Errno::INTR) => {}
-            // Nothing a guest does leads here; without its event loop the machine cannot go on.
-            Err(errno) => panic!("epoll_wait failed: {errno}"),
+/// The thread's own side.
+struct Turning {
+    epoll: Arc<OwnedFd>,
+    handlers: Vec<Box<dyn Handler>>,
+    orders: mpsc::Receiver<Order>,
+}
+
+impl Turning {
+    fn turn(mut self) {
+        for (index, handler) in self.handlers.iter_mut().enumerate() {
+            handler.start(&Watch { epoll: self.epoll.clone(), handler: index as u64 });
         }
-        let mut told: Vec<u64> = events.iter().map(|event| event.data.u64()).collect();
-        told.sort_unstable();
-        told.dedup();
-        for &handler in &told {
-            if let Some(ready) = handlers.get_mut(handler as usize) {
-                ready.ready(&watch(handler as usize));
+        let mut events = Vec::with_capacity(MOST_EVENTS);
+        loop {
+            events.clear();
+            match epoll::wait(&self.epoll, rustix::buffer::spare_capacity(&mut events), None) {
+                Ok(_) | Err(rustix::io::Errno::INTR) => {}
+                // Nothing a guest does leads here; without its event loop the machine cannot go on.
+                Err(errno) => panic!("epoll_wait failed: {errno}"),
+            }
+            let mut told: Vec<u64> = events.iter().map(|event| event.data.u64()).collect();
+            told.sort_unstable();
+            told.dedup();
+            for &index in &told {
+                if let Some(handler) = self.handlers.get_mut(index as usize) {
+                    handler.ready(&Watch { epoll: self.epoll.clone(), handler: index });
+                }
+            }
+            if told.contains(&ORDERS) && self.obey() {
+                return;
             }
         }
-        if told.contains(&STOP) {
-            return handlers.iter_mut().for_each(|handler| handler.finish());
+    }
+
+    /// `true`: the thread is to end.
+    fn obey(&mut self) -> bool {
+        while let Ok(order) = self.orders.try_recv() {
+            match order {
+                Order::Finish(answer) => {
+                    self.handlers.iter_mut().for_each(|handler| handler.finish());
+                    // Whoever asked may have gone.
+                    let _ = answer.send(());
+                }
+                Order::Stop => return true,
+            }
         }
+        false
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use std::sync::mpsc;
-
     use super::*;
 
     struct Bell {
@@ -157,12 +214,13 @@ mod tests {
         let (heard, hears) = mpsc::channel();
         let event = EventFd::new(EFD_NONBLOCK).unwrap();
         let bell = Bell { event: event.try_clone().unwrap(), heard };
-        let emulator = Emulator::start(&vec![], vec![Box::new(bell)]).unwrap();
+        let emulator = Emulator::start(&vec![], vec![Box::new(bell)], mpsc::channel().0).unwrap();
         for _ in 0..3 {
             // Never read back: each write is a change all the same.
             event.write(1).unwrap();
             assert_eq!(hears.recv().unwrap(), "ready");
         }
+        emulator.finish();
         emulator.stop().unwrap();
         assert_eq!(hears.iter().collect::<Vec<_>>(), ["finish"]);
     }

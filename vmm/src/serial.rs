@@ -256,9 +256,11 @@ mod tests {
     fn all_that_was_written_is_outside_when_the_emulator_has_stopped() {
         let out = Shared::default();
         let (com1, handler) = Com1::new(interrupt(), Box::new(out.clone()), None).unwrap();
-        let emulator = Emulator::start(&vec![], vec![Box::new(handler)]).unwrap();
+        let emulator =
+            Emulator::start(&vec![], vec![Box::new(handler)], std::sync::mpsc::channel().0).unwrap();
         let text: Vec<u8> = (0..200_000u32).map(|index| index as u8).collect();
         text.iter().for_each(|byte| com1.write(0, *byte));
+        emulator.finish();
         emulator.stop().unwrap();
         assert!(*out.0.lock().unwrap() == text);
     }
@@ -268,7 +270,8 @@ mod tests {
         let (ours, theirs) = UnixStream::pair().unwrap();
         theirs.set_nonblocking(true).unwrap();
         let (com1, handler) = Com1::new(interrupt(), Box::new(io::sink()), Some(theirs.into())).unwrap();
-        let emulator = Emulator::start(&vec![], vec![Box::new(handler)]).unwrap();
+        let emulator =
+            Emulator::start(&vec![], vec![Box::new(handler)], std::sync::mpsc::channel().0).unwrap();
         let text: Vec<u8> = (0..1000u32).map(|index| index as u8).collect();
         (&ours).write_all(&text).unwrap();
         let mut read = Vec::new();

@@ -7,7 +7,8 @@ mod tables;
 use acpi_tables::Aml;
 use acpi_tables::rsdp::Rsdp;
 use acpi_tables::xsdt::XSDT;
-use vmprof_sys::memory::Range;
+use vm_memory::{Bytes, GuestAddress};
+use vmprof_sys::memory::{GuestRam, Range};
 
 use crate::layout;
 
@@ -52,6 +53,11 @@ pub fn build(machine: &Machine) -> Result<Tables, TooLarge> {
         return Err(TooLarge { found: area.bytes.len() });
     }
     Ok(Tables { bytes: area.bytes, rsdp: layout::ACPI.start })
+}
+
+/// Puts the tables where they say they are.
+pub fn write(ram: &GuestRam, tables: &Tables) -> Result<(), vm_memory::GuestMemoryError> {
+    ram.write_slice(&tables.bytes, GuestAddress(layout::ACPI.start))
 }
 
 fn bytes(table: &dyn Aml) -> Vec<u8> {

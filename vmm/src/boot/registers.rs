@@ -91,7 +91,7 @@ pub fn firmware_state(vcpu: &VcpuFd) -> Result<(), RegisterError> {
 }
 
 const EINVAL: i32 = 22;
-const E2BIG: i32 = 7;
+pub(crate) const E2BIG: i32 = 7;
 
 /// The boot processor at PVH's `entry`.
 pub fn pvh_entry(vcpu: &VcpuFd, ram: &GuestRam, entry: u64) -> Result<(), RegisterError> {
@@ -113,6 +113,22 @@ pub fn pvh_entry(vcpu: &VcpuFd, ram: &GuestRam, entry: u64) -> Result<(), Regist
     vcpu.set_sregs(&sregs).map_err(refused("system registers"))?;
     let regs =
         kvm_regs { rip: entry, rbx: layout::START_INFO, rflags: EFLAGS_RESERVED, ..Default::default() };
+    vcpu.set_regs(&regs).map_err(refused("registers"))
+}
+
+/// The first instruction of a bare-metal guest.
+#[cfg(test)]
+pub(crate) const BARE_METAL: u64 = 0x1000;
+
+/// The boot processor in 16-bit real mode at `code`, which is put at [`BARE_METAL`].
+#[cfg(test)]
+pub(crate) fn real_mode(vcpu: &VcpuFd, ram: &GuestRam, code: &[u8]) -> Result<(), RegisterError> {
+    let refused = |what| move |source| RegisterError::Kvm { what, source };
+    ram.write_slice(code, GuestAddress(BARE_METAL))?;
+    let mut sregs = vcpu.get_sregs().map_err(refused("system registers"))?;
+    (sregs.cs.base, sregs.cs.selector) = (0, 0);
+    vcpu.set_sregs(&sregs).map_err(refused("system registers"))?;
+    let regs = kvm_regs { rip: BARE_METAL, rsp: 0x8000, rflags: EFLAGS_RESERVED, ..Default::default() };
     vcpu.set_regs(&regs).map_err(refused("registers"))
 }
 

@@ -1,13 +1,15 @@
 //! A virtio device as a PCI function (virtio 1.3, 4.1): capabilities and one BAR, which holds the transport's registers, the
 //! device's configuration, the doorbells and the MSI-X table. It owns the device and does what the registers say.
 
-use std::sync::Arc;
+use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 use vmprof_sys::memory::GuestRam;
 use vmprof_sys::vring::SplitRing;
 
 use super::device::{ActiveQueue, QueueInterrupt, VirtioDevice};
+use super::distress::Distress;
 use super::msix::{self, Msix};
 use super::transport::{Activation, COMMON_BYTES, Effect, F_EVENT_IDX, QueueSetup, Transport};
 use crate::interrupts::{InterruptError, Interrupts};
@@ -60,11 +62,32 @@ pub struct VirtioFunction {
     access_capability: usize,
     transport: Transport,
     msix: Msix,
-    isr: u8,
+    signal: Arc<ConfigSignal>,
+    distress: Option<Arc<Distress>>,
     doorbells: Vec<Doorbell>,
     device: Box<dyn VirtioDevice>,
     interrupts: Arc<Interrupts>,
     ram: Arc<GuestRam>,
+}
+
+/// The interrupt for a change of the configuration, which a device's own threads raise too.
+#[derive(Debug, Default)]
+struct ConfigSignal {
+    isr: AtomicU8,
+    /// The vector the driver chose. vCPU threads and IOThreads meet here, each for a moment and holding nothing else that the
+    /// other could wait for.
+    vector: Mutex<QueueInterrupt>,
+}
+
+impl ConfigSignal {
+    fn raise(&self) {
+        self.isr.fetch_or(ISR_CONFIG, Ordering::AcqRel);
+        self.lock().signal();
+    }
+
+    fn lock(&self) -> MutexGuard<'_, QueueInterrupt> {
+        self.vector.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 /// The eventfd of one queue, and where KVM signals it by itself.
@@ -128,6 +151,12 @@ impl VirtioFunction {
 
         let transport = Transport::new(device.features(), device.queue_sizes(), vectors);
         let ram = interrupts.vm().ram().clone();
+        let signal = Arc::<ConfigSignal>::default();
+        let distress = device.distress();
+        if let Some(distress) = &distress {
+            let signal = signal.clone();
+            distress.on_raise(move || signal.raise());
+        }
         Ok(VirtioFunction {
             name,
             config,
@@ -135,7 +164,8 @@ impl VirtioFunction {
             access_capability,
             transport,
             msix,
-            isr: 0,
+            signal,
+            distress,
             doorbells,
             device,
             interrupts,
@@ -159,7 +189,10 @@ impl VirtioFunction {
             // A ring for the queue's last life is not one for its next.
             let _ = doorbell.event.read();
         }
-        self.isr = 0;
+        if let Some(distress) = &self.distress {
+            distress.clear();
+        }
+        self.signal.isr.store(0, Ordering::Release);
         self.msix.clear_pending();
         Ok(())
     }
@@ -171,10 +204,7 @@ impl VirtioFunction {
         let started = queues.is_some_and(|queues| self.device.activate(activation.features, queues).is_ok());
         if !started {
             self.transport.broke();
-            self.isr |= ISR_CONFIG;
-            if let Some(vector) = self.msix.event(self.transport.config_vector()) {
-                QueueInterrupt::new(Some(vector)).signal();
-            }
+            self.signal.raise();
             return Ok(());
         }
         for queue in activation.queues {
@@ -225,6 +255,7 @@ impl VirtioFunction {
         match offset {
             bar::COMMON..bar::ISR => {
                 let effect = self.transport.write(offset as usize, data);
+                *self.signal.lock() = QueueInterrupt::new(self.msix.event(self.transport.config_vector()));
                 self.act(effect)
             }
             bar::DEVICE..bar::PENDING => {
@@ -291,12 +322,19 @@ impl Function for VirtioFunction {
 
     fn bar_read(&mut self, offset: u64, data: &mut [u8]) {
         match offset {
-            bar::COMMON..bar::ISR => self.transport.read(offset as usize, data),
+            bar::COMMON..bar::ISR => {
+                if self.transport.is_live()
+                    && self.distress.as_ref().is_some_and(|distress| distress.is_raised())
+                {
+                    self.transport.broke();
+                }
+                self.transport.read(offset as usize, data);
+            }
             bar::ISR..bar::DEVICE => {
                 data.fill(0);
                 if let (bar::ISR, Some(byte)) = (offset, data.first_mut()) {
                     // virtio 1.3, 4.1.4.5: reading takes it back.
-                    *byte = std::mem::take(&mut self.isr);
+                    *byte = self.signal.isr.swap(0, Ordering::AcqRel);
                 }
             }
             bar::DEVICE..bar::PENDING => {

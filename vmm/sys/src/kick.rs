@@ -39,6 +39,8 @@ impl Drop for Kickable {
 /// Makes the thread `tid` of this process leave KVM_RUN, or not enter it: its next [`crate::kvm::GuestVcpu::run`] reports
 /// [`crate::kvm::Exit::Kicked`]. A thread that drives no vCPU only sees an interrupted system call.
 pub fn kick(tid: i32) -> io::Result<()> {
+    // A thread that is kicked before it first drives its vCPU must not die of the signal.
+    install_handler()?;
     // SAFETY: tgkill takes three integers; a thread that has ended is ESRCH.
     let result = unsafe { libc::syscall(libc::SYS_tgkill, libc::getpid(), tid, libc::SIGRTMIN()) };
     if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }

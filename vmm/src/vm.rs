@@ -1,0 +1,258 @@
+//! The machine through its stages: [`Vm<Built>`] has everything and runs nothing, [`Vm<Running>`] has its threads, and what
+//! is left in the end is an [`Exit`]. The guest runs on its vCPU threads, block I/O on the IOThreads, and everything else on
+//! the emulator thread.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
+use std::time::Duration;
+
+use vmprof_sys::kick;
+
+use crate::bus::Bus;
+use crate::config::{Cpus, VmConfig};
+use crate::emulator::{Emulator, EmulatorError};
+use crate::exit::{Exit, VmmError};
+use crate::iothread::{Handle, IoThread};
+use crate::kvm::Usable;
+use crate::machine::{self, BuildError, Channels, Parts, Start};
+use crate::stats::{ExitCounters, Stats, VcpuStats};
+use crate::thread::{Thread, ThreadError};
+use crate::vcpu::Vcpu;
+use crate::virtio::blk::{Blk, DiskStats};
+use crate::virtio::device::VirtioDevice;
+
+/// A machine in the stage `S`.
+#[derive(Debug)]
+pub struct Vm<S> {
+    stage: S,
+}
+
+/// Everything is there and nothing runs.
+pub struct Built {
+    parts: Parts,
+    /// They run already, and wait for queues.
+    iothreads: Vec<Handle>,
+    disk_stats: Vec<DiskStats>,
+    vcpu_cpus: Vec<Cpus>,
+    emulator_cpus: Cpus,
+}
+
+impl std::fmt::Debug for Built {
+    fn fmt(&self, out: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        out.debug_struct("Built").field("vcpu_cpus", &self.vcpu_cpus).finish_non_exhaustive()
+    }
+}
+
+/// Why a machine that was built does not run. Nothing of it is left.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    #[error(transparent)]
+    Thread(#[from] ThreadError),
+    #[error(transparent)]
+    Emulator(#[from] EmulatorError),
+}
+
+impl Vm<Built> {
+    /// Builds the machine that `config` describes. `initramfs_extra` is a cpio archive to follow the initramfs, or empty.
+    pub fn build(
+        host: &Usable,
+        config: &VmConfig,
+        channels: Channels,
+        initramfs_extra: &[u8],
+    ) -> Result<Vm<Built>, BuildError> {
+        Vm::build_with(host, config, channels, Start::Kernel { initramfs_extra })
+    }
+
+    pub(crate) fn build_with(
+        host: &Usable,
+        config: &VmConfig,
+        channels: Channels,
+        start: Start<'_>,
+    ) -> Result<Vm<Built>, BuildError> {
+        machine::check(host, config)?;
+        let iothreads = config.iothreads.iter().map(IoThread::spawn).collect::<Result<Vec<_>, _>>()?;
+        let disks =
+            config.disks.iter().map(|disk| Blk::new(disk, &iothreads)).collect::<Result<Vec<_>, _>>()?;
+        let disk_stats = disks.iter().map(Blk::stats).collect();
+        let devices = disks.into_iter().map(|disk| Box::new(disk) as Box<dyn VirtioDevice>).collect();
+        let Channels { ports: _, serial_out, serial_in } = channels;
+        let parts = machine::assemble(host, config, devices, serial_out, serial_in, start)?;
+        let vcpu_cpus = config.vcpus.iter().map(|vcpu| vcpu.cpus.clone()).collect();
+        let emulator_cpus = config.emulator_cpus.clone();
+        Ok(Vm { stage: Built { parts, iothreads, disk_stats, vcpu_cpus, emulator_cpus } })
+    }
+
+    /// Starts the threads, each on its CPUs, and when all are in place the guest.
+    pub fn start(self) -> Result<Vm<Running>, StartError> {
+        let Built { parts, iothreads, disk_stats, vcpu_cpus, emulator_cpus } = self.stage;
+        let Parts { bus, vcpus, handlers } = parts;
+        let (ends, ended) = mpsc::channel();
+        let stopping = Arc::new(AtomicBool::new(false));
+        let emulator = Emulator::start(&emulator_cpus, handlers, ends.clone())?;
+        let mut vcpu_threads = Vec::new();
+        let mut gates = Vec::new();
+        let mut counters = Vec::new();
+        for ((id, guest), cpus) in (0..).zip(vcpus).zip(&vcpu_cpus) {
+            let counted = Arc::new(ExitCounters::default());
+            let vcpu = Vcpu {
+                id,
+                guest,
+                bus: bus.clone(),
+                counters: counted.clone(),
+                stopping: stopping.clone(),
+                ends: ends.clone(),
+            };
+            let (go, gate) = mpsc::channel();
+            // An error here drops the gates, and the threads that wait behind them end.
+            let thread = vcpu.start(cpus, gate)?;
+            counters.push((id, thread.name.clone(), thread.tid, counted));
+            vcpu_threads.push(thread);
+            gates.push(go);
+        }
+        for go in &gates {
+            // A thread that is gone has said why.
+            let _ = go.send(());
+        }
+        let mut threads = vec![emulator.thread()];
+        threads.extend(counters.iter().map(|(_, name, tid, _)| (name.clone(), *tid)));
+        threads.extend(iothreads.iter().map(|iothread| (format!("IO {}", iothread.name()), iothread.tid())));
+        let control = Control(Arc::new(Shared { bus, ends, threads, counters, iothreads, disk_stats }));
+        Ok(Vm { stage: Running { control, ended, stopping, vcpu_threads, emulator: Some(emulator) } })
+    }
+}
+
+/// The threads run, until [`Vm::wait`] has seen the end.
+#[derive(Debug)]
+pub struct Running {
+    control: Control,
+    ended: Receiver<Exit>,
+    stopping: Arc<AtomicBool>,
+    vcpu_threads: Vec<Thread<()>>,
+    emulator: Option<Emulator>,
+}
+
+/// How often a machine looks whether a thread that does not report its own end is still there.
+const LOOK_EVERY: Duration = Duration::from_millis(500);
+
+impl Vm<Running> {
+    /// A handle for whoever controls the machine from elsewhere.
+    pub fn control(&self) -> Control {
+        self.stage.control.clone()
+    }
+
+    /// Waits for the machine's end. On return its threads have ended, its devices have nothing in flight, and nothing
+    /// writes guest memory any more.
+    pub fn wait(mut self) -> Exit {
+        let exit = loop {
+            match self.stage.ended.recv_timeout(LOOK_EVERY) {
+                Ok(exit) => break exit,
+                Err(RecvTimeoutError::Timeout) => {
+                    let mut iothreads = self.stage.control.0.iothreads.iter();
+                    if iothreads.any(Handle::is_finished) {
+                        // Which one and why, `shut_down` finds out.
+                        break Exit::Killed;
+                    }
+                }
+                // `control` has a sender, so this cannot be; were it so, nothing would run any more.
+                Err(RecvTimeoutError::Disconnected) => break Exit::Killed,
+            }
+        };
+        match self.stage.shut_down() {
+            Some(broken) if !matches!(exit, Exit::Failed(_)) => Exit::Failed(broken),
+            _ => exit,
+        }
+    }
+}
+
+impl Running {
+    /// Stops every thread, in the order in which they need one another. `Some`: one of them broke down.
+    fn shut_down(&mut self) -> Option<VmmError> {
+        let mut broken = None;
+        let mut note = |thread: String, outcome: Result<(), String>| {
+            if let Err(panic) = outcome {
+                broken.get_or_insert(VmmError::Broken { thread, panic });
+            }
+        };
+        self.stopping.store(true, Ordering::Release);
+        let bus = &self.control.0.bus;
+        bus.com1.stop_waiting();
+        for thread in &self.vcpu_threads {
+            // A thread that has ended needs no kick.
+            let _ = kick::kick(thread.tid);
+        }
+        for thread in self.vcpu_threads.drain(..) {
+            let name = thread.name.clone();
+            note(name, thread.join());
+        }
+        // The guest is still. What it gave away goes where it belongs, and then its devices let go of its memory.
+        if let Some(emulator) = &self.emulator {
+            emulator.finish();
+        }
+        bus.pci.shut_down();
+        if let Some(emulator) = self.emulator.take() {
+            let (name, _) = emulator.thread();
+            note(name, emulator.stop());
+        }
+        for iothread in &self.control.0.iothreads {
+            note(format!("IO {}", iothread.name()), iothread.stop().map_err(|error| error.to_string()));
+        }
+        broken
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        // After `wait` there is nothing left to stop.
+        self.shut_down();
+    }
+}
+
+/// A handle on a running machine: cheap to clone, good on any thread, harmless after the end.
+#[derive(Debug, Clone)]
+pub struct Control(Arc<Shared>);
+
+#[derive(Debug)]
+struct Shared {
+    bus: Arc<Bus>,
+    ends: Sender<Exit>,
+    threads: Vec<(String, i32)>,
+    counters: Vec<(u32, String, i32, Arc<ExitCounters>)>,
+    iothreads: Vec<Handle>,
+    disk_stats: Vec<DiskStats>,
+}
+
+impl Control {
+    /// Presses the power button: the guest is asked to power off, and may take its time or not listen.
+    pub fn power_button(&self) {
+        self.0.bus.power.press_button();
+    }
+
+    /// Ends the machine at once, as pulling the plug does.
+    pub fn kill(&self) {
+        // A machine that has ended needs no killing.
+        let _ = self.0.ends.send(Exit::Killed);
+    }
+
+    /// Every thread of the machine: its name, and the kernel's id of it as in /proc/PID/task.
+    pub fn threads(&self) -> Vec<(String, i32)> {
+        self.0.threads.clone()
+    }
+
+    pub fn stats(&self) -> Stats {
+        let vcpu = |(id, name, tid, counters): &(u32, String, i32, Arc<ExitCounters>)| VcpuStats {
+            id: *id,
+            name: name.clone(),
+            tid: *tid,
+            exits: counters.snapshot(),
+        };
+        Stats {
+            vcpus: self.0.counters.iter().map(vcpu).collect(),
+            iothreads: self.0.iothreads.iter().map(Handle::snapshot).collect(),
+            disks: self.0.disk_stats.iter().map(DiskStats::snapshot).collect(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,151 @@
+//! Bare-metal guests: a few instructions each, on whatever /dev/kvm there is, an interpreting one included.
+
+use std::io::{self, Write};
+use std::sync::Mutex;
+
+use super::*;
+use crate::config::{Boot, Memory};
+use crate::kvm;
+
+/// A machine for `code`, or `None`, said by name, where there is no /dev/kvm that opens.
+fn machine(test: &str, vcpus: u32, code: &[u8]) -> Option<(Vm<Running>, Outside)> {
+    let host = match kvm::open_any() {
+        Ok(host) => host,
+        Err(why) => {
+            eprintln!("skipped: {test}: {why}");
+            return None;
+        }
+    };
+    let outside = Outside::default();
+    let channels = Channels { ports: vec![], serial_out: Box::new(outside.clone()), serial_in: None };
+    let built = Vm::build_with(&host, &config(vcpus), channels, Start::BareMetal { code });
+    Some((built.unwrap().start().unwrap(), outside))
+}
+
+fn config(vcpus: u32) -> VmConfig {
+    VmConfig {
+        name: "bare".into(),
+        boot: Boot { kernel: "".into(), initramfs: "".into(), cmdline: String::new() },
+        memory: Memory { bytes: 2 << 20, nodes: vec![], hugepage_bytes: None },
+        vcpus: (0..vcpus).map(|id| crate::config::Vcpu { id, cpus: vec![] }).collect(),
+        emulator_cpus: vec![],
+        iothreads: vec![],
+        disks: vec![],
+    }
+}
+
+#[derive(Clone, Default)]
+struct Outside(Arc<Mutex<Vec<u8>>>);
+
+impl Outside {
+    fn text(&self) -> String {
+        String::from_utf8_lossy(&self.0.lock().unwrap()).into_owned()
+    }
+}
+
+impl Write for Outside {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.0.lock().unwrap().extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// Writes S5 with its enable bit to sleep control: `mov dx, 0x600; mov al, 0x34; out dx, al; hlt`.
+const POWER_OFF: [u8; 7] = [0xba, 0x00, 0x06, 0xb0, 0x34, 0xee, 0xf4];
+
+fn ending_in_power_off(code: &[u8]) -> Vec<u8> {
+    [code, &POWER_OFF].concat()
+}
+
+#[test]
+fn a_guest_says_hello_on_the_serial_line_and_powers_off() {
+    // mov dx, 0x3f8; mov al, 'h'; out dx, al; mov al, 'i'; out dx, al
+    let code = ending_in_power_off(&[0xba, 0xf8, 0x03, 0xb0, b'h', 0xee, 0xb0, b'i', 0xee]);
+    let Some((vm, outside)) = machine("serial hello", 1, &code) else { return };
+    let control = vm.control();
+    assert!(matches!(vm.wait(), Exit::PowerOff));
+    assert_eq!(outside.text(), "hi");
+    assert_eq!(control.stats().vcpus[0].exits.port_writes, 3);
+}
+
+#[test]
+fn the_serial_interrupt_reaches_the_guest() {
+    #[rustfmt::skip]
+    let code = ending_in_power_off(&[
+        0x31, 0xc0, 0x8e, 0xd8, 0x8e, 0xd0,             // ax = ds = ss = 0
+        0xc7, 0x06, 0x90, 0x00, 0x2d, 0x10,             // vector 0x24 leads to the handler at 0:0x102d
+        0xa3, 0x92, 0x00,
+        0xb0, 0x11, 0xe6, 0x20, 0xb0, 0x20, 0xe6, 0x21, // the PIC's lines begin at vector 0x20
+        0xb0, 0x04, 0xe6, 0x21, 0xb0, 0x01, 0xe6, 0x21,
+        0xb0, 0xef, 0xe6, 0x21,                         // line 4 alone is open
+        0xfb,                                           // sti
+        0xba, 0xf9, 0x03, 0xb0, 0x02, 0xee,             // interrupt when there is room to write
+        0x90, 0xeb, 0xfd,                               // for ever: nop
+        0xba, 0xf8, 0x03, 0xb0, b'!', 0xee,             // the handler writes '!' and powers off
+    ]);
+    let Some((vm, outside)) = machine("serial interrupt", 1, &code) else { return };
+    assert!(matches!(vm.wait(), Exit::PowerOff));
+    assert_eq!(outside.text(), "!");
+}
+
+#[test]
+fn each_way_to_end_ends_in_its_own_way() {
+    let out = |port: u16, value: u8| {
+        let [low, high] = port.to_le_bytes();
+        [0xba, low, high, 0xb0, value, 0xee, 0xf4]
+    };
+    let Some((vm, _)) = machine("reset register", 1, &out(0x602, 1)) else { return };
+    assert!(matches!(vm.wait(), Exit::Reset));
+    let (vm, _) = machine("pvpanic", 1, &out(0x505, 1)).unwrap();
+    assert!(matches!(vm.wait(), Exit::Panicked));
+    let (vm, _) = machine("i8042", 1, &out(0x64, 0xfe)).unwrap();
+    assert!(matches!(vm.wait(), Exit::Reset));
+}
+
+#[test]
+fn a_guest_that_never_ends_is_killed() {
+    // jmp to itself
+    let Some((vm, _)) = machine("kill", 2, &[0xeb, 0xfe]) else { return };
+    vm.control().kill();
+    assert!(matches!(vm.wait(), Exit::Killed));
+}
+
+#[test]
+fn a_machine_that_is_dropped_leaves_no_thread() {
+    let Some((vm, _)) = machine("drop", 2, &[0xeb, 0xfe]) else { return };
+    let threads = vm.control().threads();
+    assert_eq!(
+        threads.iter().map(|(name, _)| name.as_str()).collect::<Vec<_>>(),
+        ["vmprof", "CPU 0/KVM", "CPU 1/KVM"]
+    );
+    for (name, tid) in &threads {
+        let comm = std::fs::read_to_string(format!("/proc/self/task/{tid}/comm")).unwrap();
+        assert_eq!(comm.trim_end(), name);
+    }
+    drop(vm);
+    for (_, tid) in threads {
+        assert!(!std::path::Path::new(&format!("/proc/self/task/{tid}")).exists());
+    }
+}
+
+#[test]
+fn nothing_there_reads_as_ones() {
+    // mov dx, 0x1234; in al, dx; mov dx, 0x3f8; out dx, al
+    let code = ending_in_power_off(&[0xba, 0x34, 0x12, 0xec, 0xba, 0xf8, 0x03, 0xee]);
+    let Some((vm, outside)) = machine("unclaimed port", 1, &code) else { return };
+    assert!(matches!(vm.wait(), Exit::PowerOff));
+    assert_eq!(*outside.0.lock().unwrap(), [0xff]);
+}
+
+#[test]
+fn a_machine_without_vcpus_or_with_gaps_is_refused() {
+    let Ok(host) = kvm::open_any() else { return eprintln!("skipped: refusals") };
+    assert!(matches!(machine::check(&host, &config(0)), Err(BuildError::NoVcpu)));
+    assert!(matches!(machine::check(&host, &config(256)), Err(BuildError::TooManyVcpus { asked: 256, .. })));
+    let mut gap = config(2);
+    gap.vcpus[1].id = 2;
+    assert!(matches!(machine::check(&host, &gap), Err(BuildError::VcpuIds { position: 1, found: 2 })));
+}
