@@ -210,12 +210,12 @@ impl<'a> Reading<'a> {
         if let (Some(value), Discard::Unmap) = (discard_at, driver.discard) {
             self.findings.push(
                 self.findings
-                    .warning(
-                        "discard_not_offered",
-                        "the guest is offered no discard by this version of vmprof",
+                    .error(
+                        "not_supported_yet",
+                        "`discard=unmap` is not supported yet: the guest is offered no discard",
                     )
                     .at(value.span(), "asked here")
-                    .help("the disk works, and its file does not shrink; write `discard=ignore` to say so"),
+                    .help("write `discard=ignore`, or leave it out: the disk's file does not shrink"),
             );
         }
         node.finish();
