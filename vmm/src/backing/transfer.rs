@@ -231,7 +231,10 @@ impl Transfer {
             Buffers::Bounce { buffer, bytes } => (buffer, bytes),
         };
         let moved = match result.or_else(|error| self.try_again(error).map(|()| AGAIN)) {
-            Ok(AGAIN) => return Ok(self.repeat(phase, buffer, bytes)),
+            Ok(AGAIN) => {
+                self.repeat(phase, buffer, bytes);
+                return Ok(());
+            }
             Ok(moved) => moved as usize,
             Err(error) => {
                 pool.put(buffer);

@@ -116,11 +116,6 @@ impl Driver {
         self.ram.write_obj(next, GuestAddress(at + 14)).unwrap();
     }
 
-    /// How many descriptors are free.
-    pub(crate) fn room(&self) -> usize {
-        self.free.len()
-    }
-
     /// Makes a chain of `buffers` available; `None` when there is no room for it. Not yet notified.
     pub(crate) fn add(&mut self, buffers: &[Descriptor]) -> Option<u16> {
         if buffers.is_empty() || self.free.len() < buffers.len() {
