@@ -27,6 +27,10 @@ pub enum IoThreadError {
     Thread { name: String, source: ThreadError },
     #[error("iothread `{name}` has no io_uring")]
     Ring { name: String, source: SetupError },
+    #[error(
+        "iothread `{name}` was to run on cpus {asked:?} alone, and the kernel refused to keep its io_uring workers there"
+    )]
+    Workers { name: String, asked: Vec<u32>, source: io::Error },
     #[error("iothread `{name}` could not be given its eventfd")]
     EventFd { name: String, source: io::Error },
     #[error("iothread `{name}` ended before it was told to: {how}")]
@@ -74,10 +78,10 @@ impl IoThread {
         let (sender, commands) = mpsc::channel();
         let (ready, made) = mpsc::channel();
         let counters = Arc::new(IoThreadCounters::default());
-        let (id, poll_max_ns, counted) = (config.id, config.poll_max_ns, Arc::clone(&counters));
+        let (own, counted) = (config.clone(), Arc::clone(&counters));
         let thread = thread::spawn(&format!("IO {name}"), &config.cpus, move || {
             // The ring belongs to the thread that makes it (SINGLE_ISSUER).
-            match Worker::new(id, poll_max_ns, commands, heard, counted) {
+            match Worker::new(&own, commands, heard, counted) {
                 Ok(worker) => {
                     let _ = ready.send(Ok(worker.completions()));
                     worker.run()
@@ -92,11 +96,11 @@ impl IoThread {
         let tid = thread.tid;
         let completions = match made.recv() {
             Ok(Ok(completions)) => completions,
-            Ok(Err(source)) => return Err(IoThreadError::Ring { name, source }),
+            Ok(Err(error)) => return Err(error),
             Err(_) => return Err(ended(name, thread)),
         };
         let thread = Mutex::new(Some(thread));
-        let inner = Inner { id, name, tid, completions, commands: sender, bell, counters, thread };
+        let inner = Inner { id: config.id, name, tid, completions, commands: sender, bell, counters, thread };
         Ok(Handle(Arc::new(inner)))
     }
 }

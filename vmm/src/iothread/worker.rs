@@ -10,13 +10,14 @@ use std::sync::mpsc::{self, TryRecvError};
 use std::time::{Duration, Instant};
 
 use vmm_sys_util::eventfd::EventFd;
-use vmprof_sys::ring::{Completion, Completions, Ring, SetupError, Wait, WatchId};
+use vmprof_sys::ring::{Completion, Completions, Ring, Wait, WatchId};
 use vmprof_sys::vring::RingError;
 
 use super::counters::IoThreadCounters;
 use super::poll::PollWindow;
 use super::service::{Begin, Drained, Io, QueueService, Token};
-use super::{Command, DeviceId};
+use super::{Command, DeviceId, IoThreadError};
+use crate::config;
 
 /// Requests taken from one queue before the next has its turn.
 const QUOTA: usize = 64;
@@ -67,24 +68,29 @@ pub(super) struct Worker {
 
 impl Worker {
     pub(super) fn new(
-        id: u32,
-        poll_max_ns: u64,
+        config: &config::IoThread,
         commands: mpsc::Receiver<Command>,
         bell: EventFd,
         counters: Arc<IoThreadCounters>,
-    ) -> Result<Self, SetupError> {
-        let mut ring = Ring::new()?;
+    ) -> Result<Self, IoThreadError> {
+        let refused = |source| IoThreadError::Ring { name: config.name.clone(), source };
+        let mut ring = Ring::new().map_err(refused)?;
+        // The kernel does a part of the work on threads of its own: they belong where this one is.
+        ring.confine_workers(&config.cpus).map_err(|source| {
+            let (name, asked) = (config.name.clone(), config.cpus.clone());
+            IoThreadError::Workers { name, asked, source }
+        })?;
         ring.watch(bell, Token::Commands);
         Ok(Worker {
             ring,
-            id,
+            id: config.id,
             queues: Vec::new(),
             turn: 0,
             leaving: Vec::new(),
             commands,
             commanded: true,
             stopping: false,
-            window: PollWindow::new(poll_max_ns),
+            window: PollWindow::new(config.poll_max_ns),
             counters,
             done: Vec::new(),
         })

@@ -12,14 +12,20 @@ const MOST_CPUS: usize = 1 << 16;
 
 /// Lets the calling thread run on `cpus` alone. An empty set, or one with no CPU that is online and allowed, is EINVAL.
 pub fn pin_current_thread(cpus: &[u32]) -> io::Result<()> {
-    let highest = cpus.iter().copied().max().map_or(0, |cpu| cpu as usize);
-    let mut mask = vec![0 as libc::c_ulong; highest / BITS + 1];
-    for &cpu in cpus {
-        mask[cpu as usize / BITS] |= 1 << (cpu as usize % BITS);
-    }
+    let mask = mask(cpus);
     // SAFETY: `mask` outlives the call and its length in bytes is what we pass; pid 0 is the calling thread.
     let result = unsafe { libc::sched_setaffinity(0, size_of_val(&mask[..]), mask.as_ptr().cast()) };
     if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+/// A mask as long as the highest of `cpus` asks.
+pub(crate) fn mask(cpus: &[u32]) -> Vec<libc::c_ulong> {
+    let highest = cpus.iter().copied().max().map_or(0, |cpu| cpu as usize);
+    let mut mask = vec![0; highest / BITS + 1];
+    for &cpu in cpus {
+        mask[cpu as usize / BITS] |= 1 << (cpu as usize % BITS);
+    }
+    mask
 }
 
 /// The CPUs that the thread `tid` may run on, ascending; 0 is the calling thread.

@@ -131,6 +131,11 @@ impl<T: Copy> Ring<T> {
         self.completions
     }
 
+    /// Confines the kernel's worker threads of the calling thread to `cpus`; an empty list leaves them alone.
+    pub fn confine_workers(&self, cpus: &[u32]) -> io::Result<()> {
+        if cpus.is_empty() { Ok(()) } else { setup::confine_workers(&self.uring.0, cpus) }
+    }
+
     /// Makes a file known to the ring; the same file again gives the same id.
     pub fn add_file(&mut self, file: Arc<File>) -> io::Result<FileId> {
         self.files.add(&self.uring.0, file)

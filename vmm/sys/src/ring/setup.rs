@@ -1,6 +1,7 @@
 //! How a ring comes to be on this kernel, and why it may not.
 
 use std::io;
+use std::os::fd::{AsRawFd as _, RawFd};
 
 use io_uring::IoUring;
 
@@ -75,6 +76,19 @@ fn checked(uring: IoUring) -> Result<IoUring, SetupError> {
         Some((_, feature)) => Err(SetupError::TooOld { feature }),
         None => Ok(uring),
     }
+}
+
+/// Confines the kernel's own worker threads of this task (`iou-wrk-TID`), which flushes and buffered writes run on, to
+/// `cpus`: left alone they run anywhere on the node, the vCPUs' CPUs included. Linux 5.14.
+pub(super) fn confine_workers(uring: &IoUring, cpus: &[u32]) -> io::Result<()> {
+    const REGISTER_IOWQ_AFF: libc::c_uint = 17;
+    let fd: RawFd = uring.as_raw_fd();
+    let mask = crate::affinity::mask(cpus);
+    let bytes = size_of_val(&mask[..]) as libc::c_uint;
+    // SAFETY: the kernel reads `bytes` bytes of `mask`, which is as long; the descriptor is the ring's, open in `uring`.
+    let result =
+        unsafe { libc::syscall(libc::SYS_io_uring_register, fd, REGISTER_IOWQ_AFF, mask.as_ptr(), bytes) };
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 
 fn sysctl() -> Option<u8> {

@@ -227,3 +227,35 @@ fn sectors_of_one_block_written_from_two_iothreads_are_all_there() {
     assert_eq!(drivers[0].run(0, 3, 1, 1536).0, 0, "an odd address, bounced");
     assert_eq!(drivers[0].get(1, 1536), pattern(3, 1536));
 }
+
+/// Flushes run on worker threads that the kernel makes for the IOThread.
+#[test]
+fn the_kernels_workers_stay_on_the_cpus_of_their_iothread() {
+    let last = *vmprof_sys::affinity::cpus_of_thread(0).unwrap().last().unwrap();
+    let config = config::IoThread { id: 0, name: "iothread0".into(), cpus: vec![last], poll_max_ns: 0 };
+    let thread = IoThread::spawn(&config).unwrap();
+    let directory = TempDir::new().unwrap();
+    let path = file_of(&directory, "disk", MIB as u64);
+    let ram = mock::ram(4 * MIB);
+    let disk = disk_config(&path, CacheMode::Writeback, &[0]);
+    let mut blk = Blk::new(&disk, std::slice::from_ref(&thread)).unwrap();
+    let mut driver = BlkDriver::new(&ram, 0, 64);
+    blk.activate(ALL_FEATURES, vec![driver.queue.device_side(0)]).unwrap();
+    for _ in 0..8 {
+        assert_eq!(driver.run(1, 0, 0, 4096).0, 0);
+        assert_eq!(driver.run(4, 0, 0, 0).0, 0);
+    }
+    let worker = format!("iou-wrk-{}", thread.tid());
+    let mut found = 0;
+    for task in std::fs::read_dir("/proc/self/task").unwrap() {
+        let task = task.unwrap();
+        // A thread that ended meanwhile is none of ours.
+        let Ok(name) = std::fs::read_to_string(task.path().join("comm")) else { continue };
+        if name.trim() == worker {
+            let tid = task.file_name().to_string_lossy().parse().unwrap();
+            assert_eq!(vmprof_sys::affinity::cpus_of_thread(tid).unwrap(), [last]);
+            found += 1;
+        }
+    }
+    assert!(found > 0, "a flush runs on a worker");
+}
