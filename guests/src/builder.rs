@@ -13,7 +13,7 @@ use crate::deb::Deb;
 use crate::digest::Inputs;
 use crate::error::{GuestError, Result};
 use crate::lock::{Asked, Lock, LockedPackage};
-use crate::progress::Progress;
+use crate::progress::{Progress, Stage};
 use crate::recipe::{Compression, Image, Place, Recipe};
 use crate::store::{Entry, Record, Store};
 use crate::{fetch, root, squashfs};
@@ -99,6 +99,10 @@ impl<'a> Builder<'a> {
         self.progress
     }
 
+    pub(crate) fn stage(&self, name: &str, total: Option<u64>) -> Stage<'a> {
+        Stage::begin(self.progress, name, total)
+    }
+
     pub(crate) fn prepare(&self) -> Prepare {
         self.prepare
     }
@@ -120,14 +124,14 @@ impl<'a> Builder<'a> {
     fn resolve(&self, recipe: &Recipe) -> Result<Lock> {
         let asked = Asked::by(recipe);
         let arch = &recipe.distribution.arch;
-        self.progress.stage(&format!("locking {}: reading Debian {}", recipe.name, asked.suite), None);
+        let reading = self.stage(&format!("locking {}: reading Debian {}", recipe.name, asked.suite), None);
         let apt = Apt::update(self.store, &[&asked.suite], arch, self.prepare)?;
-        self.progress.stage(&format!("locking {}: resolving packages", recipe.name), None);
+        drop(reading);
+        let _stage = self.stage(&format!("locking {}: resolving packages", recipe.name), None);
         let wanted = Wanted { names: &asked.packages, without: &asked.without, recommends: asked.recommends };
         let packages = apt.resolve(&wanted)?;
         let kernel = apt.resolve_kernel(&asked.kernel)?;
         let releases = apt.releases()?;
-        self.progress.done();
         Ok(Lock { guest: recipe.name.clone(), releases, arch: arch.clone(), asked, kernel, packages })
     }
 
@@ -212,25 +216,22 @@ impl<'a> Builder<'a> {
         contents: Vec<Vec<u8>>,
     ) -> Result<(Vec<u8>, Vec<String>)> {
         let debs = self.unpacked(&lock.packages, &lock.asked.suite)?;
-        self.progress.stage(&format!("packing the root image of {}", recipe.name), None);
+        let _stage = self.stage(&format!("packing the root image of {}", recipe.name), None);
         let (tree, unmet) = root::assemble(recipe, exclude, debs, contents)?;
         let bytes = squashfs::pack(&tree, compression)?;
-        self.progress.done();
         Ok((bytes, unmet))
     }
 
     fn unpacked(&self, packages: &[LockedPackage], suite: &str) -> Result<Vec<Deb>> {
         let packages: Vec<&LockedPackage> = packages.iter().collect();
         let entries = fetch::packages(self, &packages, suite)?;
-        self.progress.stage("unpacking packages", Some(entries.len() as u64));
+        let stage = self.stage("unpacking packages", Some(entries.len() as u64));
         let unpack = |index: usize| {
             let deb = Deb::read(packages[index].file_name(), &crate::store::read(&entries[index].path)?);
-            self.progress.advance(1);
+            stage.advance(1);
             deb
         };
-        let debs = in_parallel(entries.len(), unpack)?;
-        self.progress.done();
-        Ok(debs)
+        in_parallel(entries.len(), unpack)
     }
 
     /// The record of `inputs`: from the store, or made by `build`, which one process at a time does.
@@ -254,7 +255,7 @@ impl<'a> Builder<'a> {
 }
 
 /// The results of `work` for 0 to `count`, in that order whatever the number of threads.
-fn in_parallel<T: Send>(count: usize, work: impl Fn(usize) -> Result<T> + Sync) -> Result<Vec<T>> {
+pub(crate) fn in_parallel<T: Send>(count: usize, work: impl Fn(usize) -> Result<T> + Sync) -> Result<Vec<T>> {
     let threads = std::thread::available_parallelism().map_or(1, |n| n.get()).min(8);
     let next = AtomicUsize::new(0);
     let worker = || {

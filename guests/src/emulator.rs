@@ -10,11 +10,12 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use crate::apt::{Apt, Wanted};
-use crate::builder::{BUILDER_VERSION, Builder, role};
+use crate::builder::{BUILDER_VERSION, Builder, in_parallel, role};
 use crate::deb::Deb;
 use crate::digest::Inputs;
 use crate::error::{GuestError, Result};
 use crate::lock::{Asked, Lock, LockedPackage};
+use crate::progress::Stage;
 use crate::store::{Entry, Record, Store};
 use crate::tree::{Kind, Origin, Tree};
 use crate::{elf, fetch};
@@ -117,10 +118,10 @@ fn realise(builder: &Builder<'_>) -> Result<Emulator> {
     let inputs = closure_inputs();
     let (record, entries) = builder.once(inputs, |builder| {
         let (lock, packages) = fetched(builder)?;
-        builder.progress().stage("unpacking the emulator", Some(packages.len() as u64));
-        let tree = unpack(builder, &lock.packages, &packages)?;
+        let stage = builder.stage("unpacking the emulator", Some(packages.len() as u64));
+        let tree = unpack(&stage, &lock.packages, &packages)?;
         let entry = publish(builder.store(), &tree)?;
-        builder.progress().done();
+        drop(stage);
         let version = ask(builder, &argv(&entry))?;
         if parse(&version) < Some(WANTED) {
             return Err(GuestError::EmulatorVersion {
@@ -160,12 +161,12 @@ fn fetched(builder: &Builder<'_>) -> Result<(Lock, Vec<Entry>)> {
 }
 
 fn lock(builder: &Builder<'_>) -> Result<Lock> {
-    builder.progress().stage(&format!("locking the emulator: reading Debian {}", SUITES.join(" and ")), None);
+    let _stage =
+        builder.stage(&format!("locking the emulator: reading Debian {}", SUITES.join(" and ")), None);
     let apt = Apt::update(builder.store(), &SUITES, ARCH, builder.prepare())?;
     let names = [PACKAGE.to_owned()];
     let packages = apt.resolve(&Wanted { names: &names, without: &[], recommends: false })?;
     let releases = apt.releases()?;
-    builder.progress().done();
     let asked = Asked {
         suite: SUITES[1].to_owned(),
         packages: names.to_vec(),
@@ -193,7 +194,7 @@ fn kept_lock(store: &Store) -> Option<Lock> {
 }
 
 /// Everything the packages hold that could be needed, with /usr merged as the archive's newer packages expect.
-fn unpack(builder: &Builder<'_>, packages: &[LockedPackage], entries: &[Entry]) -> Result<Tree> {
+fn unpack(stage: &Stage<'_>, packages: &[LockedPackage], entries: &[Entry]) -> Result<Tree> {
     let mut tree = Tree::default();
     for (path, target) in
         [("bin", "usr/bin"), ("lib", "usr/lib"), ("lib64", "usr/lib64"), ("sbin", "usr/sbin")]
@@ -203,13 +204,17 @@ fn unpack(builder: &Builder<'_>, packages: &[LockedPackage], entries: &[Entry]) 
     let wanted = |path: &str| {
         path == BINARY || path.contains(".so") || FIRMWARE_DIRS.iter().any(|dir| path.starts_with(dir))
     };
-    for (package, entry) in packages.iter().zip(entries) {
-        let deb = Deb::read_some(package.file_name(), &crate::store::read(&entry.path)?, &wanted)?;
+    let debs = in_parallel(entries.len(), |index| {
+        let bytes = crate::store::read(&entries[index].path)?;
+        let deb = Deb::read_some(packages[index].file_name(), &bytes, &wanted);
+        stage.advance(1);
+        deb
+    })?;
+    for deb in debs {
         let by = Origin::Package { name: deb.name, replaces: deb.replaces.into() };
         for (path, node) in deb.files {
             tree.put(&path, node, &by)?;
         }
-        builder.progress().advance(1);
     }
     Ok(tree)
 }

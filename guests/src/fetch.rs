@@ -10,6 +10,7 @@ use crate::builder::Builder;
 use crate::digest::{Inputs, Sha256};
 use crate::error::{GuestError, Result};
 use crate::lock::LockedPackage;
+use crate::progress::Stage;
 use crate::store::{Entry, Record, Store};
 
 /// Fetching apt processes at once, and packages each is given at a time: enough to hide the start of a process, few
@@ -70,13 +71,12 @@ pub(crate) fn packages(
 }
 
 fn fetch_missing(builder: &Builder<'_>, missing: Vec<&LockedPackage>, archives: &Archives) -> Result<()> {
-    let progress = builder.progress();
     let bytes = missing.iter().map(|p| p.size).sum();
-    progress.stage(&format!("fetching {} packages", missing.len()), Some(bytes));
+    let stage = builder.stage(&format!("fetching {}", count(missing.len())), Some(bytes));
     let mut left = missing;
     let mut said = String::new();
     for base in &archives.0 {
-        let round = one_archive(builder, &left, base)?;
+        let round = one_archive(builder, &left, base, &stage)?;
         left = round.left;
         if !round.said.is_empty() {
             said = round.said;
@@ -85,7 +85,7 @@ fn fetch_missing(builder: &Builder<'_>, missing: Vec<&LockedPackage>, archives: 
             break;
         }
     }
-    progress.done();
+    drop(stage);
     if left.is_empty() {
         return Ok(());
     }
@@ -97,7 +97,12 @@ struct Round<'a> {
     said: String,
 }
 
-fn one_archive<'a>(builder: &Builder<'_>, packages: &[&'a LockedPackage], base: &str) -> Result<Round<'a>> {
+fn one_archive<'a>(
+    builder: &Builder<'_>,
+    packages: &[&'a LockedPackage],
+    base: &str,
+    stage: &Stage<'_>,
+) -> Result<Round<'a>> {
     let store = builder.store();
     // The fetching threads meet here: each takes its next batch, and leaves what did not come.
     let open: Mutex<VecDeque<Vec<&LockedPackage>>> =
@@ -114,7 +119,7 @@ fn one_archive<'a>(builder: &Builder<'_>, packages: &[&'a LockedPackage], base: 
                     let file = dir.path().join(package.file_name());
                     if file.is_file() {
                         adopt(store, package, &file)?;
-                        builder.progress().advance(package.size);
+                        stage.advance(package.size);
                     } else {
                         round.left.push(package);
                         round.said.clone_from(&fetched.output);
@@ -146,9 +151,16 @@ fn explain(left: &[&LockedPackage], said: String) -> GuestError {
         return GuestError::PackageGone { names: names(), output: said };
     }
     GuestError::AptFailed {
-        doing: format!("fetching {} packages", left.len()),
+        doing: format!("fetching {}", count(left.len())),
         command: "apt-helper download-file".to_owned(),
         output: said,
+    }
+}
+
+fn count(packages: usize) -> String {
+    match packages {
+        1 => "1 package".to_owned(),
+        n => format!("{n} packages"),
     }
 }
 

@@ -23,3 +23,23 @@ impl Progress for Silent {
     fn done(&self) {}
     fn note(&self, _text: &str) {}
 }
+
+/// A stage that ends when it goes out of scope, on failures too.
+pub(crate) struct Stage<'a>(&'a dyn Progress);
+
+impl<'a> Stage<'a> {
+    pub(crate) fn begin(progress: &'a dyn Progress, name: &str, total: Option<u64>) -> Self {
+        progress.stage(name, total);
+        Self(progress)
+    }
+
+    pub(crate) fn advance(&self, by: u64) {
+        self.0.advance(by);
+    }
+}
+
+impl Drop for Stage<'_> {
+    fn drop(&mut self) {
+        self.0.done();
+    }
+}

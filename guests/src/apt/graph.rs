@@ -46,11 +46,17 @@ impl Graph {
     }
 }
 
+/// How the packages start that hold a kernel or a part of one.
+pub(super) const KERNEL_PARTS: [&str; 3] = ["linux-image-", "linux-modules-", "linux-binary-"];
+
 /// Of a kernel package's paragraph, the packages its parts are in.
 pub(super) fn kernel_dependencies(index: &str) -> Vec<String> {
     let depends = relations(field(index, "Depends").unwrap_or_default());
-    let parts = ["linux-image-", "linux-modules-", "linux-binary-"];
-    depends.into_iter().flatten().filter(|name| parts.iter().any(|part| name.starts_with(part))).collect()
+    depends
+        .into_iter()
+        .flatten()
+        .filter(|name| KERNEL_PARTS.iter().any(|part| name.starts_with(part)))
+        .collect()
 }
 
 /// A field of one paragraph; its continuation lines are joined.

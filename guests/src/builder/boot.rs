@@ -37,11 +37,10 @@ impl Builder<'_> {
         let inputs = boot_inputs(recipe, lock);
         let (record, entries) = self.once(inputs, |builder| {
             let unpacked = builder.kernel_package(&lock.kernel, &lock.asked.suite)?;
-            builder.progress.stage(&format!("packing the initramfs of {}", recipe.name), None);
+            let _stage = builder.stage(&format!("packing the initramfs of {}", recipe.name), None);
             let (initramfs, modules) = initramfs_bytes(recipe, &unpacked)?;
             let kernel = builder.store.publish_bytes("vmlinux", &unpacked.elf)?;
             let entry = builder.store.publish_bytes("initramfs", &initramfs)?;
-            builder.progress.done();
             Ok(Record::new(format!("kernel and initramfs of {}", recipe.name))
                 .with("kernel", &kernel)
                 .with("initramfs", &entry)
@@ -59,7 +58,7 @@ impl Builder<'_> {
     pub(super) fn kernel_package(&self, packages: &[LockedPackage], suite: &str) -> Result<KernelPackage> {
         let packages: Vec<&LockedPackage> = packages.iter().collect();
         let entries = fetch::packages(self, &packages, suite)?;
-        self.progress.stage("unpacking the kernel", None);
+        let _stage = self.stage("unpacking the kernel", None);
         let mut image: Option<(String, Arc<[u8]>)> = None;
         let mut files = Vec::new();
         for (package, entry) in packages.iter().zip(entries) {
@@ -83,7 +82,6 @@ impl Builder<'_> {
         for (path, content) in &files {
             modules.take(path, content);
         }
-        self.progress.done();
         Ok(KernelPackage { elf: kernel.elf, release: kernel.release, modules })
     }
 }
