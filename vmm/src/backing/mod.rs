@@ -5,7 +5,7 @@
 
 use std::fs::File;
 use std::io::{Seek as _, SeekFrom};
-use std::os::unix::fs::FileTypeExt as _;
+use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _};
 use std::sync::Arc;
 
 use rustix::fs::{FlockOperation, Mode, OFlags};
@@ -34,6 +34,9 @@ pub struct Backing {
     pub size_bytes: u64,
     pub alignment: Alignment,
     pub gate: Gate,
+    /// Holds the lock. A description of its own: an io_uring lets go of its files some time after it is closed, and a lock
+    /// in `file` would outlast us by that.
+    _lock: Option<File>,
 }
 
 impl Backing {
@@ -43,17 +46,23 @@ impl Backing {
             Engine::IoUring => {}
             engine => return Err(DiskError::EngineNotHere { disk: disk.name.clone(), engine }),
         }
-        let mut file = open(disk)?;
-        lock(disk, &file)?;
+        let locked = lock(disk)?;
+        let mut file = open(disk, disk.cache.is_direct())?;
+        if identity(disk, &locked)? != identity(disk, &file)? {
+            // Exchanged between the two opens: what we hold is not what we would write.
+            return Err(DiskError::InUse { disk: disk.name.clone(), path: disk.path.clone() });
+        }
         // For a block device the metadata has no size, but its end is one.
         let size_bytes = file.seek(SeekFrom::End(0)).map_err(|source| DiskError::unreadable(disk, source))?;
         if size_bytes == 0 {
             return Err(DiskError::Empty { disk: disk.name.clone(), path: disk.path.clone() });
         }
         let alignment = if disk.cache.is_direct() { Alignment::probe(disk, &file)? } else { Alignment::NONE };
-        Backing::new(disk, file, size_bytes, alignment)
+        let backing = Backing::new(disk, file, size_bytes, alignment)?;
+        Ok(Backing { _lock: Some(locked), ..backing })
     }
 
+    /// A file that is open, and need not be locked.
     pub(crate) fn new(
         disk: &config::Disk,
         file: File,
@@ -67,11 +76,12 @@ impl Backing {
             let (disk, path) = (disk.name.clone(), disk.path.clone());
             return Err(DiskError::PartialBlock { disk, path, size_bytes, block_bytes: block });
         }
-        Ok(Backing { file: Arc::new(file), capacity_bytes, size_bytes, alignment, gate: Gate::default() })
+        let (file, gate) = (Arc::new(file), Gate::default());
+        Ok(Backing { file, capacity_bytes, size_bytes, alignment, gate, _lock: None })
     }
 }
 
-fn open(disk: &config::Disk) -> Result<File, DiskError> {
+fn open(disk: &config::Disk, direct: bool) -> Result<File, DiskError> {
     let refused = |source| DiskError::Open { disk: disk.name.clone(), path: disk.path.clone(), source };
     // Looked at before it is opened, since opening a FIFO would wait for its other end.
     let kind = std::fs::metadata(&disk.path).map_err(refused)?.file_type();
@@ -79,23 +89,31 @@ fn open(disk: &config::Disk) -> Result<File, DiskError> {
         return Err(DiskError::NotADisk { disk: disk.name.clone(), path: disk.path.clone() });
     }
     let access = if disk.read_only { OFlags::RDONLY } else { OFlags::RDWR };
-    let direct = if disk.cache.is_direct() { OFlags::DIRECT } else { OFlags::empty() };
-    match rustix::fs::open(&disk.path, access | direct | OFlags::CLOEXEC, Mode::empty()) {
+    let caching = if direct { OFlags::DIRECT } else { OFlags::empty() };
+    match rustix::fs::open(&disk.path, access | caching | OFlags::CLOEXEC, Mode::empty()) {
         Ok(fd) => Ok(File::from(fd)),
-        Err(Errno::INVAL) if disk.cache.is_direct() => Err(DiskError::no_direct(disk)),
+        Err(Errno::INVAL) if direct => Err(DiskError::no_direct(disk)),
         Err(errno) => Err(refused(errno.into())),
     }
 }
 
+/// Which file it is, whatever its name.
+fn identity(disk: &config::Disk, file: &File) -> Result<(u64, u64), DiskError> {
+    let metadata = file.metadata().map_err(|source| DiskError::unreadable(disk, source))?;
+    Ok((metadata.dev(), metadata.ino()))
+}
+
 /// Held until the file is closed. Writers exclude everyone; readers share.
-fn lock(disk: &config::Disk, file: &File) -> Result<(), DiskError> {
+fn lock(disk: &config::Disk) -> Result<File, DiskError> {
+    // Opened for writing where the disk is: some filesystems want that of an exclusive lock.
+    let file = open(disk, false)?;
     let operation = if disk.read_only {
         FlockOperation::NonBlockingLockShared
     } else {
         FlockOperation::NonBlockingLockExclusive
     };
-    match rustix::fs::flock(file, operation) {
-        Ok(()) => Ok(()),
+    match rustix::fs::flock(&file, operation) {
+        Ok(()) => Ok(file),
         Err(Errno::WOULDBLOCK) => Err(DiskError::InUse { disk: disk.name.clone(), path: disk.path.clone() }),
         Err(errno) => {
             let (name, path) = (disk.name.clone(), disk.path.clone());

@@ -259,3 +259,18 @@ fn the_kernels_workers_stay_on_the_cpus_of_their_iothread() {
     }
     assert!(found > 0, "a flush runs on a worker");
 }
+
+#[test]
+fn a_disk_is_free_again_as_soon_as_its_device_is_gone() {
+    let directory = TempDir::new().unwrap();
+    let path = file_of(&directory, "disk", MIB as u64);
+    let ram = mock::ram(4 * MIB);
+    for _ in 0..20 {
+        let thread = iothread(0, 0);
+        let disk = disk_config(&path, CacheMode::None, &[0]);
+        let mut blk = Blk::new(&disk, std::slice::from_ref(&thread)).unwrap();
+        let mut driver = BlkDriver::new(&ram, 0, 64);
+        blk.activate(ALL_FEATURES, vec![driver.queue.device_side(0)]).unwrap();
+        assert_eq!(driver.run(1, 0, 0, 4096).0, 0);
+    }
+}
