@@ -11,8 +11,10 @@ use crate::lab::Shape;
 /// Declarative VM images and tuning profiles, with a KVM virtual machine monitor of their own.
 #[derive(Debug, Parser)]
 #[command(name = "vmprof", version, max_term_width = 100, arg_required_else_help = true)]
-#[command(after_help = "Exit status: 0 ok, 1 failure, 3 the profile or guest is invalid, 4 this host cannot satisfy it, \
-                        64 usage, 102 hash mismatch, 104 not deterministic. `up` has more: see `vmprof up --help`.")]
+#[command(
+    after_help = "Exit status: 0 ok, 1 failure, 3 the profile or guest is invalid, 4 this host cannot satisfy it, \
+                        64 usage, 102 hash mismatch, 104 not deterministic. `up` has more: see `vmprof up --help`."
+)]
 pub struct Arguments {
     #[command(subcommand)]
     pub verb: Verb,
@@ -137,11 +139,13 @@ pub enum On {
 }
 
 #[derive(Debug, Args)]
-#[command(after_help = "With CMD, stdout is CMD's stdout and nothing else; plan, progress, notices and console go to stderr.\n\
+#[command(
+    after_help = "With CMD, stdout is CMD's stdout and nothing else; plan, progress, notices and console go to stderr.\n\
     Exit status with CMD: CMD's own, 128+N for its signal N; 3, 4, 64 before anything boots; 124 --timeout ran out; \
     125 everything else that is not CMD's.\n\
     Without CMD: 0 power-off, 1 guest panic or failure, 124 --timeout ran out, 125 the lab failed, 130 interrupted.\n\
-    Ctrl-C once stops cleanly, twice at once.")]
+    Ctrl-C once stops cleanly, twice at once."
+)]
 pub struct UpArguments {
     /// The profile, a KDL file
     pub profile: PathBuf,
@@ -207,7 +211,10 @@ pub enum StoreVerb {
 fn vm_name(text: &str) -> Result<String, String> {
     let fits = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
     if text.is_empty() || text.len() > 32 || text.starts_with(['.', '-']) || !text.chars().all(fits) {
-        return Err("a name has 1 to 32 letters, digits, `-`, `_` and `.`, and begins with neither `.` nor `-`".into());
+        return Err(
+            "a name has 1 to 32 letters, digits, `-`, `_` and `.`, and begins with neither `.` nor `-`"
+                .into(),
+        );
     }
     Ok(text.to_owned())
 }

@@ -51,7 +51,12 @@ impl Failure {
     }
 
     /// A failure that is one sentence, with what to do about it.
-    pub fn said(kind: Kind, code: &'static str, message: impl Into<String>, help: impl Into<String>) -> Failure {
+    pub fn said(
+        kind: Kind,
+        code: &'static str,
+        message: impl Into<String>,
+        help: impl Into<String>,
+    ) -> Failure {
         let said = Said { message: message.into(), code, help: help.into(), source: None };
         Failure::new(kind, said)
     }
@@ -71,7 +76,12 @@ impl Failure {
 
     /// Something the operating system refused: what was tried, and its answer.
     pub fn os(what: impl Into<String>, source: std::io::Error) -> Failure {
-        let said = Said { message: what.into(), code: "vmprof::os", help: String::new(), source: Some(Box::new(Cause(source.to_string(), Cause::of(&source)))) };
+        let said = Said {
+            message: what.into(),
+            code: "vmprof::os",
+            help: String::new(),
+            source: Some(Box::new(Cause(source.to_string(), Cause::of(&source)))),
+        };
         Failure::new(Kind::Failure, said)
     }
 }

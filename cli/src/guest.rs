@@ -67,7 +67,9 @@ pub fn build(arguments: &BuildArguments, report: Report) -> Result<(), Failure> 
             })?,
         ),
         // The image is its root; a guest without one is its initramfs.
-        Format::Text => print(report, &format!("{}\n", image.root.as_ref().unwrap_or(&image.initramfs).display())),
+        Format::Text => {
+            print(report, &format!("{}\n", image.root.as_ref().unwrap_or(&image.initramfs).display()))
+        }
     }
 }
 
@@ -109,7 +111,12 @@ pub fn store(verb: &StoreVerb, report: Report) -> Result<(), Failure> {
                 return Ok(());
             }
             let message = format!("{} of the store's entries are not what their names say", bad.len());
-            Err(Failure::said(Kind::HashMismatch, "vmprof::store::damaged", message, "remove them: the next build makes them anew"))
+            Err(Failure::said(
+                Kind::HashMismatch,
+                "vmprof::store::damaged",
+                message,
+                "remove them: the next build makes them anew",
+            ))
         }
     }
 }

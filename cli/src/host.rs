@@ -15,8 +15,9 @@ use crate::running::print;
 pub fn source(capture: Option<&Path>, sysroot: Option<&Path>) -> Result<Source, Failure> {
     match (capture, sysroot) {
         (Some(file), _) => {
-            let text = fs::read_to_string(file)
-                .map_err(|error| Failure::os(format!("the capture {} cannot be read", file.display()), error))?;
+            let text = fs::read_to_string(file).map_err(|error| {
+                Failure::os(format!("the capture {} cannot be read", file.display()), error)
+            })?;
             let capture = Capture::from_json(&text).map_err(|error| Failure::new(Kind::Failure, error))?;
             Ok(Source::Capture(capture))
         }
@@ -35,9 +36,14 @@ pub fn show(arguments: &HostArguments, report: Report) -> Result<(), Failure> {
     let source = source(None, arguments.sysroot.as_deref())?;
     if let Some(file) = &arguments.capture {
         let text = Capture::take(&source).to_json();
-        fs::write(file, text)
-            .map_err(|error| Failure::os(format!("the capture {} cannot be written", file.display()), error))?;
-        report.notice(format_args!("{}: written; `vmprof plan PROFILE --host {}` plans for it", file.display(), file.display()));
+        fs::write(file, text).map_err(|error| {
+            Failure::os(format!("the capture {} cannot be written", file.display()), error)
+        })?;
+        report.notice(format_args!(
+            "{}: written; `vmprof plan PROFILE --host {}` plans for it",
+            file.display(),
+            file.display()
+        ));
         return Ok(());
     }
     let topology = Topology::read(&source);

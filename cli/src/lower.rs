@@ -77,6 +77,7 @@ pub fn job(plan: &Plan, image: &BootImage, command: &[OsString], streams: Stream
     Job {
         schema: JOB_SCHEMA.to_owned(),
         hostname: image.hostname.clone(),
+        online_cpus: false,
         root: match &image.root {
             Some(_) => Root::Disk { serial: ROOT_SERIAL.to_owned(), filesystem: "squashfs".to_owned() },
             None => Root::Initramfs,
@@ -93,7 +94,11 @@ pub fn job(plan: &Plan, image: &BootImage, command: &[OsString], streams: Stream
         links: Vec::<DeviceLink>::new(),
         command: Command {
             argv,
-            env: image.env.iter().map(|(name, value)| (name.as_str().into(), value.as_str().into())).collect(),
+            env: image
+                .env
+                .iter()
+                .map(|(name, value)| (name.as_str().into(), value.as_str().into()))
+                .collect(),
             directory: "/root".to_owned(),
             streams,
         },

@@ -22,7 +22,12 @@ pub fn page(verb: Option<&str>, report: Report) -> Result<(), Failure> {
             Some(found) => found.clone(),
             None => {
                 let message = format!("vmprof has no verb `{verb}`");
-                return Err(Failure::said(Kind::Failure, "vmprof::man", message, "`vmprof --help` lists them"));
+                return Err(Failure::said(
+                    Kind::Failure,
+                    "vmprof::man",
+                    message,
+                    "`vmprof --help` lists them",
+                ));
             }
         },
     };

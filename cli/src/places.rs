@@ -16,7 +16,9 @@ pub struct Places {
 }
 
 #[derive(Debug, thiserror::Error, miette::Diagnostic)]
-#[error("there is no place for {what}: neither {variable} nor {standard} nor HOME is set to an absolute path")]
+#[error(
+    "there is no place for {what}: neither {variable} nor {standard} nor HOME is set to an absolute path"
+)]
 #[diagnostic(code(vmprof::places::none), help("set {variable} to a directory you can write to"))]
 pub struct NoPlace {
     what: &'static str,
@@ -35,9 +37,12 @@ impl Places {
         let own = |name: &str| variable(name).filter(|value| !value.is_empty()).map(PathBuf::from);
         let home = absolute("HOME");
         let below = |standard: &str, default: &str| {
-            absolute(standard).or_else(|| home.as_ref().map(|home| home.join(default))).map(|base| base.join("vmprof"))
+            absolute(standard)
+                .or_else(|| home.as_ref().map(|home| home.join(default)))
+                .map(|base| base.join("vmprof"))
         };
-        let store = own("VMPROF_STORE").or_else(|| below("XDG_DATA_HOME", ".local/share").map(|p| p.join("store")));
+        let store =
+            own("VMPROF_STORE").or_else(|| below("XDG_DATA_HOME", ".local/share").map(|p| p.join("store")));
         let state = own("VMPROF_STATE").or_else(|| below("XDG_STATE_HOME", ".local/state"));
         let none = |what, variable, standard| NoPlace { what, variable, standard };
         let store = store.ok_or(none("the store", "VMPROF_STORE", "XDG_DATA_HOME"))?;

@@ -17,8 +17,8 @@ use crate::running::print;
 /// Reads the profile at `path`; its warnings go to the terminal with the plan. Gives the absolute path with it.
 pub fn read(path: &Path) -> Result<(PathBuf, Profile), Failure> {
     let text = text_of(path)?;
-    let (profile, _) =
-        read_profile(&path.to_string_lossy(), &text).map_err(|problems| Failure::new(Kind::Invalid, problems))?;
+    let (profile, _) = read_profile(&path.to_string_lossy(), &text)
+        .map_err(|problems| Failure::new(Kind::Invalid, problems))?;
     let path = std::path::absolute(path)
         .map_err(|error| Failure::os(format!("{} has no absolute path", path.display()), error))?;
     Ok((path, profile))
@@ -26,9 +26,14 @@ pub fn read(path: &Path) -> Result<(PathBuf, Profile), Failure> {
 
 /// A profile that cannot be read is no valid profile: exit 3, like one that says nothing sensible.
 fn text_of(path: &Path) -> Result<String, Failure> {
-    let invalid = |message: String, help: &str| Failure::said(Kind::Invalid, "vmprof::profile::unreadable", message, help);
+    let invalid = |message: String, help: &str| {
+        Failure::said(Kind::Invalid, "vmprof::profile::unreadable", message, help)
+    };
     let bytes = fs::read(path).map_err(|error| {
-        invalid(format!("{} cannot be read: {error}", path.display()), "the first argument is the path of a KDL file")
+        invalid(
+            format!("{} cannot be read: {error}", path.display()),
+            "the first argument is the path of a KDL file",
+        )
     })?;
     String::from_utf8(bytes).map_err(|error| {
         let at = error.utf8_error().valid_up_to();
@@ -65,7 +70,8 @@ impl Host {
     /// This machine, less what running VMs hold.
     pub fn live(profile: &Profile, disks: &Path, runs: &[Run]) -> Host {
         let held = |run: &Run| Some(Held { holder: run.name.clone(), cpus: run.cpus.parse().ok()? });
-        let ledger = Ledger { held: runs.iter().filter_map(held).filter(|held| !held.cpus.is_empty()).collect() };
+        let ledger =
+            Ledger { held: runs.iter().filter_map(held).filter(|held| !held.cpus.is_empty()).collect() };
         Host::of(&Source::Live, profile, Some(disks), ledger)
     }
 
@@ -121,8 +127,14 @@ pub fn check(arguments: &CheckArguments, report: Report) -> Result<(), Failure> 
     match (invalid, arguments.profiles.len()) {
         (0, _) => Ok(()),
         (invalid, all) => {
-            let message = format!("{invalid} of {all} profiles {} invalid", if invalid == 1 { "is" } else { "are" });
-            Err(Failure::said(Kind::Invalid, "vmprof::profile::invalid", message, "each problem is shown above"))
+            let message =
+                format!("{invalid} of {all} profiles {} invalid", if invalid == 1 { "is" } else { "are" });
+            Err(Failure::said(
+                Kind::Invalid,
+                "vmprof::profile::invalid",
+                message,
+                "each problem is shown above",
+            ))
         }
     }
 }

@@ -54,7 +54,11 @@ impl Progress for Stages {
             None => ProgressBar::new_spinner(),
         };
         let watched = self.report.is_terminal();
-        bar.set_draw_target(if watched { ProgressDrawTarget::stderr() } else { ProgressDrawTarget::hidden() });
+        bar.set_draw_target(if watched {
+            ProgressDrawTarget::stderr()
+        } else {
+            ProgressDrawTarget::hidden()
+        });
         bar.set_message(name.to_owned());
         bar.enable_steady_tick(Duration::from_millis(200));
         let before = self.current().replace(Stage { name: name.to_owned(), begun: Instant::now(), bar });

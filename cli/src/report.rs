@@ -59,7 +59,8 @@ impl Report {
             (false, true) => GraphicalTheme::unicode_nocolor(),
             (false, false) => GraphicalTheme::none(),
         };
-        let width = rustix::termios::tcgetwinsize(rustix::stdio::stderr()).map_or(100, |size| size.ws_col.into());
+        let width =
+            rustix::termios::tcgetwinsize(rustix::stdio::stderr()).map_or(100, |size| size.ws_col.into());
         let handler = GraphicalReportHandler::new_themed(theme).with_width(usize::max(width, 60));
         let mut text = String::new();
         match handler.render_report(&mut text, problem) {

@@ -17,7 +17,8 @@ pub fn ps(arguments: &PsArguments, report: Report) -> Result<(), Failure> {
         Format::Text => {
             let mut text = format!("{:<20} {:>8}  {:<4} {}\n", "NAME", "PID", "ON", "PROFILE");
             for run in runs {
-                text += &format!("{:<20} {:>8}  {:<4} {}\n", run.name, run.pid, run.on, run.profile.display());
+                text +=
+                    &format!("{:<20} {:>8}  {:<4} {}\n", run.name, run.pid, run.on, run.profile.display());
             }
             text
         }
@@ -40,13 +41,21 @@ pub fn verify(arguments: &NamedArguments, report: Report) -> Result<(), Failure>
     let findings: Vec<Finding> = serde_json::from_value(answer)
         .map_err(|error| Failure::os("the answer of the running VM cannot be read", error.into()))?;
     print(report, &if arguments.format == Format::Json { json(&findings)? } else { table(&findings) })?;
-    let strays: Vec<&str> =
-        findings.iter().filter(|finding| !finding.as_planned).map(|finding| finding.thread.as_str()).collect();
+    let strays: Vec<&str> = findings
+        .iter()
+        .filter(|finding| !finding.as_planned)
+        .map(|finding| finding.thread.as_str())
+        .collect();
     if strays.is_empty() {
         return Ok(());
     }
     let message = format!("{} is not where the plan has it: {}", arguments.name, strays.join(", "));
-    Err(Failure::said(Kind::Failure, "vmprof::verify::strayed", message, "something moved its threads after the start: a cgroup, taskset, or a daemon"))
+    Err(Failure::said(
+        Kind::Failure,
+        "vmprof::verify::strayed",
+        message,
+        "something moved its threads after the start: a cgroup, taskset, or a daemon",
+    ))
 }
 
 pub fn stats(arguments: &NamedArguments, report: Report) -> Result<(), Failure> {
@@ -61,7 +70,12 @@ pub fn stats(arguments: &NamedArguments, report: Report) -> Result<(), Failure> 
 pub fn ask_and_print(name: &str, word: &str, report: Report) -> Result<(), Failure> {
     let Some(request) = Request::from_word(word) else {
         let message = format!("`{word}` is nothing a running VM can be asked");
-        return Err(Failure::said(Kind::Failure, "vmprof::run::control", message, "plan, stats, verify or stop"));
+        return Err(Failure::said(
+            Kind::Failure,
+            "vmprof::run::control",
+            message,
+            "plan, stats, verify or stop",
+        ));
     };
     print(report, &json(&ask(&Places::from_environment()?, name, request)?)?)
 }
@@ -73,7 +87,8 @@ fn ask(places: &Places, name: &str, request: Request) -> Result<Value, Failure> 
 
 pub fn json(value: &impl serde::Serialize) -> Result<String, Failure> {
     let text = serde_json::to_string_pretty(value);
-    text.map(|text| text + "\n").map_err(|error| Failure::os("the answer cannot be written as JSON", error.into()))
+    text.map(|text| text + "\n")
+        .map_err(|error| Failure::os("the answer cannot be written as JSON", error.into()))
 }
 
 pub fn print(report: Report, text: &str) -> Result<(), Failure> {
@@ -92,7 +107,12 @@ fn outline(value: &Value) -> String {
                             *text += &format!("{pad}{name}\n");
                             lines(value, depth + 1, text);
                         }
-                        plain => *text += &format!("{pad}{name} {}\n", plain.as_str().map_or(plain.to_string(), str::to_owned)),
+                        plain => {
+                            *text += &format!(
+                                "{pad}{name} {}\n",
+                                plain.as_str().map_or(plain.to_string(), str::to_owned)
+                            )
+                        }
                     }
                 }
             }
@@ -137,6 +157,9 @@ mod tests {
     #[test]
     fn counters_are_legible_without_json() {
         let value = json!({ "vcpus": [{ "id": 0, "exits": 3 }], "disks": [{ "name": "data", "virtqueues": [{ "vq": 0 }] }] });
-        assert_eq!(outline(&value), "disks\n  [0]\n    name data\n    virtqueues\n      vq 0\nvcpus\n  exits 3  id 0\n");
+        assert_eq!(
+            outline(&value),
+            "disks\n  [0]\n    name data\n    virtqueues\n      vq 0\nvcpus\n  exits 3  id 0\n"
+        );
     }
 }

@@ -65,8 +65,14 @@ impl Task {
         let tid = directory.file_name()?.to_str()?.parse().ok()?;
         let file = |name| fs::read_to_string(directory.join(name)).ok();
         let status = file("status")?;
-        let allowed = status.lines().find_map(|line| line.strip_prefix("Cpus_allowed_list:"))?.trim().to_owned();
-        Some(Task { tid, name: file("comm")?.trim_end().to_owned(), allowed, last_cpu: last_cpu(&file("stat")?) })
+        let allowed =
+            status.lines().find_map(|line| line.strip_prefix("Cpus_allowed_list:"))?.trim().to_owned();
+        Some(Task {
+            tid,
+            name: file("comm")?.trim_end().to_owned(),
+            allowed,
+            last_cpu: last_cpu(&file("stat")?),
+        })
     }
 }
 
@@ -78,7 +84,8 @@ fn last_cpu(stat: &str) -> Option<u32> {
 
 /// The findings as a table for a person.
 pub fn table(findings: &[Finding]) -> String {
-    let mut text = format!("{:<16} {:>8}  {:<12} {:<12} {:>8}\n", "THREAD", "TID", "PLANNED", "ALLOWED", "LAST CPU");
+    let mut text =
+        format!("{:<16} {:>8}  {:<12} {:<12} {:>8}\n", "THREAD", "TID", "PLANNED", "ALLOWED", "LAST CPU");
     for finding in findings {
         let or_dash = |value: Option<String>| value.unwrap_or_else(|| "-".into());
         text += &format!(
@@ -109,9 +116,13 @@ mod tests {
         let status = wait.recv().unwrap();
         let allowed = status.lines().find_map(|line| line.strip_prefix("Cpus_allowed_list:")).unwrap().trim();
         let planned = |name: &str, cpus: &str| PlannedThread { name: name.into(), cpus: cpus.into() };
-        let threads = [planned("IO iothread99", allowed), planned("IO iothread99", "4096"), planned("CPU 77/KVM", "0")];
+        let threads =
+            [planned("IO iothread99", allowed), planned("IO iothread99", "4096"), planned("CPU 77/KVM", "0")];
         let findings = read_back(&threads, Path::new("/proc/self/task"));
-        assert_eq!(findings.iter().map(|finding| finding.as_planned).collect::<Vec<_>>(), [true, false, false]);
+        assert_eq!(
+            findings.iter().map(|finding| finding.as_planned).collect::<Vec<_>>(),
+            [true, false, false]
+        );
         assert!(findings[0].last_cpu.is_some() && findings[2].tid.is_none());
         drop(done);
         thread.unwrap().join().unwrap();

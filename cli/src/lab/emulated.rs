@@ -81,7 +81,10 @@ impl EmulatedHost {
         let console_end = OwnedFd::from(console_end);
 
         let [program, own_arguments @ ..] = start.emulator else {
-            return Err(LabError::Start { program: OsString::new(), source: io::ErrorKind::InvalidInput.into() });
+            return Err(LabError::Start {
+                program: OsString::new(),
+                source: io::ErrorKind::InvalidInput.into(),
+            });
         };
         let mut command = Command::new(program);
         command.args(own_arguments).args(arguments(&start, &console_end)).stdin(Stdio::null());
@@ -96,7 +99,8 @@ impl EmulatedHost {
         let mut child =
             command.spawn().map_err(|source| LabError::Start { program: program.clone(), source })?;
         let process = Pid::from_child(&child);
-        let process = pidfd_open(process, PidfdFlags::empty()).map_err(|error| prepare("its handle")(error.into()))?;
+        let process =
+            pidfd_open(process, PidfdFlags::empty()).map_err(|error| prepare("its handle")(error.into()))?;
 
         let tail = Arc::new(Mutex::new(Tail::default()));
         keep_tail(console, tail.clone()).map_err(prepare("its console"))?;
@@ -144,7 +148,8 @@ impl Tail {
 
     fn text(&self) -> String {
         let text = String::from_utf8_lossy(&self.0);
-        let printable = |line: &str| line.chars().filter(|c| !c.is_control() || *c == '\t').collect::<String>();
+        let printable =
+            |line: &str| line.chars().filter(|c| !c.is_control() || *c == '\t').collect::<String>();
         let lines: Vec<String> = text.lines().map(printable).filter(|line| !line.trim().is_empty()).collect();
         lines[lines.len().saturating_sub(20)..].join("\n")
     }
@@ -184,18 +189,27 @@ fn arguments(start: &Start<'_>, console: &OwnedFd) -> Vec<OsString> {
         add("-object", format!("memory-backend-ram,id=m{node},size={}M", shape.memory_mib / nodes + rest));
         add("-numa", format!("node,nodeid={node},cpus={first_cpu}-{},memdev=m{node}", first_cpu + cpus - 1));
         // A PCIe root per node; bus numbers far enough apart for its ports.
-        add("-device", format!("pxb-pcie,id=root{node},bus_nr={},numa_node={node},bus=pcie.0", 32 + node * 12));
+        add(
+            "-device",
+            format!("pxb-pcie,id=root{node},bus_nr={},numa_node={node},bus=pcie.0", 32 + node * 12),
+        );
         first_cpu += cpus;
     }
     for (index, drive) in start.drives.iter().enumerate() {
         add("-blockdev", block_node(index, drive));
         match drive.node {
             Some(node) => {
-                let port = format!("pcie-root-port,id=port{index},bus=root{node},chassis={},slot={index}", index + 1);
+                let port = format!(
+                    "pcie-root-port,id=port{index},bus=root{node},chassis={},slot={index}",
+                    index + 1
+                );
                 add("-device", port);
                 add("-device", format!("nvme,serial={},drive=drive{index},bus=port{index}", drive.serial));
             }
-            None => add("-device", format!("virtio-blk-pci,serial={},drive=drive{index},bus=pcie.0", drive.serial)),
+            None => add(
+                "-device",
+                format!("virtio-blk-pci,serial={},drive=drive{index},bus=pcie.0", drive.serial),
+            ),
         }
     }
     add("-device", "virtio-serial-pci,id=channels,bus=pcie.0".into());
@@ -206,7 +220,8 @@ fn arguments(start: &Start<'_>, console: &OwnedFd) -> Vec<OsString> {
     add("-chardev", format!("socket,id=console,fd={}", console.as_raw_fd()));
     add("-serial", "chardev:console".into());
     add("-initrd", format!("/proc/self/fd/{}", start.initramfs.as_raw_fd()));
-    add("-append", "console=ttyS0 panic=-1 quiet".into());
+    // The other CPUs come online once the modules are loaded: the job says so, and why.
+    add("-append", "console=ttyS0 panic=-1 quiet maxcpus=1".into());
     arguments.extend([OsStr::new("-kernel").to_owned(), start.kernel.clone().into_os_string()]);
     for flag in ["-nodefaults", "-no-user-config", "-no-reboot"] {
         arguments.push(flag.into());
@@ -225,10 +240,12 @@ fn block_node(index: usize, drive: &Drive) -> String {
         Media::BlockDevice(path) => json!({ "driver": "host_device", "filename": text(path) }),
         Media::Empty => {
             let size: u64 = 1 << 30;
-            return json!({ "driver": "null-co", "node-name": name, "size": size, "read-zeroes": true }).to_string();
+            return json!({ "driver": "null-co", "node-name": name, "size": size, "read-zeroes": true })
+                .to_string();
         }
     };
-    json!({ "driver": "raw", "node-name": name, "read-only": read_only, "discard": "unmap", "file": file }).to_string()
+    json!({ "driver": "raw", "node-name": name, "read-only": read_only, "discard": "unmap", "file": file })
+        .to_string()
 }
 
 #[cfg(test)]
@@ -238,7 +255,8 @@ mod tests {
     fn start(drives: Vec<Drive>) -> Vec<String> {
         let (one, other) = UnixStream::pair().unwrap();
         let shape = Shape::default();
-        let (kernel, initramfs, console) = ("/k".into(), one.try_clone().unwrap().into(), OwnedFd::from(other));
+        let (kernel, initramfs, console) =
+            ("/k".into(), one.try_clone().unwrap().into(), OwnedFd::from(other));
         let ports = vec![MachineEnd { port: "vmprof.control", stream: one.into() }];
         let start = Start { emulator: &[], shape: &shape, kernel, initramfs, drives, ports };
         arguments(&start, &console).into_iter().map(|word| word.into_string().unwrap()).collect()
@@ -248,7 +266,10 @@ mod tests {
     fn nodes_get_their_cpus_and_all_the_memory() {
         let line = start(vec![]).join(" ");
         assert!(line.contains("-smp 12,sockets=3,cores=4,threads=1 -m 6144M"), "{line}");
-        assert!(line.contains("node,nodeid=0,cpus=0-7,memdev=m0") && line.contains("node,nodeid=1,cpus=8-11,memdev=m1"));
+        assert!(
+            line.contains("node,nodeid=0,cpus=0-7,memdev=m0")
+                && line.contains("node,nodeid=1,cpus=8-11,memdev=m1")
+        );
         assert_eq!(line.matches("size=3072M").count(), 2);
     }
 
@@ -257,7 +278,10 @@ mod tests {
         let media = Media::File("/a,b \"c\".raw".into());
         let words = start(vec![Drive { serial: "data".into(), media, read_only: false, node: Some(1) }]);
         let line = words.join(" ");
-        assert!(line.contains("pcie-root-port,id=port0,bus=root1,") && line.contains("nvme,serial=data,drive=drive0,bus=port0"));
+        assert!(
+            line.contains("pcie-root-port,id=port0,bus=root1,")
+                && line.contains("nvme,serial=data,drive=drive0,bus=port0")
+        );
         let node = words.iter().find(|word| word.contains("\"raw\"")).unwrap();
         let node: serde_json::Value = serde_json::from_str(node).unwrap();
         assert_eq!(node["file"]["filename"], "/a,b \"c\".raw");
@@ -277,9 +301,11 @@ mod tests {
     fn a_child_is_killed_through_its_handle_and_its_messages_kept() {
         let shape = Shape::default();
         let (one, _other) = UnixStream::pair().unwrap();
-        let emulator: Vec<OsString> = ["/bin/sh", "-c", "echo broken >&2; exec sleep 600", "sh"].map(Into::into).into();
+        let emulator: Vec<OsString> =
+            ["/bin/sh", "-c", "echo broken >&2; exec sleep 600", "sh"].map(Into::into).into();
         let (kernel, initramfs) = ("/k".into(), one.into());
-        let start = Start { emulator: &emulator, shape: &shape, kernel, initramfs, drives: vec![], ports: vec![] };
+        let start =
+            Start { emulator: &emulator, shape: &shape, kernel, initramfs, drives: vec![], ports: vec![] };
         let host = EmulatedHost::start(start).unwrap();
         let handle = host.handle();
         while handle.last_words() != "broken" {

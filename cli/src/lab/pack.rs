@@ -34,7 +34,8 @@ impl Inside {
 /// The emulated host's initramfs, in memory that goes with the last process that has it open.
 pub fn pack(base: &Path, archive: &[u8]) -> Result<OwnedFd, LabError> {
     let failed = |source: io::Error| LabError::Prepare { what: "its initramfs", source };
-    let memory = rustix::fs::memfd_create("vmprof lab initramfs", MemfdFlags::CLOEXEC).map_err(|e| failed(e.into()))?;
+    let memory = rustix::fs::memfd_create("vmprof lab initramfs", MemfdFlags::CLOEXEC)
+        .map_err(|e| failed(e.into()))?;
     let mut memory = fs::File::from(memory);
     let mut base = fs::File::open(base).map_err(failed)?;
     let length = io::copy(&mut base, &mut memory).map_err(failed)?;

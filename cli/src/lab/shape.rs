@@ -58,7 +58,8 @@ impl FromStr for Shape {
     fn from_str(text: &str) -> Result<Shape, String> {
         let mut shape = Shape::default();
         for part in text.split(',') {
-            let (key, value) = part.split_once('=').ok_or_else(|| format!("`{part}` is not of the form key=value"))?;
+            let (key, value) =
+                part.split_once('=').ok_or_else(|| format!("`{part}` is not of the form key=value"))?;
             match key {
                 "nodes" => shape.nodes = nodes(value)?,
                 "nvme" => shape.nvme = number(key, value, 0, MOST_DRIVES)?,
@@ -71,12 +72,15 @@ impl FromStr for Shape {
 }
 
 fn nodes(value: &str) -> Result<Vec<u32>, String> {
-    let nodes = value.split('+').map(|cpus| number("nodes", cpus, 1, MOST_CPUS)).collect::<Result<Vec<_>, _>>()?;
+    let nodes =
+        value.split('+').map(|cpus| number("nodes", cpus, 1, MOST_CPUS)).collect::<Result<Vec<_>, _>>()?;
     if nodes.len() > MOST_NODES {
         return Err(format!("{} nodes are more than the {MOST_NODES} that can be emulated", nodes.len()));
     }
     match nodes.iter().sum::<u32>() {
-        cpus if cpus > MOST_CPUS => Err(format!("{cpus} CPUs are more than the {MOST_CPUS} that can be emulated")),
+        cpus if cpus > MOST_CPUS => {
+            Err(format!("{cpus} CPUs are more than the {MOST_CPUS} that can be emulated"))
+        }
         _ => Ok(nodes),
     }
 }
@@ -87,10 +91,13 @@ fn memory_mib(value: &str) -> Result<u64, String> {
         (_, Some(digits)) => (digits, 1),
         _ => return Err(format!("`{value}` is no size of memory: write GiB or MiB, as in 6GiB")),
     };
-    let amount: u64 = digits.parse().map_err(|_| format!("`{digits}` is no whole number, in memory={value}"))?;
+    let amount: u64 =
+        digits.parse().map_err(|_| format!("`{digits}` is no whole number, in memory={value}"))?;
     match amount.checked_mul(factor) {
         Some(mib) if mib >= LEAST_MEMORY_MIB => Ok(mib),
-        Some(mib) => Err(format!("{mib} MiB are too few: an emulated host needs {LEAST_MEMORY_MIB} MiB at least")),
+        Some(mib) => {
+            Err(format!("{mib} MiB are too few: an emulated host needs {LEAST_MEMORY_MIB} MiB at least"))
+        }
         None => Err(format!("`{value}` is more than can be counted")),
     }
 }
@@ -125,7 +132,18 @@ mod tests {
 
     #[test]
     fn what_cannot_be_emulated_is_refused() {
-        for bad in ["", "nodes", "nodes=", "nodes=0", "nodes=200+100", "memory=6", "memory=1MiB", "nvme=17", "cpus=3", "nodes=1+x"] {
+        for bad in [
+            "",
+            "nodes",
+            "nodes=",
+            "nodes=0",
+            "nodes=200+100",
+            "memory=6",
+            "memory=1MiB",
+            "nvme=17",
+            "cpus=3",
+            "nodes=1+x",
+        ] {
             assert!(bad.parse::<Shape>().is_err(), "{bad}");
         }
     }

@@ -44,7 +44,9 @@ impl Request {
     }
 
     pub fn from_word(word: &str) -> Option<Request> {
-        [Request::Plan, Request::Stats, Request::Verify, Request::Stop].into_iter().find(|request| request.word() == word)
+        [Request::Plan, Request::Stats, Request::Verify, Request::Stop]
+            .into_iter()
+            .find(|request| request.word() == word)
     }
 }
 
@@ -74,7 +76,9 @@ pub fn serve(directory: &Path, answers: Arc<dyn Answers>) -> io::Result<()> {
             let answers = answers.clone();
             // A thread a connection, so that a slow answer holds up nobody else; they are short and few.
             let served = connection.and_then(|connection| {
-                thread::Builder::new().name("control request".into()).spawn(move || drop(serve_one(connection, &*answers)))
+                thread::Builder::new()
+                    .name("control request".into())
+                    .spawn(move || drop(serve_one(connection, &*answers)))
             });
             if served.is_err() {
                 // Out of descriptors or threads: the asker sees the connection close, the run goes on.
@@ -90,8 +94,12 @@ fn serve_one(mut connection: UnixStream, answers: &dyn Answers) -> io::Result<()
     let mut line = String::new();
     BufReader::new(connection.try_clone()?).take(REQUEST_BYTES).read_line(&mut line)?;
     let answer = match serde_json::from_str(&line) {
-        Ok(Asked { vmprof_control: 1, request }) => answers.answer(request).map_or_else(Answer::Error, Answer::Ok),
-        Ok(Asked { vmprof_control, .. }) => Answer::Error(format!("control version {vmprof_control} is not 1")),
+        Ok(Asked { vmprof_control: 1, request }) => {
+            answers.answer(request).map_or_else(Answer::Error, Answer::Ok)
+        }
+        Ok(Asked { vmprof_control, .. }) => {
+            Answer::Error(format!("control version {vmprof_control} is not 1"))
+        }
         Err(error) => Answer::Error(format!("no request that is known here: {error}")),
     };
     let mut text = serde_json::to_vec(&answer)?;
@@ -173,7 +181,9 @@ mod tests {
     fn nonsense_on_the_socket_is_answered_and_harms_nothing() {
         let keep = tempfile::tempdir().unwrap();
         serve(keep.path(), Arc::new(Echo)).unwrap();
-        for nonsense in ["", "\n", "{}\n", "{\"vmprof_control\":2,\"request\":\"stats\"}\n", &"x".repeat(100_000)] {
+        for nonsense in
+            ["", "\n", "{}\n", "{\"vmprof_control\":2,\"request\":\"stats\"}\n", &"x".repeat(100_000)]
+        {
             let (_keep, path) = short_path(keep.path()).unwrap();
             let mut connection = UnixStream::connect(path).unwrap();
             // The server may stop reading before all of it is written.

@@ -16,15 +16,22 @@ pub enum Event {
     Said(FromGuest),
     /// A line on the control channel that is none of ours.
     Garbled(String),
-    InputEnded { bytes: u64 },
+    InputEnded {
+        bytes: u64,
+    },
     /// Nobody reads our standard output or error any more.
     ReaderGone,
     /// SIGINT, SIGTERM or SIGHUP to this process, or Ctrl-A x on its console.
-    Interrupted { signal: i32 },
+    Interrupted {
+        signal: i32,
+    },
     /// `vmprof stop`.
     StopAsked,
     /// Run this beside the command and hand over what came of it.
-    RunAsked { argv: Vec<Bytes>, answer: Sender<Ran> },
+    RunAsked {
+        argv: Vec<Bytes>,
+        answer: Sender<Ran>,
+    },
     MachineEnded,
 }
 
@@ -136,7 +143,10 @@ pub fn hold(
             awaits_output.then(|| Instant::now() + RECEIVED_EVERY),
             kill_at,
             manners.timeout.filter(|_| !account.timed_out).map(|limit| started + limit),
-            manners.hello_within.filter(|_| account.hello_after.is_none() && !account.mute).map(|limit| started + limit),
+            manners
+                .hello_within
+                .filter(|_| account.hello_after.is_none() && !account.mute)
+                .map(|limit| started + limit),
         ];
         let event = match deadline.into_iter().flatten().min() {
             None => events.recv().map_err(|_| mpsc::RecvTimeoutError::Disconnected),

@@ -43,14 +43,28 @@ impl Run {
     pub fn new(name: &str, profile: &Path, on: &str, cpus: String, disks: Vec<DiskInUse>) -> Run {
         let started = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |time| time.as_secs());
         let (name, profile, on) = (name.to_owned(), profile.to_owned(), on.to_owned());
-        Run { schema: "vmprof.run/1".to_owned(), name, pid: std::process::id(), profile, on, started, cpus, disks }
+        Run {
+            schema: "vmprof.run/1".to_owned(),
+            name,
+            pid: std::process::id(),
+            profile,
+            on,
+            started,
+            cpus,
+            disks,
+        }
     }
 }
 
 impl DiskInUse {
     pub fn look(name: &str, path: &Path) -> io::Result<DiskInUse> {
         let metadata = fs::metadata(path)?;
-        Ok(DiskInUse { name: name.to_owned(), path: path.to_owned(), device: metadata.dev(), inode: metadata.ino() })
+        Ok(DiskInUse {
+            name: name.to_owned(),
+            path: path.to_owned(),
+            device: metadata.dev(),
+            inode: metadata.ino(),
+        })
     }
 
     fn is_same(&self, other: &DiskInUse) -> bool {
@@ -67,7 +81,10 @@ pub enum RecordError {
     )]
     NameInUse { name: String, pid: String },
     #[error("disk `{disk}` ({path}) is in use by the running VM `{holder}` (pid {pid})")]
-    #[diagnostic(code(vmprof::up::disk_in_use), help("stop it with `vmprof stop {holder}`, or give the profile another source"))]
+    #[diagnostic(
+        code(vmprof::up::disk_in_use),
+        help("stop it with `vmprof stop {holder}`, or give the profile another source")
+    )]
     DiskInUse { disk: String, path: PathBuf, holder: String, pid: u32 },
     #[error("no VM named `{name}` is running")]
     #[diagnostic(code(vmprof::run::not_running), help("`vmprof ps` lists the running ones"))]

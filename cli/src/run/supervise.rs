@@ -79,7 +79,8 @@ impl Session {
         let end = wait();
         // The conversation may have ended with its last event already.
         let _ = events.send(Event::MachineEnded);
-        let account = conversation.join().map_err(|_| io::Error::other("the conversation's thread panicked"))?;
+        let account =
+            conversation.join().map_err(|_| io::Error::other("the conversation's thread panicked"))?;
         Ok(Outcome { account, end, received: (stdout.finish(), stderr.finish()) })
     }
 }

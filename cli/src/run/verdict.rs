@@ -46,7 +46,9 @@ pub fn verdict(ran: Ran, account: &Account, end: &MachineEnd, received: (u64, u6
         Ran::Recipe => 1,
     };
     let lab = |text: String| match end {
-        MachineEnd::LabGone(words) if !words.is_empty() => format!("the lab failed: {text}. Its last words:\n{words}"),
+        MachineEnd::LabGone(words) if !words.is_empty() => {
+            format!("the lab failed: {text}. Its last words:\n{words}")
+        }
         MachineEnd::LabGone(_) => format!("the lab failed: {text}"),
         _ => text,
     };
@@ -59,7 +61,9 @@ pub fn verdict(ran: Ran, account: &Account, end: &MachineEnd, received: (u64, u6
     if let Some(ended) = account.ended {
         let written = (ended.stdout_bytes, ended.stderr_bytes);
         if written != received {
-            let text = format!("output was lost: {written:?} bytes were written to stdout and stderr, {received:?} came");
+            let text = format!(
+                "output was lost: {written:?} bytes were written to stdout and stderr, {received:?} came"
+            );
             return say(ours, lab(text));
         }
         return match (ran, ended.status) {
@@ -71,7 +75,9 @@ pub fn verdict(ran: Ran, account: &Account, end: &MachineEnd, received: (u64, u6
                 let reason = std::io::Error::from_raw_os_error(errno);
                 say(ours, lab(format!("vmprof could not be started in it: {reason}")))
             }
-            (Ran::Command | Ran::Inside { .. }, status) => Verdict { status: status.shell_status(), notice: None },
+            (Ran::Command | Ran::Inside { .. }, status) => {
+                Verdict { status: status.shell_status(), notice: None }
+            }
             (Ran::Recipe, _) if account.interrupted.is_some() => say(130, "interrupted".into()),
             (Ran::Recipe, _) if account.stop_asked => Verdict { status: 0, notice: None },
             (Ran::Recipe, Ended::Exited(0)) => Verdict { status: 0, notice: None },
@@ -90,7 +96,9 @@ pub fn verdict(ran: Ran, account: &Account, end: &MachineEnd, received: (u64, u6
     match end {
         MachineEnd::PowerOff if !with_command || account.stop_asked => Verdict { status: 0, notice: None },
         MachineEnd::PowerOff => say(ours, "the guest powered off before the command had ended".into()),
-        MachineEnd::Reboot if !with_command => say(0, "the guest asked for a reboot: the run ends here".into()),
+        MachineEnd::Reboot if !with_command => {
+            say(0, "the guest asked for a reboot: the run ends here".into())
+        }
         MachineEnd::Reboot => say(ours, "the guest rebooted before the command had ended".into()),
         MachineEnd::Panicked => say(ours, "the guest's kernel panicked: its console above says why".into()),
         MachineEnd::Broken(reason) => say(ours, reason.clone()),
@@ -116,7 +124,8 @@ mod tests {
 
     #[test]
     fn a_commands_status_is_ours_whatever_it_is() {
-        for (ended_as, expected) in [(Ended::Exited(0), 0), (Ended::Exited(7), 7), (Ended::Signaled(9), 137)] {
+        for (ended_as, expected) in [(Ended::Exited(0), 0), (Ended::Exited(7), 7), (Ended::Signaled(9), 137)]
+        {
             assert_eq!(status(Ran::Command, &ended(ended_as), MachineEnd::PowerOff), expected);
         }
         let missing = Ended::NotStarted { status: 127, errno: 2 };
@@ -134,7 +143,10 @@ mod tests {
     #[test]
     fn the_inner_status_passes_through_the_lab() {
         for inner in [0, 1, 3, 4, 7, 124, 125] {
-            assert_eq!(status(INSIDE, &ended(Ended::Exited(inner)), MachineEnd::LabGone(String::new())), inner as u8);
+            assert_eq!(
+                status(INSIDE, &ended(Ended::Exited(inner)), MachineEnd::LabGone(String::new())),
+                inner as u8
+            );
         }
     }
 
@@ -166,7 +178,9 @@ mod tests {
 
     #[test]
     fn a_guest_that_goes_before_its_command_is_a_failure_of_ours() {
-        for end in [MachineEnd::PowerOff, MachineEnd::Reboot, MachineEnd::Panicked, MachineEnd::Broken("x".into())] {
+        for end in
+            [MachineEnd::PowerOff, MachineEnd::Reboot, MachineEnd::Panicked, MachineEnd::Broken("x".into())]
+        {
             assert_eq!(status(Ran::Command, &Account::default(), end), 125);
         }
     }

@@ -60,7 +60,8 @@ pub fn up(upping: &Upping, kvm: &Usable) -> Result<u8, Failure> {
 
     // This thread, and with it everything that is no vCPU and no IOThread, belongs where the plan has the emulator.
     thread::pin("vmprof", &config.emulator_cpus).map_err(|error| not_started(error.into()))?;
-    let (ours, ends) = channels::open().map_err(|error| Failure::os("the channels to the guest cannot be opened", error))?;
+    let (ours, ends) =
+        channels::open().map_err(|error| Failure::os("the channels to the guest cannot be opened", error))?;
     let manners = Manners {
         clean_stop: ToGuest::Stop { grace_ms: GRACE.as_millis() as u64 },
         grace: GRACE * 2,
@@ -71,7 +72,10 @@ pub fn up(upping: &Upping, kvm: &Usable) -> Result<u8, Failure> {
     let serial = Serial::open(arguments.console, &session)
         .map_err(|error| Failure::os("the console cannot be opened", error))?;
     let channels = Channels {
-        ports: ends.into_iter().map(|ChannelEnd { port, stream }| Port { name: port.to_owned(), stream }).collect(),
+        ports: ends
+            .into_iter()
+            .map(|ChannelEnd { port, stream }| Port { name: port.to_owned(), stream })
+            .collect(),
         serial_out: Box::new(serial.out),
         serial_in: serial.input.map(Into::into),
     };
@@ -88,7 +92,9 @@ pub fn up(upping: &Upping, kvm: &Usable) -> Result<u8, Failure> {
         .run(input, started, move || control.kill(), || end_of(vm.wait()))
         .map_err(|error| Failure::os("the run cannot be supervised", error))?;
     drop(serial.raw);
-    let after = |what: Option<Duration>| what.map_or("never".into(), |time| format!("after {:.1} s", time.as_secs_f64()));
+    let after = |what: Option<Duration>| {
+        what.map_or("never".into(), |time| format!("after {:.1} s", time.as_secs_f64()))
+    };
     report.notice(format_args!(
         "{} ran {:.1} s; its first process spoke {}",
         upping.name,
@@ -125,14 +131,23 @@ impl Serial {
 /// What the plan asks for and this host does not give is the host's; a disk that somebody uses is not.
 fn not_built(error: BuildError) -> Failure {
     let (kind, help) = match &error {
-        BuildError::Disk(DiskError::EngineNotHere { .. }) => (Kind::HostCannot, "write aio=io_uring, or leave aio out"),
-        BuildError::Disk(DiskError::NoDirect { .. }) => {
-            (Kind::HostCannot, "put the file on a filesystem that has direct I/O, or give the disk a cached mode")
+        BuildError::Disk(DiskError::EngineNotHere { .. }) => {
+            (Kind::HostCannot, "write aio=io_uring, or leave aio out")
         }
-        BuildError::Disk(DiskError::InUse { .. }) => (Kind::Failure, "`vmprof ps` lists this user's running VMs"),
+        BuildError::Disk(DiskError::NoDirect { .. }) => (
+            Kind::HostCannot,
+            "put the file on a filesystem that has direct I/O, or give the disk a cached mode",
+        ),
+        BuildError::Disk(DiskError::InUse { .. }) => {
+            (Kind::Failure, "`vmprof ps` lists this user's running VMs")
+        }
         BuildError::Disk(_) => (Kind::Failure, ""),
-        BuildError::Memory(_) => (Kind::HostCannot, "`vmprof host` shows each node's memory and free huge pages"),
-        BuildError::IoThread(_) => (Kind::HostCannot, "vmprof starts no run whose threads or engines are not as planned"),
+        BuildError::Memory(_) => {
+            (Kind::HostCannot, "`vmprof host` shows each node's memory and free huge pages")
+        }
+        BuildError::IoThread(_) => {
+            (Kind::HostCannot, "vmprof starts no run whose threads or engines are not as planned")
+        }
         BuildError::TooManyVcpus { .. } => (Kind::HostCannot, "give the profile fewer vCPUs"),
         _ => (Kind::Failure, ""),
     };

@@ -42,11 +42,17 @@ impl BootImage {
     }
 
     pub fn read(path: &Path) -> Result<BootImage, Failure> {
-        let text = std::fs::read(path)
-            .map_err(|error| Failure::os(format!("the image file {} cannot be read", path.display()), error))?;
+        let text = std::fs::read(path).map_err(|error| {
+            Failure::os(format!("the image file {} cannot be read", path.display()), error)
+        })?;
         serde_json::from_slice(&text).map_err(|error| {
             let message = format!("{} is no description of an image: {error}", path.display());
-            Failure::said(Kind::Failure, "vmprof::up::image_file", message, "vmprof writes it for the lab; write none by hand")
+            Failure::said(
+                Kind::Failure,
+                "vmprof::up::image_file",
+                message,
+                "vmprof writes it for the lab; write none by hand",
+            )
         })
     }
 }

@@ -55,7 +55,8 @@ pub fn up(upping: &Upping) -> Result<u8, Failure> {
     let archive = archive(upping, &image, &job)?;
     let initramfs = pack(&host.initramfs, &archive)?;
     drop(archive);
-    let (ours, ports) = channels::open().map_err(|error| Failure::os("the channels to the lab cannot be opened", error))?;
+    let (ours, ports) =
+        channels::open().map_err(|error| Failure::os("the channels to the lab cannot be opened", error))?;
     report.notice(format_args!(
         "the lab: {} CPUs on {} nodes, emulated by QEMU {}",
         shape.cpus(),
@@ -69,7 +70,8 @@ pub fn up(upping: &Upping) -> Result<u8, Failure> {
         false => None,
     };
     let started = Instant::now();
-    let machine = EmulatedHost::start(Start { emulator: &emulator.argv, shape, kernel, initramfs, drives, ports })?;
+    let machine =
+        EmulatedHost::start(Start { emulator: &emulator.argv, shape, kernel, initramfs, drives, ports })?;
     let manners = Manners {
         clean_stop: ToGuest::Signal { number: SIGTERM },
         grace: GRACE,
@@ -116,7 +118,8 @@ fn in_the_lab(error: vmprof_guests::GuestError) -> Failure {
 fn job(upping: &Upping, paths: &[PathBuf], image: &BootImage) -> Job {
     let arguments = &upping.arguments;
     let profile = Inside::profile(&upping.path);
-    let mut argv: Vec<Bytes> = [Inside::VMPROF, "up", "--on", "kvm", "--image", Inside::IMAGE].map(Into::into).into();
+    let mut argv: Vec<Bytes> =
+        [Inside::VMPROF, "up", "--on", "kvm", "--image", Inside::IMAGE].map(Into::into).into();
     argv.extend(["--name".into(), upping.name.as_str().into()]);
     if arguments.console {
         argv.push("--console".into());
@@ -152,14 +155,21 @@ fn job(upping: &Upping, paths: &[PathBuf], image: &BootImage) -> Job {
     .into();
     env.push(("LINES".into(), rows.to_string()));
     env.push(("COLUMNS".into(), columns.to_string()));
-    env.extend(["TERM", "NO_COLOR"].iter().filter_map(|name| Some((name.to_string(), std::env::var(name).ok()?))));
+    env.extend(
+        ["TERM", "NO_COLOR"].iter().filter_map(|name| Some((name.to_string(), std::env::var(name).ok()?))),
+    );
     Job {
         schema: JOB_SCHEMA.to_owned(),
         hostname: "lab".to_owned(),
+        online_cpus: true,
         root: Root::Initramfs,
         disks: links
             .iter()
-            .map(|link| vmprof_job::Disk { name: link.serial.clone(), serial: link.serial.clone(), scheduler: None })
+            .map(|link| vmprof_job::Disk {
+                name: link.serial.clone(),
+                serial: link.serial.clone(),
+                scheduler: None,
+            })
             .collect(),
         links,
         command: Command {
@@ -188,7 +198,8 @@ fn path_inside(profile: &Profile, source: &DiskSource, outside: &Path) -> PathBu
 /// Everything the emulated host needs besides its own boot files.
 fn archive(upping: &Upping, image: &BootImage, job: &Job) -> Result<Vec<u8>, Failure> {
     let read = |path: &Path| {
-        std::fs::read(path).map_err(|error| Failure::os(format!("{} cannot be read for the lab", path.display()), error))
+        std::fs::read(path)
+            .map_err(|error| Failure::os(format!("{} cannot be read for the lab", path.display()), error))
     };
     let inside = BootImage {
         kernel: Inside::KERNEL.into(),
@@ -196,8 +207,8 @@ fn archive(upping: &Upping, image: &BootImage, job: &Job) -> Result<Vec<u8>, Fai
         root: image.root.as_ref().map(|_| Inside::ROOT.into()),
         ..image.clone()
     };
-    let description =
-        serde_json::to_vec(&inside).map_err(|error| Failure::os("the image cannot be described", error.into()))?;
+    let description = serde_json::to_vec(&inside)
+        .map_err(|error| Failure::os("the image cannot be described", error.into()))?;
     let profile = Inside::profile(&upping.path);
     let name = |path: &str| path.trim_start_matches('/').to_owned();
     let mut files = [
@@ -260,10 +271,17 @@ fn lock_all(upping: &Upping, paths: &[PathBuf], disks: &[DiskInUse]) -> Result<V
             Ok(file)
         };
         locks.push(lock().map_err(|error| {
-            record::refuse_shared_disks(&upping.places, std::slice::from_ref(in_use)).map_or_else(Failure::from, |()| {
-                let message = format!("disk `{}` ({}) cannot be locked for this run", disk.name.value, path.display());
-                Failure::os(message, error)
-            })
+            record::refuse_shared_disks(&upping.places, std::slice::from_ref(in_use)).map_or_else(
+                Failure::from,
+                |()| {
+                    let message = format!(
+                        "disk `{}` ({}) cannot be locked for this run",
+                        disk.name.value,
+                        path.display()
+                    );
+                    Failure::os(message, error)
+                },
+            )
         })?);
     }
     Ok(locks)
@@ -284,7 +302,8 @@ impl Answers for Forwarded {
         let (answer, ran) = mpsc::channel();
         let argv = [Inside::VMPROF, "ask", &self.name, request.word()].map(Bytes::from).into();
         self.events.send(Event::RunAsked { argv, answer }).map_err(|_| over())?;
-        let ran = ran.recv_timeout(Duration::from_secs(50)).map_err(|_| "the lab did not answer".to_owned())?;
+        let ran =
+            ran.recv_timeout(Duration::from_secs(50)).map_err(|_| "the lab did not answer".to_owned())?;
         match ran.status {
             Ended::Exited(0) => serde_json::from_slice(&ran.stdout).map_err(|error| error.to_string()),
             _ => Err(String::from_utf8_lossy(&ran.stderr).trim().to_owned()),

@@ -67,8 +67,13 @@ fn try_up(arguments: UpArguments, report: Report) -> Result<u8, Failure> {
 fn no_kvm(found: &NoKvm) -> Failure {
     let lab = "`--on lab` runs the VM in a KVM host emulated with QEMU";
     let help = match found {
-        NoKvm::NoDevice { processor_can: true } => format!("load the kernel's module (`modprobe kvm_intel` or `kvm_amd`); {lab}"),
-        NoKvm::Denied { .. } => "add yourself to the group that owns /dev/kvm and log in again: `sudo usermod -aG kvm $USER`".to_owned(),
+        NoKvm::NoDevice { processor_can: true } => {
+            format!("load the kernel's module (`modprobe kvm_intel` or `kvm_amd`); {lab}")
+        }
+        NoKvm::Denied { .. } => {
+            "add yourself to the group that owns /dev/kvm and log in again: `sudo usermod -aG kvm $USER`"
+                .to_owned()
+        }
         NoKvm::Unopenable { .. } => format!("see the kernel's log for what /dev/kvm lacks; {lab}"),
         NoKvm::NoDevice { processor_can: false } | NoKvm::Pvm | NoKvm::NoVirtualisation => {
             format!("run on a machine with VT-x or AMD-V, nested virtualisation included; {lab}")

@@ -27,7 +27,13 @@ pub fn make(profile: &Profile, paths: &[PathBuf]) -> Result<Vec<DiskInUse>, Fail
             && !path.exists()
         {
             make_one(path, bytes).map_err(|error| {
-                Failure::os(format!("the file of disk `{name}` cannot be made: {} with {bytes} bytes", path.display()), error)
+                Failure::os(
+                    format!(
+                        "the file of disk `{name}` cannot be made: {} with {bytes} bytes",
+                        path.display()
+                    ),
+                    error,
+                )
             })?;
         }
         disks.push(DiskInUse::look(name, path).map_err(|error| missing(name, path, error))?);
@@ -50,7 +56,10 @@ fn make_one(path: &Path, bytes: u64) -> io::Result<()> {
 
 fn missing(name: &str, path: &Path, error: io::Error) -> Failure {
     if error.kind() != io::ErrorKind::NotFound {
-        return Failure::os(format!("the source of disk `{name}` cannot be looked at: {}", path.display()), error);
+        return Failure::os(
+            format!("the source of disk `{name}` cannot be looked at: {}", path.display()),
+            error,
+        );
     }
     Failure::said(
         Kind::HostCannot,

@@ -18,7 +18,7 @@ use crate::pump::{FromCommand, ToCommand};
 use crate::reap::Children;
 use crate::supervisor::{Streams, Supervisor};
 use crate::terminal::{self, Terminal};
-use crate::{disks, job, kmsg, loopback, modules, mounts, ports};
+use crate::{cpus, disks, job, kmsg, loopback, modules, mounts, ports};
 
 /// Devices appear while the kernel probes them; an emulated machine on a busy host takes its time.
 const DEVICE_WAIT: Duration = Duration::from_secs(30);
@@ -94,6 +94,9 @@ fn fail(mut control: Control, children: Option<&Children>, failure: &Failure) ->
 fn prepare() -> Result<Job, Failure> {
     let job = job::read(&Path::new("/").join(JOB_PATH))?;
     let sys = Path::new("/sys");
+    if job.online_cpus {
+        cpus::bring_online(&sys.join("devices/system/cpu"))?;
+    }
     if let Root::Disk { serial, filesystem } = &job.root {
         let device = disks::find(sys, "root", serial, DEVICE_WAIT)?;
         mounts::switch_root(&device.node(), filesystem)?;

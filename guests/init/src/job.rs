@@ -33,6 +33,7 @@ mod tests {
         Job {
             schema: JOB_SCHEMA.into(),
             hostname: "db".into(),
+            online_cpus: false,
             root: Root::Disk { serial: "root".into(), filesystem: "squashfs".into() },
             disks: vec![Disk { name: "data".into(), serial: "data".into(), scheduler: Some("none".into()) }],
             links: Vec::new(),

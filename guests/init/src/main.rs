@@ -6,6 +6,7 @@ mod boot;
 mod captured;
 mod command;
 mod control;
+mod cpus;
 mod disks;
 mod failure;
 mod job;

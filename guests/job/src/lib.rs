@@ -29,6 +29,10 @@ pub mod port {
 pub struct Job {
     pub schema: String,
     pub hostname: String,
+    /// Bring CPUs online that the kernel's command line (`maxcpus=`) left out. The emulated host boots with one: kvm patches
+    /// its own code while it loads, which interrupts every CPU that is online hundreds of times.
+    #[serde(default)]
+    pub online_cpus: bool,
     pub root: Root,
     pub disks: Vec<Disk>,
     /// Symbolic links made before the command starts, each to the device of the disk with that serial.

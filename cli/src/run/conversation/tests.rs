@@ -36,7 +36,8 @@ fn after(script: Vec<Event>, manners: &Manners) -> (Account, Vec<ToGuest>, bool)
     script.into_iter().for_each(|event| events.send(event).unwrap());
     let mock = Mock { events, killed: Cell::new(false) };
     let account = hold(ours, &heard, manners, Instant::now(), &mock);
-    let said = BufReader::new(theirs).lines().map(|line| serde_json::from_str(&line.unwrap()).unwrap()).collect();
+    let said =
+        BufReader::new(theirs).lines().map(|line| serde_json::from_str(&line.unwrap()).unwrap()).collect();
     (account, said, mock.killed.get())
 }
 
@@ -73,7 +74,8 @@ fn a_machine_that_has_not_said_hello_has_nothing_to_end_cleanly() {
 
 #[test]
 fn a_timeout_stops_cleanly_and_after_the_grace_hard() {
-    let quick = Manners { timeout: Some(Duration::from_millis(5)), grace: Duration::from_millis(5), ..manners() };
+    let quick =
+        Manners { timeout: Some(Duration::from_millis(5)), grace: Duration::from_millis(5), ..manners() };
     let (account, said, killed) = after(vec![hello()], &quick);
     assert!(account.timed_out && account.killed && killed);
     assert_eq!(said, [STOP]);
