@@ -14,6 +14,7 @@ use rustix::io::Errno;
 use crate::config::{self, CacheMode, Engine};
 
 pub mod alignment;
+pub mod bounce;
 pub mod error;
 pub mod gate;
 pub mod transfer;

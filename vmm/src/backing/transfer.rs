@@ -10,11 +10,8 @@ use vmprof_sys::ring::{Buffers, Operation};
 use vmprof_sys::segments::GuestBuffers;
 
 use super::Backing;
+use super::bounce::{BouncePool, Window};
 
-/// A bounce buffer's size; larger requests take several turns.
-pub const BOUNCE_BYTES: usize = 256 << 10;
-/// Bounce buffers of one queue: requests beyond these wait for one.
-const MOST_BOUNCES: usize = 16;
 /// How often one operation may come back with nothing done before its error is believed.
 const PATIENCE: u16 = 1_000;
 /// Stands for a result that is to be had again; the kernel never moves as much.
@@ -36,61 +33,6 @@ pub enum Step {
     /// A bounce buffer, or a block that another write holds: ask again.
     Wait,
     Done,
-}
-
-/// The bounce buffers of one queue. Made on the thread that uses them, so that they lie on its node.
-#[derive(Debug)]
-pub struct BouncePool {
-    alignment: usize,
-    idle: Vec<AlignedBuffer>,
-    made: usize,
-}
-
-impl BouncePool {
-    pub fn new(backing: &Backing) -> Self {
-        let alignment = (backing.alignment.offset as usize).max(backing.alignment.memory);
-        BouncePool { alignment, idle: Vec::new(), made: 0 }
-    }
-
-    fn take(&mut self) -> Option<AlignedBuffer> {
-        if let Some(buffer) = self.idle.pop() {
-            return Some(buffer);
-        }
-        (self.made < MOST_BOUNCES).then(|| {
-            self.made += 1;
-            AlignedBuffer::new(BOUNCE_BYTES, self.alignment)
-        })
-    }
-
-    fn put(&mut self, buffer: AlignedBuffer) {
-        self.idle.push(buffer);
-    }
-}
-
-/// A whole number of blocks of the backing, and the part of them that the guest asked for.
-#[derive(Debug, Clone)]
-struct Window {
-    blocks: Range<u64>,
-    /// Where the guest's bytes begin in the blocks, and how many there are.
-    skip: usize,
-    want: usize,
-}
-
-impl Window {
-    fn at(offset: u64, bytes: u64, block: u64) -> Self {
-        let start = offset - offset % block;
-        let skip = (offset - start) as usize;
-        let want = bytes.min((BOUNCE_BYTES - skip) as u64) as usize;
-        Window { blocks: start..(offset + want as u64).next_multiple_of(block), skip, want }
-    }
-
-    fn bytes(&self) -> usize {
-        (self.blocks.end - self.blocks.start) as usize
-    }
-
-    fn is_whole(&self) -> bool {
-        self.skip == 0 && self.want == self.bytes()
-    }
 }
 
 #[derive(Debug)]

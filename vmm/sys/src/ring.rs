@@ -15,21 +15,20 @@ use std::os::fd::AsRawFd;
 use std::sync::Arc;
 use std::time::Duration;
 
-use io_uring::{IoUring, cqueue, opcode, squeue, types};
+use io_uring::{IoUring, cqueue, squeue, types};
 use vmm_sys_util::eventfd::EventFd;
 
 use crate::aligned::AlignedBuffer;
 use crate::segments::GuestBuffers;
 
+mod entry;
 mod files;
 mod setup;
 
+use entry::CANCELLATION;
 pub use files::FileId;
 use files::Files;
 pub use setup::{Completions, SetupError};
-
-/// Marks the completion of a cancellation; the rest of its user_data is the slot that was to end.
-const CANCELLATION: u64 = 1 << 63;
 
 /// The memory of one operation; the ring has it from `start` to the completion.
 #[derive(Debug)]
@@ -152,7 +151,7 @@ impl<T: Copy> Ring<T> {
         let (fd, flags) = self.files.target(file);
         let index = self.occupy(Slot::Operation { token, buffers });
         let Slot::Operation { buffers, .. } = &mut self.slots[index] else { return };
-        let entry = entry(fd, operation, buffers).flags(flags).user_data(index as u64);
+        let entry = entry::operation(fd, operation, buffers).flags(flags).user_data(index as u64);
         self.push(entry);
     }
 
@@ -161,7 +160,7 @@ impl<T: Copy> Ring<T> {
     pub fn watch(&mut self, eventfd: EventFd, token: T) -> WatchId {
         let fd = eventfd.as_raw_fd();
         let index = self.occupy(Slot::Watch { token, eventfd, ending: false });
-        self.push(poll(fd, index));
+        self.push(entry::poll(fd, index));
         WatchId(index)
     }
 
@@ -171,7 +170,7 @@ impl<T: Copy> Ring<T> {
             && !*ending
         {
             *ending = true;
-            self.push(cancellation(index));
+            self.push(entry::cancellation(index));
         }
     }
 
@@ -237,7 +236,7 @@ impl<T: Copy> Ring<T> {
         if result == -libc::EALREADY
             && matches!(self.slots.get(index), Some(Slot::Watch { ending: true, .. }))
         {
-            self.push(cancellation(index));
+            self.push(entry::cancellation(index));
         }
     }
 
@@ -254,7 +253,7 @@ impl<T: Copy> Ring<T> {
             Slot::Watch { token, eventfd, ending: false } if result >= 0 => {
                 // The kernel ends a poll that finds no room for its completion: begin it anew, and look.
                 let (token, fd) = (*token, eventfd.as_raw_fd());
-                self.push(poll(fd, index));
+                self.push(entry::poll(fd, index));
                 Some(Completion::Rang { token })
             }
             Slot::Watch { .. } => {
@@ -334,60 +333,6 @@ impl<T: Copy> Drop for Ring<T> {
             ended.clear();
         }
     }
-}
-
-/// The entry for an operation whose buffers are where they will stay.
-fn entry(fd: types::Fd, operation: Operation, buffers: &mut Buffers) -> squeue::Entry {
-    let segments: &[libc::iovec] = match buffers {
-        Buffers::None => &[],
-        Buffers::Guest(guest) => guest.segments(),
-        Buffers::Bounce { buffer, bytes } => {
-            let len = (*bytes).min(buffer.size()) as u32;
-            let base = buffer.as_mut_slice().as_mut_ptr();
-            return match operation {
-                Operation::Read { offset } => opcode::Read::new(fd, base, len).offset(offset).build(),
-                Operation::Write { offset, durable } => {
-                    opcode::Write::new(fd, base, len).offset(offset).rw_flags(durability(durable)).build()
-                }
-                Operation::Sync => sync(fd),
-            };
-        }
-    };
-    match (operation, segments) {
-        // One piece needs no array for the kernel to copy in.
-        (Operation::Read { offset }, [one]) => {
-            opcode::Read::new(fd, one.iov_base.cast(), one.iov_len as u32).offset(offset).build()
-        }
-        (Operation::Read { offset }, many) => {
-            opcode::Readv::new(fd, many.as_ptr(), many.len() as u32).offset(offset).build()
-        }
-        (Operation::Write { offset, durable }, [one]) => {
-            let write = opcode::Write::new(fd, one.iov_base.cast(), one.iov_len as u32);
-            write.offset(offset).rw_flags(durability(durable)).build()
-        }
-        (Operation::Write { offset, durable }, many) => {
-            let write = opcode::Writev::new(fd, many.as_ptr(), many.len() as u32);
-            write.offset(offset).rw_flags(durability(durable)).build()
-        }
-        (Operation::Sync, _) => sync(fd),
-    }
-}
-
-fn sync(fd: types::Fd) -> squeue::Entry {
-    opcode::Fsync::new(fd).flags(types::FsyncFlags::DATASYNC).build()
-}
-
-fn poll(fd: i32, index: usize) -> squeue::Entry {
-    opcode::PollAdd::new(types::Fd(fd), libc::POLLIN as u32).multi(true).build().user_data(index as u64)
-}
-
-/// Not POLL_REMOVE: that one gives up on a poll that is just firing, and leaves it armed.
-fn cancellation(index: usize) -> squeue::Entry {
-    opcode::AsyncCancel::new(index as u64).build().user_data(CANCELLATION | index as u64)
-}
-
-fn durability(durable: bool) -> i32 {
-    if durable { libc::RWF_DSYNC } else { 0 }
 }
 
 /// Whether a submission got on; an error only when trying again cannot help.

@@ -8,6 +8,7 @@ use vm_memory::{Bytes as _, GuestAddress};
 
 use super::*;
 use crate::backing::Alignment;
+use crate::backing::bounce::MOST_BOUNCES;
 use crate::config::{CacheMode, Disk, Engine};
 use crate::virtio::mock;
 

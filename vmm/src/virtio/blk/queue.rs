@@ -13,7 +13,8 @@ use vmprof_sys::vring::RingError;
 
 use super::Disk;
 use super::request::{self, Kind, Request, Status};
-use crate::backing::transfer::{BouncePool, Direction, Step, Transfer};
+use crate::backing::bounce::BouncePool;
+use crate::backing::transfer::{Direction, Step, Transfer};
 use crate::iothread::counters::QueueCounters;
 use crate::iothread::service::{Drained, Io, QueueService};
 use crate::virtio::device::ActiveQueue;
