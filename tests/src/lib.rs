@@ -145,7 +145,8 @@ pub struct Running {
 
 /// Starts it with its output piped.
 pub fn spawn(command: &mut Command) -> Running {
-    let child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("the command can be started");
+    let child =
+        command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("the command can be started");
     Running { child }
 }
 

@@ -73,7 +73,8 @@ fn threads_and_queues_are_where_the_plan_has_them() {
                   taskset -c $cpu dd if=/dev/vdb of=/dev/null bs=4096 count=64 skip=$((cpu * 64)) iflag=direct; \
                   done; cat /sys/block/vdb/queue/scheduler; ls /sys/block/vdb/mq | wc -l; echo done; sleep 1000";
     let script = script.replace("vdb", "$(basename $(dirname $(grep -lx data /sys/block/*/serial)))");
-    let mut running = spawn(&mut home.vmprof(LAB.iter().chain(&["profiles/db.kdl", "--", "sh", "-c", &script])));
+    let mut running =
+        spawn(&mut home.vmprof(LAB.iter().chain(&["profiles/db.kdl", "--", "sh", "-c", &script])));
     let ask = |words: &[&str]| -> Option<Value> {
         let answer = finish(&mut home.vmprof(words));
         (answer.status == Some(0)).then(|| serde_json::from_str(&answer.stdout).expect("JSON on stdout"))
@@ -86,7 +87,8 @@ fn threads_and_queues_are_where_the_plan_has_them() {
     };
     let stats = eventually("64 reads on each of four virtqueues", || {
         assert!(!running.has_ended(), "the run ended early");
-        ask(&["stats", "db", "--format", "json"]).filter(|stats| reads(stats).values().filter(|reads| **reads >= 64).count() == 4)
+        ask(&["stats", "db", "--format", "json"])
+            .filter(|stats| reads(stats).values().filter(|reads| **reads >= 64).count() == 4)
     });
 
     let plan = ask(&["ask", "db", "plan"]).expect("the plan in force");
@@ -94,7 +96,8 @@ fn threads_and_queues_are_where_the_plan_has_them() {
     for planned in plan["disks"][0]["virtqueues"].as_array().unwrap() {
         let disks = stats["disks"].as_array().unwrap();
         let data = disks.iter().find(|disk| disk["name"] == "data").unwrap();
-        let counted = data["virtqueues"].as_array().unwrap().iter().find(|vq| vq["vq"] == planned["vq"]).unwrap();
+        let counted =
+            data["virtqueues"].as_array().unwrap().iter().find(|vq| vq["vq"] == planned["vq"]).unwrap();
         // Counted by the thread that served the request.
         assert_eq!(counted["iothread"], planned["iothread"], "virtqueue {}", planned["vq"]);
     }
@@ -108,9 +111,13 @@ fn threads_and_queues_are_where_the_plan_has_them() {
         let planned = match name {
             "vmprof" => &plan["emulator"]["cpus"],
             _ => {
-                let (list, prefix, suffix) =
-                    if name.starts_with("CPU ") { ("vcpus", "CPU ", "/KVM") } else { ("iothreads", "IO iothread", "") };
-                let id: usize = name.strip_prefix(prefix).unwrap().strip_suffix(suffix).unwrap().parse().unwrap();
+                let (list, prefix, suffix) = if name.starts_with("CPU ") {
+                    ("vcpus", "CPU ", "/KVM")
+                } else {
+                    ("iothreads", "IO iothread", "")
+                };
+                let id: usize =
+                    name.strip_prefix(prefix).unwrap().strip_suffix(suffix).unwrap().parse().unwrap();
                 &plan[list][id]["cpus"]
             }
         };
@@ -125,7 +132,8 @@ fn threads_and_queues_are_where_the_plan_has_them() {
     // The data drive hangs from node 0, and so does everything else.
     assert_eq!((&plan["disks"][0]["node"], &plan["memory"]["nodes"]), (&0.into(), &"0".into()));
 
-    let second = home.run(LAB.iter().chain(&["--name", "other", "profiles/db.kdl", "--", "true"])).expect(125);
+    let second =
+        home.run(LAB.iter().chain(&["--name", "other", "profiles/db.kdl", "--", "true"])).expect(125);
     assert!(second.stderr.contains("`data`") && second.stderr.contains("`db`"), "{}", second.stderr);
     let clash = home.run(LAB.iter().chain(&["profiles/db.kdl", "--", "true"])).expect(125);
     assert!(clash.stderr.contains("`db` is running already"), "{}", clash.stderr);
@@ -143,7 +151,9 @@ fn the_tour_verifies_the_disk_and_finds_its_content_again() {
     let home = Home::new();
     for run in 1..=2 {
         let tour = home.run(LAB.iter().chain(&["profiles/db.kdl"])).expect(0).stdout;
-        for (what, value) in [("kernel", "6."), ("queues", "4"), ("scheduler", "none"), ("run", &run.to_string())] {
+        for (what, value) in
+            [("kernel", "6."), ("queues", "4"), ("scheduler", "none"), ("run", &run.to_string())]
+        {
             let line = tour.lines().find(|line| line.split_whitespace().next() == Some(what));
             let found = line.and_then(|line| line.split_whitespace().nth(1));
             assert!(found.is_some_and(|found| found.starts_with(value)), "{what}: {line:?}\n{tour}");

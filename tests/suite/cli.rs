@@ -23,9 +23,20 @@ fn the_binary_is_one_static_file_that_runs_anywhere() {
 #[test]
 fn wrong_usage_is_64_and_help_is_0() {
     let home = Home::new();
-    for wrong in [&["--wrong"][..], &["fly"], &["up"], &["plan"], &["up", "p.kdl", "--timeout", "5d"], &["up", "p.kdl", "--lab", "cpus=3"]] {
+    for wrong in [
+        &["--wrong"][..],
+        &["fly"],
+        &["up"],
+        &["plan"],
+        &["up", "p.kdl", "--timeout", "5d"],
+        &["up", "p.kdl", "--lab", "cpus=3"],
+    ] {
         let finished = home.run(wrong).expect(64);
-        assert!(finished.stdout.is_empty() && finished.stderr.contains("error:"), "{wrong:?}: {}", finished.stderr);
+        assert!(
+            finished.stdout.is_empty() && finished.stderr.contains("error:"),
+            "{wrong:?}: {}",
+            finished.stderr
+        );
     }
     assert!(home.run(["--help"]).expect(0).stdout.contains("plan"));
     assert!(home.run(["up", "--help"]).expect(0).stdout.contains("125"));
@@ -65,10 +76,17 @@ fn a_plan_needs_no_kvm_no_network_and_no_programs() {
     let plan = finish(command.env("PATH", "")).expect(0);
     let plan: Value = serde_json::from_str(&plan.stdout).unwrap();
     assert_eq!(plan["schema"], "vmprof.plan/1");
-    assert_eq!((plan["vcpus"].as_array().unwrap().len(), plan["iothreads"].as_array().unwrap().len()), (4, 2));
+    assert_eq!(
+        (plan["vcpus"].as_array().unwrap().len(), plan["iothreads"].as_array().unwrap().len()),
+        (4, 2)
+    );
     let data = &plan["disks"][0];
-    assert_eq!((&data["name"], &data["cache"], &data["aio"], &data["queues"]), (&"data".into(), &"none".into(), &"io_uring".into(), &4.into()));
-    let served: Vec<u64> = data["virtqueues"].as_array().unwrap().iter().map(|vq| vq["iothread"].as_u64().unwrap()).collect();
+    assert_eq!(
+        (&data["name"], &data["cache"], &data["aio"], &data["queues"]),
+        (&"data".into(), &"none".into(), &"io_uring".into(), &4.into())
+    );
+    let served: Vec<u64> =
+        data["virtqueues"].as_array().unwrap().iter().map(|vq| vq["iothread"].as_u64().unwrap()).collect();
     assert_eq!(served, [0, 1, 0, 1]);
 }
 
@@ -97,7 +115,10 @@ fn a_host_without_usable_kvm_is_4_with_what_was_found_and_what_to_do() {
         return;
     }
     let stderr = Home::new().run(["up", "--on", "kvm", "profiles/hello.kdl"]).expect(4).stderr;
-    assert!(stderr.contains("/dev/kvm") && stderr.contains("help:") && stderr.contains("--on lab"), "{stderr}");
+    assert!(
+        stderr.contains("/dev/kvm") && stderr.contains("help:") && stderr.contains("--on lab"),
+        "{stderr}"
+    );
 }
 
 #[test]
@@ -121,7 +142,8 @@ fn manual_and_completions_are_made_from_the_arguments() {
 #[test]
 fn the_shipped_profiles_are_valid() {
     let profiles = fs::read_dir(checkout().join("profiles")).unwrap().flatten().map(|entry| entry.path());
-    let shipped: Vec<_> = profiles.filter(|path| path.extension().is_some_and(|ending| ending == "kdl")).collect();
+    let shipped: Vec<_> =
+        profiles.filter(|path| path.extension().is_some_and(|ending| ending == "kdl")).collect();
     assert!(shipped.len() >= 2);
     let mut arguments = vec!["check".into()];
     arguments.extend(shipped);

@@ -52,7 +52,9 @@ fn a_guest_has_the_same_digests_wherever_and_by_whomever_it_is_built() {
     if rustix::process::geteuid().is_root() {
         command.uid(NOBODY).gid(NOBODY);
     } else {
-        println!("skipped in part: a_guest_has_the_same_digests: one user only, this one may not become another");
+        println!(
+            "skipped in part: a_guest_has_the_same_digests: one user only, this one may not become another"
+        );
     }
     let two = finish(&mut command).expect(0).stdout;
     assert_eq!(digests(&one), digests(&two));
@@ -69,7 +71,9 @@ fn a_build_checked_again_is_the_same() {
 fn a_warm_build_needs_no_network_and_no_programs() {
     let home = Home::new();
     let cold = home.run(["build", "profiles/hello.kdl"]).expect(0).stdout;
-    let warm = finish(home.vmprof(["build", "--frozen", "--offline", "profiles/hello.kdl"]).env("PATH", "")).expect(0).stdout;
+    let warm = finish(home.vmprof(["build", "--frozen", "--offline", "profiles/hello.kdl"]).env("PATH", ""))
+        .expect(0)
+        .stdout;
     assert_eq!(cold, warm);
     let empty = Home::with_store(home.path().join("empty"));
     let refused = empty.run(["build", "--offline", "profiles/hello.kdl"]).expect(1);
@@ -80,7 +84,11 @@ fn a_warm_build_needs_no_network_and_no_programs() {
 fn an_invalid_recipe_is_3() {
     let home = Home::new();
     let recipe = home.path().join("bad.kdl");
-    fs::write(&recipe, "guest bad {\n    distribution debian suite=bookworm arch=amd64\n    pakages fio\n}\n").unwrap();
+    fs::write(
+        &recipe,
+        "guest bad {\n    distribution debian suite=bookworm arch=amd64\n    pakages fio\n}\n",
+    )
+    .unwrap();
     let stderr = home.run(["build", recipe.to_str().unwrap()]).expect(3).stderr;
     assert!(stderr.contains("pakages") && stderr.contains("packages"), "{stderr}");
 }

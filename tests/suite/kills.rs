@@ -38,7 +38,9 @@ fn sigkill_at_any_moment_takes_the_emulated_host_along() {
         let children = emulators_of(running.pid());
         running.signal(Signal::KILL);
         assert_eq!(running.finish().status, None, "killed by a signal");
-        eventually("the end of the emulator", || children.iter().all(|child| !is_alive(*child)).then_some(()));
+        eventually("the end of the emulator", || {
+            children.iter().all(|child| !is_alive(*child)).then_some(())
+        });
         assert!(!is_running(&name), "something of {name} is left");
     }
     assert_eq!(home.run(["ps", "--format", "json"]).expect(0).stdout.trim(), "[]");

@@ -12,6 +12,9 @@ fn every_file_is_listed() {
     for entry in std::fs::read_dir(directory).unwrap() {
         let name = entry.unwrap().file_name().into_string().unwrap();
         let module = name.trim_end_matches(".rs");
-        assert!(module == "main" || listed.contains(&format!("mod {module};")), "{name} is not part of the suite");
+        assert!(
+            module == "main" || listed.contains(&format!("mod {module};")),
+            "{name} is not part of the suite"
+        );
     }
 }

@@ -120,7 +120,7 @@ mod tests {
     #[test]
     fn output_counts_what_came_through_even_when_its_reader_is_gone() {
         let (mut machine, ours) = UnixStream::pair().unwrap();
-        let (reader, writer) = std::io::pipe().unwrap();
+        let (reader, writer) = io::pipe().unwrap();
         drop(reader);
         let (events, heard) = mpsc::channel();
         let output = output(ours, &writer, events).unwrap();
@@ -134,7 +134,7 @@ mod tests {
     #[test]
     fn input_ends_with_its_length() {
         let (mut machine, ours) = UnixStream::pair().unwrap();
-        let (reader, mut writer) = std::io::pipe().unwrap();
+        let (reader, mut writer) = io::pipe().unwrap();
         let (events, heard) = mpsc::channel();
         input(&reader, ours, events).unwrap();
         writer.write_all(b"seven b").unwrap();
