@@ -11,7 +11,7 @@ use vmprof_sys::kick;
 
 use crate::bus::Bus;
 use crate::config::{Cpus, VmConfig};
-use crate::emulator::{Emulator, EmulatorError};
+use crate::emulator::{Emulator, EmulatorError, Handler};
 use crate::exit::{Exit, VmmError};
 use crate::iothread::{Handle, IoThread};
 use crate::kvm::Usable;
@@ -20,6 +20,7 @@ use crate::stats::{ExitCounters, Stats, VcpuStats};
 use crate::thread::{Thread, ThreadError};
 use crate::vcpu::Vcpu;
 use crate::virtio::blk::{Blk, DiskStats};
+use crate::virtio::console::Console;
 use crate::virtio::device::VirtioDevice;
 
 /// A machine in the stage `S`.
@@ -75,9 +76,19 @@ impl Vm<Built> {
         let disks =
             config.disks.iter().map(|disk| Blk::new(disk, &iothreads)).collect::<Result<Vec<_>, _>>()?;
         let disk_stats = disks.iter().map(Blk::stats).collect();
-        let devices = disks.into_iter().map(|disk| Box::new(disk) as Box<dyn VirtioDevice>).collect();
-        let Channels { ports: _, serial_out, serial_in } = channels;
-        let parts = machine::assemble(host, config, devices, serial_out, serial_in, start)?;
+        let mut devices: Vec<Box<dyn VirtioDevice>> = Vec::new();
+        devices.extend(disks.into_iter().map(|disk| Box::new(disk) as Box<dyn VirtioDevice>));
+        let Channels { ports, serial_out, serial_in } = channels;
+        let mut handlers: Vec<Box<dyn Handler>> = Vec::new();
+        if !ports.is_empty() {
+            let console = Console::new(ports);
+            let (console, handler) =
+                console.map_err(|source| BuildError::Device { what: "virtio console", source })?;
+            devices.push(Box::new(console));
+            handlers.push(Box::new(handler));
+        }
+        let mut parts = machine::assemble(host, config, devices, serial_out, serial_in, start)?;
+        parts.handlers.extend(handlers);
         let vcpu_cpus = config.vcpus.iter().map(|vcpu| vcpu.cpus.clone()).collect();
         let emulator_cpus = config.emulator_cpus.clone();
         Ok(Vm { stage: Built { parts, iothreads, disk_stats, vcpu_cpus, emulator_cpus } })

@@ -1,6 +1,7 @@
 //! virtio devices and the PCI transport they sit behind.
 
 pub mod blk;
+pub mod console;
 pub mod device;
 pub mod distress;
 #[cfg(test)]

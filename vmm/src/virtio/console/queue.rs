@@ -1,0 +1,73 @@
+//! A virtqueue as the console serves it: one chain at a time, from the emulator thread.
+
+use vmprof_sys::segments::{GuestBuffers, SegmentError};
+use vmprof_sys::vring::RingError;
+
+use crate::emulator::Watch;
+use crate::virtio::device::ActiveQueue;
+
+/// The driver broke the queue.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum Broken {
+    #[error(transparent)]
+    Ring(#[from] RingError),
+    #[error(transparent)]
+    Buffer(#[from] SegmentError),
+}
+
+/// A chain that was taken and not yet given back.
+#[derive(Debug)]
+pub(super) struct Taken {
+    pub(super) head: u16,
+    pub(super) buffers: GuestBuffers,
+}
+
+#[derive(Debug)]
+pub(super) struct Queue {
+    active: ActiveQueue,
+}
+
+impl Queue {
+    pub(super) fn new(active: ActiveQueue, watch: &Watch) -> Queue {
+        // Watching an eventfd fails only when the kernel has no memory left; then the queue is served when others ring.
+        let _ = watch.add_event(&active.doorbell);
+        Queue { active }
+    }
+
+    /// The queue goes back: its doorbell means nothing to us any more.
+    pub(super) fn forget(self, watch: &Watch) {
+        watch.forget_event(&self.active.doorbell);
+    }
+
+    /// The bell was heard.
+    pub(super) fn quiet(&self) {
+        // Nothing rung is EAGAIN, and as good.
+        let _ = self.active.doorbell.read();
+    }
+
+    /// The next chain's buffers that the device reads (`writable` false) or writes.
+    pub(super) fn take(&mut self, writable: bool) -> Result<Option<Taken>, Broken> {
+        let ring = &mut self.active.ring;
+        let Some(head) = ring.pop()? else { return Ok(None) };
+        let mut buffers = GuestBuffers::new(ring.ram());
+        for descriptor in ring.chain(head) {
+            let descriptor = descriptor?;
+            if descriptor.writable == writable {
+                buffers.push(descriptor.address, descriptor.len)?;
+            }
+        }
+        Ok(Some(Taken { head, buffers }))
+    }
+
+    pub(super) fn give_back(&mut self, head: u16, written: u32) {
+        self.active.ring.push_used(head, written);
+    }
+
+    /// Shows the driver what was given back, and asks to be told of more. `true`: there is more already.
+    pub(super) fn settle(&mut self) -> Result<bool, Broken> {
+        if self.active.ring.publish() {
+            self.active.interrupt.signal();
+        }
+        Ok(self.active.ring.arm_and_look()?)
+    }
+}
