@@ -87,7 +87,7 @@ impl QueueCounters {
 
     pub fn snapshot(&self, queue: u16) -> QueueSnapshot {
         QueueSnapshot {
-            queue,
+            vq: queue,
             iothread: u32::try_from(self.served_by.load(Ordering::Relaxed)).ok(),
             reads: self.reads.get(),
             writes: self.writes.get(),
@@ -105,7 +105,8 @@ impl QueueCounters {
 /// One virtqueue of a disk at a moment.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct QueueSnapshot {
-    pub queue: u16,
+    /// The virtqueue's index, as the plan has it.
+    pub vq: u16,
     /// The IOThread that serves it, in its own words; `None` before the driver enabled the queue.
     pub iothread: Option<u32>,
     /// Requests that ended, whether well or not.

@@ -65,7 +65,7 @@ impl Disk {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DiskSnapshot {
     pub name: String,
-    pub queues: Vec<QueueSnapshot>,
+    pub virtqueues: Vec<QueueSnapshot>,
     /// Why the device needs a reset, if it does.
     pub fault: Option<String>,
 }
@@ -79,7 +79,7 @@ impl DiskStats {
         let fault = *self.0.fault.lock().unwrap_or_else(PoisonError::into_inner);
         DiskSnapshot {
             name: self.0.name.clone(),
-            queues: (0..).zip(&self.0.counters).map(|(index, counters)| counters.snapshot(index)).collect(),
+            virtqueues: (0..).zip(&self.0.counters).map(|(index, counters)| counters.snapshot(index)).collect(),
             fault: fault.map(|(queue, error)| format!("virtqueue {queue}: {error}")),
         }
     }

@@ -137,7 +137,7 @@ fn what_the_guest_writes_is_in_the_file_and_comes_back() {
         let mut found = vec![0; 8192];
         std::fs::File::open(&path).unwrap().read_exact_at(&mut found, 8 * 512).unwrap();
         assert_eq!(found, pattern(8, 8192), "{cache:?}");
-        let counts = &blk.stats().snapshot().queues[0];
+        let counts = &blk.stats().snapshot().virtqueues[0];
         assert_eq!((counts.reads, counts.writes, counts.flushes, counts.errors), (1, 1, 1, 0));
         assert_eq!((counts.read_bytes, counts.written_bytes, counts.iothread), (4096, 8192, Some(0)));
     }
@@ -178,7 +178,7 @@ fn requests_that_cannot_be_are_answered_and_harm_nothing() {
         assert_eq!(driver.run(kind, sector, 0, len).0, status, "{name}");
     }
     assert_eq!(driver.run(0, 2047, 0, 512).0, 0, "the last sector is there");
-    assert_eq!(blk.stats().snapshot().queues[0].errors, cases.len() as u64);
+    assert_eq!(blk.stats().snapshot().virtqueues[0].errors, cases.len() as u64);
 }
 
 #[test]

@@ -148,7 +148,7 @@ fn a_file_cut_short_gives_errors_and_not_zeros() {
     assert_eq!(driver.run(0, 0, 0, 4096).0, 0);
     assert_eq!(driver.run(0, 7, 0, 1024).0, 1, "half of it is gone");
     assert_eq!(driver.run(0, 1000, 0, 512).0, 1);
-    assert_eq!(blk.stats().snapshot().queues[0].errors, 2);
+    assert_eq!(blk.stats().snapshot().virtqueues[0].errors, 2);
 }
 
 #[test]

@@ -62,7 +62,7 @@ fn queues_of_several_disks_are_served_by_the_iothreads_they_were_given() {
         }
     });
     for (blk, layout) in &disks {
-        for (queue, iothread) in blk.stats().snapshot().queues.iter().zip(*layout) {
+        for (queue, iothread) in blk.stats().snapshot().virtqueues.iter().zip(*layout) {
             assert_eq!((queue.reads, queue.writes, queue.errors), (320, 320, 0));
             assert_eq!(queue.iothread, Some(*iothread));
             assert!(queue.kicks <= 640 && queue.interrupts <= 640, "never more than one of each per request");
@@ -161,7 +161,7 @@ fn a_disk_outlives_the_drivers_that_come_and_go() {
         hammer(&mut driver, 0, 2);
         blk.reset();
         blk.reset();
-        assert_eq!(blk.stats().snapshot().queues[0].reads, 32 * round);
+        assert_eq!(blk.stats().snapshot().virtqueues[0].reads, 32 * round);
     }
     threads[0].stop().unwrap();
     threads[0].stop().unwrap();
@@ -186,7 +186,7 @@ fn a_driver_that_wants_no_interrupt_gets_none() {
     }
     blk.reset();
     assert!(driver.queue.interrupt.read().is_err());
-    assert_eq!(blk.stats().snapshot().queues[0].interrupts, 0);
+    assert_eq!(blk.stats().snapshot().virtqueues[0].interrupts, 0);
 }
 
 /// A backing whose blocks are larger than sectors, as on a drive of 4,096-byte sectors: every queue writes every eighth
