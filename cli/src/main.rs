@@ -13,6 +13,7 @@ mod progress;
 mod report;
 mod run;
 mod running;
+mod stats;
 mod up;
 mod verify;
 

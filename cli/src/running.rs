@@ -8,6 +8,7 @@ use crate::places::Places;
 use crate::report::Report;
 use crate::run::control::{self, Request};
 use crate::run::record;
+use crate::stats::Stats;
 use crate::verify::{Finding, table};
 
 pub fn ps(arguments: &PsArguments, report: Report) -> Result<(), Failure> {
@@ -60,10 +61,9 @@ pub fn verify(arguments: &NamedArguments, report: Report) -> Result<(), Failure>
 
 pub fn stats(arguments: &NamedArguments, report: Report) -> Result<(), Failure> {
     let answer = ask(&Places::from_environment()?, &arguments.name, Request::Stats)?;
-    match arguments.format {
-        Format::Json => print(report, &json(&answer)?),
-        Format::Text => print(report, &outline(&answer)),
-    }
+    let stats: Stats = serde_json::from_value(answer)
+        .map_err(|error| Failure::os("the answer of the running VM cannot be read", error.into()))?;
+    print(report, &if arguments.format == Format::Json { json(&stats)? } else { stats.table() })
 }
 
 /// Prints the answer as JSON, whatever it is.
@@ -93,73 +93,4 @@ pub fn json(value: &impl serde::Serialize) -> Result<String, Failure> {
 
 pub fn print(report: Report, text: &str) -> Result<(), Failure> {
     report.data(text).map_err(|error| Failure::os("standard output cannot be written", error))
-}
-
-/// JSON as indented lines of `name value`: each list element is a paragraph, named by its own name where it has one.
-fn outline(value: &Value) -> String {
-    fn lines(value: &Value, depth: usize, text: &mut String) {
-        let pad = "  ".repeat(depth);
-        match value {
-            Value::Object(fields) => {
-                for (name, value) in fields {
-                    match value {
-                        Value::Object(_) | Value::Array(_) => {
-                            *text += &format!("{pad}{name}\n");
-                            lines(value, depth + 1, text);
-                        }
-                        plain => {
-                            *text += &format!(
-                                "{pad}{name} {}\n",
-                                plain.as_str().map_or(plain.to_string(), str::to_owned)
-                            )
-                        }
-                    }
-                }
-            }
-            Value::Array(elements) => {
-                for (index, element) in elements.iter().enumerate() {
-                    let scalar = |value: &Value| match value {
-                        Value::Object(_) | Value::Array(_) => None,
-                        Value::String(word) => Some(word.clone()),
-                        other => Some(other.to_string()),
-                    };
-                    match element {
-                        // One line an element, as long as nothing in it has parts of its own.
-                        Value::Object(fields) if fields.values().all(|value| scalar(value).is_some()) => {
-                            let words: Vec<String> = fields
-                                .iter()
-                                .map(|(name, value)| format!("{name} {}", scalar(value).unwrap_or_default()))
-                                .collect();
-                            *text += &format!("{pad}{}\n", words.join("  "));
-                        }
-                        Value::Object(_) | Value::Array(_) => {
-                            *text += &format!("{pad}[{index}]\n");
-                            lines(element, depth + 1, text);
-                        }
-                        plain => *text += &format!("{pad}{plain}\n"),
-                    }
-                }
-            }
-            plain => *text += &format!("{pad}{plain}\n"),
-        }
-    }
-    let mut text = String::new();
-    lines(value, 0, &mut text);
-    text
-}
-
-#[cfg(test)]
-mod tests {
-    use serde_json::json;
-
-    use super::*;
-
-    #[test]
-    fn counters_are_legible_without_json() {
-        let value = json!({ "vcpus": [{ "id": 0, "exits": 3 }], "disks": [{ "name": "data", "virtqueues": [{ "vq": 0 }] }] });
-        assert_eq!(
-            outline(&value),
-            "disks\n  [0]\n    name data\n    virtqueues\n      vq 0\nvcpus\n  exits 3  id 0\n"
-        );
-    }
 }

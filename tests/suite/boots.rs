@@ -69,9 +69,9 @@ fn threads_and_queues_are_where_the_plan_has_them() {
     let _lab = the_lab();
     let home = Home::new();
     // Every queue is used: each job on a CPU of its own has that CPU's queue.
-    let script = "set -e; for cpu in 0 1 2 3; do \
+    let script = "set -e; cat /sys/block/vdb/queue/scheduler; ls /sys/block/vdb/mq | wc -l; for cpu in 0 1 2 3; do \
                   taskset -c $cpu dd if=/dev/vdb of=/dev/null bs=4096 count=64 skip=$((cpu * 64)) iflag=direct; \
-                  done; cat /sys/block/vdb/queue/scheduler; ls /sys/block/vdb/mq | wc -l; echo done; sleep 1000";
+                  done; sleep 1000";
     let script = script.replace("vdb", "$(basename $(dirname $(grep -lx data /sys/block/*/serial)))");
     let mut running =
         spawn(&mut home.vmprof(LAB.iter().chain(&["profiles/db.kdl", "--", "sh", "-c", &script])));

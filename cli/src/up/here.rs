@@ -27,6 +27,7 @@ use crate::run::record::{self, OwnRecord, Run};
 use crate::run::supervise::{Input, Session};
 use crate::run::terminal::{self, RawTerminal};
 use crate::run::verdict::{MachineEnd, Ran};
+use crate::stats::Stats;
 use crate::verify::{PlannedThread, read_back};
 
 /// How long the guest's processes have between SIGTERM and SIGKILL.
@@ -184,7 +185,7 @@ impl Answers for Here {
         let json = |value: serde_json::Result<Value>| value.map_err(|error| error.to_string());
         match request {
             Request::Plan => json(serde_json::to_value(&self.plan)),
-            Request::Stats => json(serde_json::to_value(self.control.stats())),
+            Request::Stats => json(serde_json::to_value(Stats::of(self.control.stats()))),
             Request::Verify => {
                 let planned = |(name, cpus): (String, CpuSet)| PlannedThread { name, cpus: cpus.to_string() };
                 let threads: Vec<PlannedThread> = self.plan.threads().into_iter().map(planned).collect();
