@@ -53,6 +53,13 @@ pub enum VmmError {
     Broken { thread: String, panic: String },
 }
 
+impl VmmError {
+    /// A thread of ours broke down: the first to notice knows only that.
+    pub(crate) fn is_breakdown(&self) -> bool {
+        matches!(self, VmmError::Broken { .. })
+    }
+}
+
 /// The registers that matter when a guest cannot go on.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Registers {

@@ -93,7 +93,7 @@ impl Table {
     fn routes(&self) -> Vec<Route> {
         let pins = (0..gsi::PINS).flat_map(|gsi| {
             // Pins 0 to 15 reach both the PICs and the I/O APIC, as KVM's own table has it.
-            let pic = (gsi < 16).then(|| Route::Pin { gsi, chip: gsi / 8, pin: gsi % 8 });
+            let pic = (gsi < 16).then_some(Route::Pin { gsi, chip: gsi / 8, pin: gsi % 8 });
             [pic, Some(Route::Pin { gsi, chip: 2, pin: gsi })].into_iter().flatten()
         });
         let messages = self.messages.iter();

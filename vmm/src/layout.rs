@@ -15,8 +15,11 @@ pub const CMDLINE: u64 = 0x2_0000;
 pub const CMDLINE_BYTES: u64 = 2048;
 /// End of what a PC calls conventional memory.
 pub const LOW_END: u64 = 0x9_fc00;
-/// ACPI tables, where a PC has its BIOS: reserved in the memory map.
-pub const ACPI: Range = Range { start: 0xe_0000, len: 0x2_0000 };
+/// ACPI tables and then the BIOS, as on a PC: reserved in the memory map.
+pub const ACPI: Range = Range { start: 0xe_0000, len: 0x1_0000 };
+pub const BIOS: Range = Range { start: 0xf_0000, len: 0x1_0000 };
+/// Where a kernel that has no better way to reboot jumps to, in real mode: the BIOS's first instruction.
+pub const RESET_VECTOR: u64 = 0xf_fff0;
 /// Where kernels are linked to at the earliest.
 pub const HIGH_START: u64 = MIB;
 
@@ -100,6 +103,7 @@ pub fn map(bytes: u64) -> Vec<MapEntry> {
         ram(0, LOW_END),
         reserved(Range { start: LOW_END, len: 0xa_0000 - LOW_END }),
         reserved(ACPI),
+        reserved(BIOS),
         ram(HIGH_START, bytes.min(HOLE_START)),
         // Linux uses ECAM only where the memory map or ACPI keeps it from being given away.
         reserved(ECAM),

@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use kvm_bindings::{CpuId, KVM_PIT_SPEAKER_DUMMY, kvm_cpuid_entry2, kvm_pit_config};
 use kvm_ioctls::{Cap, VmFd};
+use vm_memory::{Bytes, GuestAddress};
 use vmprof_sys::kvm::{GuestVcpu, GuestVm};
 use vmprof_sys::memory::{self, MemoryError};
 
@@ -24,7 +25,7 @@ use crate::iothread::IoThreadError;
 use crate::kvm::Usable;
 use crate::layout::{self, gsi};
 use crate::pci::{self, BusFull, Function, PciBus};
-use crate::power::Power;
+use crate::power::{Power, RESET_CODE};
 use crate::serial::Com1;
 use crate::virtio::device::VirtioDevice;
 use crate::virtio::function::{FunctionSetupError, VirtioFunction};
@@ -104,9 +105,11 @@ pub(crate) struct Parts {
 pub(crate) enum Start<'a> {
     /// Linux by PVH, with bytes to append to its initramfs.
     Kernel { initramfs_extra: &'a [u8] },
-    /// Machine code at 0x1000, entered in 16-bit real mode: for tests.
+    /// Machine code at 0x1000, for tests: in real mode, or in protected mode without paging.
     #[cfg(test)]
-    BareMetal { code: &'a [u8] },
+    RealMode { code: &'a [u8] },
+    #[cfg(test)]
+    ProtectedMode { code: &'a [u8] },
 }
 
 pub(crate) fn check(host: &Usable, config: &VmConfig) -> Result<(), BuildError> {
@@ -166,11 +169,17 @@ pub(crate) fn assemble(
             let machine = acpi::Machine { vcpus: config.vcpus.len() as u32, pci_window_64 };
             let tables = acpi::build(&machine)?;
             acpi::write(&ram, &tables)?;
+            ram.write_slice(&RESET_CODE, GuestAddress(layout::RESET_VECTOR))?;
             pvh::write(&ram, &loaded, &layout::map(memory.bytes), tables.rsdp)?;
             registers::pvh_entry(first.fd(), &ram, loaded.entry).map_err(refused)?;
         }
         #[cfg(test)]
-        Start::BareMetal { code } => registers::real_mode(first.fd(), &ram, code).map_err(refused)?,
+        Start::RealMode { code } => registers::real_mode(first.fd(), &ram, code).map_err(refused)?,
+        #[cfg(test)]
+        Start::ProtectedMode { code } => {
+            ram.write_slice(code, GuestAddress(registers::BARE_METAL))?;
+            registers::pvh_entry(first.fd(), &ram, registers::BARE_METAL).map_err(refused)?;
+        }
     }
     Ok(Parts { bus, vcpus, handlers: vec![Box::new(serial)] })
 }

@@ -32,6 +32,13 @@ const RESET_CONTROL_CPU: u8 = 1 << 2;
 /// The pvpanic interface: events that we understand, of which the first is a panic.
 const PVPANIC_PANICKED: u8 = 1;
 
+/// All the BIOS there is: `mov dx, RESET; mov al, RESET_VALUE; out dx, al; hlt`. Linux on reduced hardware takes it for
+/// granted that there is EFI to reboot with, and where there is none it jumps to the BIOS.
+pub const RESET_CODE: [u8; 7] = {
+    let [low, high] = port::RESET.to_le_bytes();
+    [0xba, low, high, 0xb0, RESET_VALUE, 0xee, 0xf4]
+};
+
 /// The registers. vCPU threads and whoever presses the button meet at the event bits, which are atomic.
 #[derive(Debug)]
 pub struct Power {

@@ -159,7 +159,7 @@ impl Drop for PanicReport {
     fn drop(&mut self) {
         if std::thread::panicking() {
             let thread = std::mem::take(&mut self.thread);
-            let panic = "its panic is on standard error".to_owned();
+            let panic = "it panicked".to_owned();
             let _ = self.ends.send(Exit::Failed(VmmError::Broken { thread, panic }));
         }
     }

@@ -89,9 +89,18 @@ impl Vm<Built> {
         }
         let mut parts = machine::assemble(host, config, devices, serial_out, serial_in, start)?;
         parts.handlers.extend(handlers);
+        Ok(Vm::of(config, parts, iothreads, disk_stats))
+    }
+
+    pub(crate) fn of(
+        config: &VmConfig,
+        parts: Parts,
+        iothreads: Vec<Handle>,
+        disk_stats: Vec<DiskStats>,
+    ) -> Vm<Built> {
         let vcpu_cpus = config.vcpus.iter().map(|vcpu| vcpu.cpus.clone()).collect();
         let emulator_cpus = config.emulator_cpus.clone();
-        Ok(Vm { stage: Built { parts, iothreads, disk_stats, vcpu_cpus, emulator_cpus } })
+        Vm { stage: Built { parts, iothreads, disk_stats, vcpu_cpus, emulator_cpus } }
     }
 
     /// Starts the threads, each on its CPUs, and when all are in place the guest.
@@ -160,9 +169,10 @@ impl Vm<Running> {
                 Ok(exit) => break exit,
                 Err(RecvTimeoutError::Timeout) => {
                     let mut iothreads = self.stage.control.0.iothreads.iter();
-                    if iothreads.any(Handle::is_finished) {
-                        // Which one and why, `shut_down` finds out.
-                        break Exit::Killed;
+                    if let Some(ended) = iothreads.find(|iothread| iothread.is_finished()) {
+                        let thread = format!("IO {}", ended.name());
+                        let panic = "it ended before the machine did".to_owned();
+                        break Exit::Failed(VmmError::Broken { thread, panic });
                     }
                 }
                 // `control` has a sender, so this cannot be; were it so, nothing would run any more.
@@ -170,7 +180,10 @@ impl Vm<Running> {
             }
         };
         match self.stage.shut_down() {
-            Some(broken) if !matches!(exit, Exit::Failed(_)) => Exit::Failed(broken),
+            // Whoever joined the thread knows best how it broke down.
+            Some(broken) if !matches!(exit, Exit::Failed(ref why) if !why.is_breakdown()) => {
+                Exit::Failed(broken)
+            }
             _ => exit,
         }
     }

@@ -71,12 +71,11 @@ fn pci_root(code: &mut Vec<u8>, machine: &Machine) {
     }
     let hid = Name::new("_HID".into(), &EISAName::new("PNP0A08"));
     let cid = Name::new("_CID".into(), &EISAName::new("PNP0A03"));
-    let address = Name::new("_ADR".into(), &ZERO);
     let segment = Name::new("_SEG".into(), &ZERO);
     let bus = Name::new("_BBN".into(), &ZERO);
     let uid = Name::new("_UID".into(), &ZERO);
     let crs = Name::new("_CRS".into(), &ResourceTemplate::new(resources));
-    let root = Device::new("PCI0".into(), vec![&hid, &cid, &address, &segment, &bus, &uid, &crs]);
+    let root = Device::new("PCI0".into(), vec![&hid, &cid, &segment, &bus, &uid, &crs]);
     in_system_bus(code, &root);
 }
 

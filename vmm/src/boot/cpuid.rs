@@ -28,8 +28,19 @@ pub struct CpuidError(#[source] pub kvm_ioctls::Error);
 /// All leaves that KVM supports here.
 pub fn supported(kvm: &Kvm) -> Result<Vec<kvm_cpuid_entry2>, CpuidError> {
     let entries = kvm.get_supported_cpuid(KVM_MAX_CPUID_ENTRIES).map_err(CpuidError)?;
-    Ok(entries.as_slice().to_vec())
+    let mut entries = entries.as_slice().to_vec();
+    // KVM leaves the processor's name empty.
+    for function in BRAND {
+        let name = std::arch::x86_64::__cpuid(function);
+        entries.retain(|entry| entry.function != function);
+        let (eax, ebx, ecx, edx) = (name.eax, name.ebx, name.ecx, name.edx);
+        entries.push(kvm_cpuid_entry2 { function, eax, ebx, ecx, edx, ..Default::default() });
+    }
+    Ok(entries)
 }
+
+/// The leaves of the processor's name, which every 64-bit processor has.
+const BRAND: std::ops::RangeInclusive<u32> = 0x8000_0002..=0x8000_0004;
 
 pub fn topology(kvm: &Kvm, vcpus: u32) -> Topology {
     Topology { vcpus, tsc_deadline: kvm.check_extension(Cap::TscDeadlineTimer) }

@@ -41,8 +41,8 @@ pub const MOST_FUNCTIONS: usize = (SLOTS - 1) * FUNCTIONS;
 #[derive(Debug)]
 pub struct PciBus {
     host_bridge: ConfigSpace,
-    /// By device and function number.
-    functions: Vec<Option<Mutex<Box<dyn Function>>>>,
+    /// By device and function number; none is left after the machine's end.
+    functions: Vec<Mutex<Option<Box<dyn Function>>>>,
     /// BARs that are decoded: start and device-function number, ascending. vCPU threads meet here; each write to a
     /// function's BAR or command register replaces that function's entry.
     decoded: RwLock<Vec<(u64, usize)>>,
@@ -74,7 +74,8 @@ impl PciBus {
             return Err(BusFull { asked: functions.len() });
         }
         let several = functions.len() > SLOTS - 1;
-        let mut places: Vec<Option<Mutex<Box<dyn Function>>>> = (0..SLOTS * FUNCTIONS).map(|_| None).collect();
+        let mut places: Vec<Mutex<Option<Box<dyn Function>>>> =
+            (0..SLOTS * FUNCTIONS).map(|_| Mutex::new(None)).collect();
         let mut decoded = Vec::new();
         for (position, mut function) in functions.into_iter().enumerate() {
             let devfn = devfn(position);
@@ -82,7 +83,7 @@ impl PciBus {
                 function.set_multifunction();
             }
             decoded.extend(function.bar().map(|start| (start, devfn)));
-            places[devfn] = Some(Mutex::new(function));
+            places[devfn] = Mutex::new(Some(function));
         }
         decoded.sort_unstable();
         let host_bridge = ConfigSpace::new(Identity {
@@ -146,9 +147,13 @@ impl PciBus {
         self.with(devfn, |function| function.bar_write(offset, data)).transpose().map(|done| done.is_some())
     }
 
+    /// The machine ends: each function lets go of the guest and then of what it has of the host.
     pub fn shut_down(&self) {
-        for devfn in 0..self.functions.len() {
-            self.with(devfn, |function| function.shut_down());
+        for place in &self.functions {
+            let function = place.lock().unwrap_or_else(PoisonError::into_inner).take();
+            if let Some(mut function) = function {
+                function.shut_down();
+            }
         }
     }
 
@@ -191,10 +196,10 @@ impl PciBus {
     }
 
     fn with<T>(&self, devfn: usize, act: impl FnOnce(&mut dyn Function) -> T) -> Option<T> {
-        let function = self.functions.get(devfn)?.as_ref()?;
+        let place = self.functions.get(devfn)?;
         // A panic in a function ends the machine; until then the others see it as it was left.
-        let mut function = function.lock().unwrap_or_else(PoisonError::into_inner);
-        Some(act(function.as_mut()))
+        let mut function = place.lock().unwrap_or_else(PoisonError::into_inner);
+        Some(act(function.as_mut()?.as_mut()))
     }
 
     fn lock_address(&self) -> MutexGuard<'_, u32> {

@@ -8,7 +8,7 @@ struct Scratch {
 }
 
 impl Scratch {
-    fn new(position: usize) -> Box<dyn Function> {
+    fn boxed(position: usize) -> Box<dyn Function> {
         let identity = Identity {
             vendor: 0x1af4,
             device: 0x1040 + position as u16,
@@ -54,7 +54,7 @@ impl Function for Scratch {
 }
 
 fn bus(functions: usize) -> PciBus {
-    PciBus::new((0..functions).map(Scratch::new).collect()).unwrap()
+    PciBus::new((0..functions).map(Scratch::boxed).collect()).unwrap()
 }
 
 fn ecam_u32(bus: &PciBus, slot: u64, function: u64, register: u64) -> u32 {
@@ -118,7 +118,7 @@ fn more_functions_than_slots_share_slots() {
     assert_eq!(ecam_u32(&bus, 1, 1, 0) >> 16, 0x1040 + 31);
     assert_ne!(ecam_u32(&bus, 1, 0, 0x0c) & 0x80_0000, 0, "function 0 says that there are more");
     assert_eq!(
-        PciBus::new((0..=MOST_FUNCTIONS).map(Scratch::new).collect()).unwrap_err().asked,
+        PciBus::new((0..=MOST_FUNCTIONS).map(Scratch::boxed).collect()).unwrap_err().asked,
         MOST_FUNCTIONS + 1
     );
 }

@@ -37,10 +37,6 @@ impl Msix {
         Msix { entries: vectors.into_iter().map(entry).collect(), enabled: false, all_masked: false }
     }
 
-    pub fn len(&self) -> u16 {
-        self.entries.len() as u16
-    }
-
     /// The eventfd of a vector, if there is such a vector.
     pub fn event(&self, vector: u16) -> Option<Arc<EventFd>> {
         self.entries.get(usize::from(vector)).map(|entry| entry.vector.event().clone())
@@ -79,7 +75,7 @@ impl Msix {
         offset: usize,
         data: &[u8],
     ) -> Result<(), InterruptError> {
-        if !matches!(data.len(), 4 | 8) || offset % data.len() != 0 {
+        if !matches!(data.len(), 4 | 8) || !offset.is_multiple_of(data.len()) {
             return Ok(());
         }
         let index = offset / ENTRY_BYTES;

@@ -18,7 +18,7 @@ fn machine(test: &str, vcpus: u32, code: &[u8]) -> Option<(Vm<Running>, Outside)
     };
     let outside = Outside::default();
     let channels = Channels { ports: vec![], serial_out: Box::new(outside.clone()), serial_in: None };
-    let built = Vm::build_with(&host, &config(vcpus), channels, Start::BareMetal { code });
+    let built = Vm::build_with(&host, &config(vcpus), channels, Start::RealMode { code });
     Some((built.unwrap().start().unwrap(), outside))
 }
 
@@ -106,6 +106,12 @@ fn each_way_to_end_ends_in_its_own_way() {
 }
 
 #[test]
+fn the_code_at_the_reset_vector_resets() {
+    let Some((vm, _)) = machine("reset vector", 1, &crate::power::RESET_CODE) else { return };
+    assert!(matches!(vm.wait(), Exit::Reset));
+}
+
+#[test]
 fn a_guest_that_never_ends_is_killed() {
     // jmp to itself
     let Some((vm, _)) = machine("kill", 2, &[0xeb, 0xfe]) else { return };
@@ -149,3 +155,5 @@ fn a_machine_without_vcpus_or_with_gaps_is_refused() {
     gap.vcpus[1].id = 2;
     assert!(matches!(machine::check(&host, &gap), Err(BuildError::VcpuIds { position: 1, found: 2 })));
 }
+
+mod driver;

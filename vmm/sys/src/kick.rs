@@ -41,17 +41,20 @@ impl Drop for Kickable {
 pub fn kick(tid: i32) -> io::Result<()> {
     // A thread that is kicked before it first drives its vCPU must not die of the signal.
     install_handler()?;
+    let process = std::process::id();
     // SAFETY: tgkill takes three integers; a thread that has ended is ESRCH.
-    let result = unsafe { libc::syscall(libc::SYS_tgkill, libc::getpid(), tid, libc::SIGRTMIN()) };
+    let result = unsafe { libc::syscall(libc::SYS_tgkill, process, tid, libc::SIGRTMIN()) };
     if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
 extern "C" fn on_kick(_signal: libc::c_int) {
     let run = RUN.get();
     if !run.is_null() {
-        // SAFETY: `Kickable` keeps the pointer valid while it is set, and the handler runs on the thread that set it. The
-        // field is one byte that the kernel reads and nobody else writes at the same time: the thread is in this handler.
-        unsafe { ptr::addr_of_mut!((*run).immediate_exit).write_volatile(1) };
+        // SAFETY: `Kickable` keeps the pointer valid while it is set, and the handler runs on the thread that set it.
+        let immediate_exit = unsafe { &raw mut (*run).immediate_exit };
+        // SAFETY: as above; the field is one byte that the kernel reads, and whoever else writes it is this very thread,
+        // which is in this handler.
+        unsafe { immediate_exit.write_volatile(1) };
     }
 }
 

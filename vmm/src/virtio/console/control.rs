@@ -45,6 +45,7 @@ impl FromDriver {
 
 /// What the device says.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[expect(clippy::enum_variant_names, reason = "the specification's names, as in FromDriver")]
 pub enum ToDriver {
     PortAdd {
         port: u32,
