@@ -1,5 +1,6 @@
 //! The threads that carry bytes between this process's standard streams and the channels of a run.
 
+use std::borrow::Cow;
 use std::fs::File;
 use std::io::{self, ErrorKind, Read, Write};
 use std::net::Shutdown;
@@ -22,9 +23,34 @@ pub struct Output {
     thread: JoinHandle<()>,
 }
 
+/// What becomes of a line's end on its way out.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Lines {
+    AsTheyAre,
+    /// A raw terminal returns the carriage for nobody.
+    ForRawTerminal,
+}
+
+impl Lines {
+    fn written(self, chunk: &[u8]) -> Cow<'_, [u8]> {
+        match self {
+            Lines::AsTheyAre => Cow::Borrowed(chunk),
+            Lines::ForRawTerminal => {
+                chunk.split_inclusive(|byte| *byte == b'\n').fold(Cow::default(), |mut all, line| {
+                    match line.strip_suffix(b"\n") {
+                        Some(text) => all.to_mut().extend([text, b"\r\n"].concat()),
+                        None => all.to_mut().extend(line),
+                    }
+                    all
+                })
+            }
+        }
+    }
+}
+
 /// Copies until the machine closes its end. When our reader goes away the rest is thrown away, and the command is told
 /// once, as a shell's pipeline would tell it.
-pub fn output(from: UnixStream, to: impl AsFd, events: Sender<Event>) -> io::Result<Output> {
+pub fn output(from: UnixStream, to: impl AsFd, lines: Lines, events: Sender<Event>) -> io::Result<Output> {
     // Not through std's handles: their line buffering would hold back what has no newline.
     let to = File::from(to.as_fd().try_clone_to_owned()?);
     let taken = Arc::new(AtomicU64::new(0));
@@ -34,7 +60,7 @@ pub fn output(from: UnixStream, to: impl AsFd, events: Sender<Event>) -> io::Res
         each_chunk(from, |chunk| {
             counter.fetch_add(chunk.len() as u64, Ordering::Release);
             if let Some(file) = &mut open
-                && write_patiently(file, chunk).is_err()
+                && write_patiently(file, &lines.written(chunk)).is_err()
             {
                 open = None;
                 // The conversation may be over: then nobody is left to tell.
@@ -123,12 +149,18 @@ mod tests {
         let (reader, writer) = io::pipe().unwrap();
         drop(reader);
         let (events, heard) = mpsc::channel();
-        let output = output(ours, &writer, events).unwrap();
+        let output = output(ours, &writer, Lines::AsTheyAre, events).unwrap();
         machine.write_all(&[7; 100_000]).unwrap();
         drop(machine);
         assert_eq!(output.finish(), 100_000);
         assert!(matches!(heard.recv().unwrap(), Event::ReaderGone));
         assert!(heard.recv().is_err(), "the command is told once");
+    }
+
+    #[test]
+    fn a_raw_terminal_gets_its_carriage_returned() {
+        assert_eq!(&*Lines::ForRawTerminal.written(b"a\nb\n\nc"), b"a\r\nb\r\n\r\nc");
+        assert_eq!(&*Lines::AsTheyAre.written(b"a\n"), b"a\n");
     }
 
     #[test]

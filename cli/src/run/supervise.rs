@@ -61,8 +61,12 @@ impl Session {
     ) -> io::Result<Outcome> {
         let Session { events, heard, channels, manners } = self;
         vmprof_sys::signals::read_a_foreign_terminal_as_an_error()?;
-        let stdout = copy::output(channels.stdout, rustix::stdio::stdout(), events.clone())?;
-        let stderr = copy::output(channels.stderr, rustix::stdio::stderr(), events.clone())?;
+        // On a console the inner vmprof's own lines come on stderr; stdout carries the console, which returns its carriage.
+        let lines =
+            if let Input::Keys = input { copy::Lines::ForRawTerminal } else { copy::Lines::AsTheyAre };
+        let stdout =
+            copy::output(channels.stdout, rustix::stdio::stdout(), copy::Lines::AsTheyAre, events.clone())?;
+        let stderr = copy::output(channels.stderr, rustix::stdio::stderr(), lines, events.clone())?;
         match input {
             Input::Stdin => copy::input(rustix::stdio::stdin(), channels.stdin, events.clone())?,
             Input::Keys => terminal::carry_keys(channels.stdin, true, events.clone())?,
