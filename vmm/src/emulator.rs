@@ -78,7 +78,10 @@ pub enum EmulatorError {
 /// The running thread.
 #[derive(Debug)]
 pub struct Emulator {
-    thread: Thread<()>,
+    name: String,
+    tid: i32,
+    /// `None` once it has been stopped.
+    thread: Option<Thread<()>>,
     orders: mpsc::Sender<Order>,
     bell: EventFd,
 }
@@ -108,11 +111,12 @@ impl Emulator {
             let _report = PanicReport { thread: THREAD_NAME.to_owned(), ends };
             Turning { epoll, handlers, orders: heard }.turn();
         })?;
-        Ok(Emulator { thread, orders, bell })
+        let (name, tid) = (thread.name.clone(), thread.tid);
+        Ok(Emulator { name, tid, thread: Some(thread), orders, bell })
     }
 
     pub fn thread(&self) -> (String, i32) {
-        (self.thread.name.clone(), self.thread.tid)
+        (self.name.clone(), self.tid)
     }
 
     /// Has every handler finish; the thread goes on, for devices that are still to be reset.
@@ -124,9 +128,14 @@ impl Emulator {
     }
 
     /// Ends the thread. An error is the text of a panic.
-    pub fn stop(self) -> Result<(), String> {
+    pub fn stop(mut self) -> Result<(), String> {
+        self.end()
+    }
+
+    fn end(&mut self) -> Result<(), String> {
+        let Some(thread) = self.thread.take() else { return Ok(()) };
         self.order(Order::Stop);
-        self.thread.join()
+        thread.join()
     }
 
     fn order(&self, order: Order) {
@@ -135,6 +144,13 @@ impl Emulator {
             // A counter that is full has been written, too.
             let _ = self.bell.write(1);
         }
+    }
+}
+
+impl Drop for Emulator {
+    fn drop(&mut self) {
+        // Whoever did not stop it does not ask how it ended.
+        let _ = self.end();
     }
 }
 

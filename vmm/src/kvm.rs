@@ -9,8 +9,8 @@ use kvm_ioctls::{Cap, Kvm};
 
 /// The only API version there ever was since KVM became stable.
 const API_VERSION: i32 = 12;
-/// Local APIC ids of one byte end below this one, which means all processors.
-const MOST_VCPUS: usize = 255;
+/// Local APIC ids have one byte, 255 means all processors, and the I/O APIC has an id, too.
+const MOST_VCPUS: usize = 254;
 
 /// What a machine of ours cannot do without.
 const NEEDED: [(Cap, &str); 9] = [

@@ -2,12 +2,13 @@
 //! is left in the end is an [`Exit`]. The guest runs on its vCPU threads, block I/O on the IOThreads, and everything else on
 //! the emulator thread.
 
-use std::sync::Arc;
+use std::io;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
-use vmprof_sys::kick;
+use vmprof_sys::{kick, memory};
 
 use crate::bus::Bus;
 use crate::config::{Cpus, VmConfig};
@@ -137,8 +138,10 @@ impl Vm<Built> {
         let mut threads = vec![emulator.thread()];
         threads.extend(counters.iter().map(|(_, name, tid, _)| (name.clone(), *tid)));
         threads.extend(iothreads.iter().map(|iothread| (format!("IO {}", iothread.name()), iothread.tid())));
-        let control = Control(Arc::new(Shared { bus, ends, threads, counters, iothreads, disk_stats }));
-        Ok(Vm { stage: Running { control, ended, stopping, vcpu_threads, emulator: Some(emulator) } })
+        let shared_bus = Arc::downgrade(&bus);
+        let control =
+            Control(Arc::new(Shared { bus: shared_bus, ends, threads, counters, iothreads, disk_stats }));
+        Ok(Vm { stage: Running { control, bus, ended, stopping, vcpu_threads, emulator: Some(emulator) } })
     }
 }
 
@@ -146,6 +149,7 @@ impl Vm<Built> {
 #[derive(Debug)]
 pub struct Running {
     control: Control,
+    bus: Arc<Bus>,
     ended: Receiver<Exit>,
     stopping: Arc<AtomicBool>,
     vcpu_threads: Vec<Thread<()>>,
@@ -199,7 +203,7 @@ impl Running {
             }
         };
         self.stopping.store(true, Ordering::Release);
-        let bus = &self.control.0.bus;
+        let bus = &self.bus;
         bus.com1.stop_waiting();
         for thread in &self.vcpu_threads {
             // A thread that has ended needs no kick.
@@ -238,7 +242,8 @@ pub struct Control(Arc<Shared>);
 
 #[derive(Debug)]
 struct Shared {
-    bus: Arc<Bus>,
+    /// The guest's memory goes with the machine, not with the last who could have controlled it.
+    bus: Weak<Bus>,
     ends: Sender<Exit>,
     threads: Vec<(String, i32)>,
     counters: Vec<(u32, String, i32, Arc<ExitCounters>)>,
@@ -249,7 +254,9 @@ struct Shared {
 impl Control {
     /// Presses the power button: the guest is asked to power off, and may take its time or not listen.
     pub fn power_button(&self) {
-        self.0.bus.power.press_button();
+        if let Some(bus) = self.0.bus.upgrade() {
+            bus.power.press_button();
+        }
     }
 
     /// Ends the machine at once, as pulling the plug does.
@@ -261,6 +268,13 @@ impl Control {
     /// Every thread of the machine: its name, and the kernel's id of it as in /proc/PID/task.
     pub fn threads(&self) -> Vec<(String, i32)> {
         self.0.threads.clone()
+    }
+
+    /// Where the guest's memory lies now: of up to `samples` pages, how many are on each NUMA node of the host. Pages that
+    /// the guest has not used are nowhere; after the end all of them are.
+    pub fn memory_nodes(&self, samples: usize) -> io::Result<Vec<(u32, usize)>> {
+        let bus = self.0.bus.upgrade();
+        bus.map_or(Ok(Vec::new()), |bus| memory::sample_nodes(bus.interrupts.vm().ram(), samples))
     }
 
     pub fn stats(&self) -> Stats {
