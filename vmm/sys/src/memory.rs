@@ -87,6 +87,11 @@ pub fn allocate(
     }
     let ram = GuestRam::from_regions(regions).map_err(|error| MemoryError::Map(error.to_string()))?;
     bind(&ram, nodes)?;
+    if let (Some(page), false) = (hugepage_bytes, nodes.is_empty()) {
+        // What mmap set aside may be on any node: only taking the pages now shows whether these nodes have them.
+        let short = |source| MemoryError::HugeOnNodes { nodes: nodes.to_owned(), bytes: total, page, source };
+        ram.iter().try_for_each(mempolicy::populate).map_err(short)?;
+    }
     Ok(ram)
 }
 
@@ -184,6 +189,22 @@ mod tests {
         let counts = sample_nodes(&ram, 4).unwrap();
         // A kernel without NUMA cannot say where a page is; one with it says where it was told.
         assert!(counts.is_empty() || counts == [(node, 2)], "{counts:?}");
+    }
+
+    #[test]
+    fn huge_pages_come_from_their_node_or_are_refused() {
+        let node = last_node();
+        let free = format!("/sys/devices/system/node/node{node}/hugepages/hugepages-2048kB/free_hugepages");
+        let free: u64 = std::fs::read_to_string(free).map_or(0, |text| text.trim().parse().unwrap());
+        if free == 0 {
+            return eprintln!("skipped: huge pages of a node: node {node} has none free");
+        }
+        let range = |pages| [Range { start: 0, len: 2 * MIB * pages }];
+        let ram = allocate(&range(free), Some(2 * MIB), &[node]).unwrap();
+        assert_eq!(sample_nodes(&ram, free as usize).unwrap(), [(node, free as usize)]);
+        drop(ram);
+        let error = allocate(&range(free + 1), Some(2 * MIB), &[node]).unwrap_err();
+        assert!(matches!(error, MemoryError::HugeOnNodes { .. } | MemoryError::Reserve { .. }), "{error}");
     }
 
     #[test]
