@@ -34,6 +34,8 @@ pub enum MemoryError {
     Map(String),
     #[error("guest memory was to come from NUMA nodes {nodes:?} alone, and the kernel refused")]
     Bind { nodes: Vec<u32>, source: io::Error },
+    #[error("NUMA nodes {nodes:?} have no {bytes} bytes left in pages of {page} bytes for guest memory")]
+    HugeOnNodes { nodes: Vec<u32>, bytes: u64, page: u64, source: io::Error },
     #[error(
         "guest memory was to come from NUMA nodes {asked:?} alone, but the kernel has it bound to {found:?}"
     )]
