@@ -2,6 +2,7 @@
 
 mod boots;
 mod cli;
+mod docs;
 mod images;
 mod kills;
 
