@@ -1,15 +1,21 @@
 //! A virtio device as a PCI function (virtio 1.3, 4.1): capabilities and one BAR, which holds the transport's registers, the
 //! device's configuration, the doorbells and the MSI-X table. It owns the device and does what the registers say.
 
-use std::sync::atomic::{AtomicU8, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 use vmprof_sys::memory::GuestRam;
 use vmprof_sys::vring::SplitRing;
 
+use super::capability::{
+    COMMON_CFG, DEVICE_CFG, ISR_CFG, MSIX_ALL_MASKED, MSIX_ENABLE, NOTIFY_CFG, PCI_CFG, add_msix,
+    add_structure, class_of,
+};
+use super::config_signal::ConfigSignal;
 use super::device::{ActiveQueue, QueueInterrupt, VirtioDevice};
 use super::distress::Distress;
+use super::doorbell::Doorbell;
 use super::msix::{self, Msix};
 use super::transport::{Activation, COMMON_BYTES, Effect, F_EVENT_IDX, QueueSetup, Transport};
 use crate::interrupts::{InterruptError, Interrupts};
@@ -33,19 +39,6 @@ mod bar {
     pub(super) const NOTIFY_MULTIPLIER: u64 = 4;
 }
 
-const CAPABILITY_VENDOR: u8 = 0x09;
-const CAPABILITY_MSIX: u8 = 0x11;
-/// virtio 1.3, 4.1.4: kinds of structure.
-const COMMON_CFG: u8 = 1;
-const NOTIFY_CFG: u8 = 2;
-const ISR_CFG: u8 = 3;
-const DEVICE_CFG: u8 = 4;
-const PCI_CFG: u8 = 5;
-/// virtio 1.3, 4.1.4.5.
-const ISR_CONFIG: u8 = 2;
-const MSIX_ENABLE: u16 = 1 << 15;
-const MSIX_ALL_MASKED: u16 = 1 << 14;
-
 #[derive(Debug, thiserror::Error)]
 pub enum FunctionSetupError {
     #[error("device `{device}` has {asked} queues, and MSI-X has a vector for at most {} of them", msix::MOST_VECTORS - 1)]
@@ -68,35 +61,6 @@ pub struct VirtioFunction {
     device: Box<dyn VirtioDevice>,
     interrupts: Arc<Interrupts>,
     ram: Arc<GuestRam>,
-}
-
-/// The interrupt for a change of the configuration, which a device's own threads raise too.
-#[derive(Debug, Default)]
-struct ConfigSignal {
-    isr: AtomicU8,
-    /// The vector the driver chose. vCPU threads and IOThreads meet here, each for a moment and holding nothing else that the
-    /// other could wait for.
-    vector: Mutex<QueueInterrupt>,
-}
-
-impl ConfigSignal {
-    fn raise(&self) {
-        self.isr.fetch_or(ISR_CONFIG, Ordering::AcqRel);
-        self.lock().signal();
-    }
-
-    fn lock(&self) -> MutexGuard<'_, QueueInterrupt> {
-        self.vector.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-/// The eventfd of one queue, and where KVM signals it by itself.
-#[derive(Debug)]
-struct Doorbell {
-    event: EventFd,
-    /// While the queue is live: the address that is connected, if the guest's placement of the BAR left it one.
-    connected: Option<u64>,
-    live: bool,
 }
 
 impl std::fmt::Debug for VirtioFunction {
@@ -147,7 +111,7 @@ impl VirtioFunction {
             &multiplier,
         );
         let access_capability = add_structure(&mut config, PCI_CFG, 0, 0, &[0; 4]);
-        let msix_capability = add_msix(&mut config, vectors);
+        let msix_capability = add_msix(&mut config, vectors, bar::TABLE, bar::PENDING);
 
         let transport = Transport::new(device.features(), device.queue_sizes(), vectors);
         let ram = interrupts.vm().ram().clone();
@@ -353,58 +317,5 @@ impl Function for VirtioFunction {
 
     fn shut_down(&mut self) {
         self.device.reset();
-    }
-}
-
-impl Doorbell {
-    fn connect(&mut self, interrupts: &Interrupts, address: u64) -> Result<(), InterruptError> {
-        match interrupts.vm().connect_doorbell(&self.event, address) {
-            Ok(()) => self.connected = Some(address),
-            // The guest put two BARs on one another: whoever came second rings through an exit.
-            Err(error) if error.errno() == EEXIST => {}
-            Err(source) => return Err(InterruptError::Kvm { what: "ioeventfd", source }),
-        }
-        Ok(())
-    }
-
-    fn disconnect(&mut self, interrupts: &Interrupts) -> Result<(), InterruptError> {
-        let Some(address) = self.connected.take() else { return Ok(()) };
-        let outcome = interrupts.vm().disconnect_doorbell(&self.event, address);
-        outcome.map_err(|source| InterruptError::Kvm { what: "ioeventfd", source })
-    }
-}
-
-const EEXIST: i32 = 17;
-
-/// virtio 1.3, 4.1.4: a vendor capability that says where in BAR 0 a structure lies.
-fn add_structure(config: &mut ConfigSpace, kind: u8, offset: u64, len: u64, rest: &[u8]) -> usize {
-    let mut body = vec![(16 + rest.len()) as u8, kind, 0, 0, 0, 0];
-    body.extend((offset as u32).to_le_bytes());
-    body.extend((len as u32).to_le_bytes());
-    body.extend(rest);
-    // Where the configuration-access window looks is the guest's to choose: its BAR, offset, length and data.
-    let mut writable = vec![0; body.len()];
-    if kind == PCI_CFG {
-        writable[2] = 0xff;
-        writable[6..].fill(0xff);
-    }
-    config.add_capability(CAPABILITY_VENDOR, &body, &writable)
-}
-
-/// PCI 3.0, 6.8.2.
-fn add_msix(config: &mut ConfigSpace, vectors: u16) -> usize {
-    let mut body = Vec::with_capacity(10);
-    body.extend((vectors - 1).to_le_bytes());
-    body.extend((bar::TABLE as u32).to_le_bytes());
-    body.extend((bar::PENDING as u32).to_le_bytes());
-    config.add_capability(CAPABILITY_MSIX, &body, &(MSIX_ENABLE | MSIX_ALL_MASKED).to_le_bytes())
-}
-
-/// The PCI class that fits: mass storage, or communication.
-fn class_of(device_id: u16) -> [u8; 3] {
-    match device_id {
-        2 => [0x01, 0x80, 0],
-        3 => [0x07, 0x80, 0],
-        _ => [0xff, 0, 0],
     }
 }
