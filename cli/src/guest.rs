@@ -44,7 +44,7 @@ pub fn build(arguments: &BuildArguments, report: Report) -> Result<(), Failure> 
         true => Recipe::read(&arguments.file)?,
         false => {
             let (path, profile) = profile::read(&arguments.file)?;
-            Recipe::read(&profile::guest_path(&path, &profile))?
+            profile::recipe(&path, &profile)?
         }
     };
     let (store, stages) = (open_store()?, Stages::new(report));

@@ -3,8 +3,11 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use vmprof_guests::Recipe;
 use vmprof_profiles::view::plan_text;
-use vmprof_profiles::{CpuSet, Held, Ledger, Plan, Profile, Source, Storage, Topology, read_profile};
+use vmprof_profiles::{
+    CpuSet, Held, Ledger, Plan, Profile, Source, Storage, Topology, Written, read_profile,
+};
 
 use crate::args::{CheckArguments, Format, PlanArguments};
 use crate::failure::{Failure, Kind};
@@ -41,9 +44,20 @@ fn text_of(path: &Path) -> Result<String, Failure> {
     })
 }
 
-/// The guest's recipe, as the profile in `file` names it.
-pub fn guest_path(file: &Path, profile: &Profile) -> PathBuf {
-    file.parent().unwrap_or(Path::new("/")).join(&profile.guest.value)
+/// The guest's recipe, as the profile in `file` names it: relative to the profile's own directory.
+pub fn recipe(file: &Path, profile: &Profile) -> Result<Recipe, Failure> {
+    let path = file.parent().unwrap_or(Path::new("/")).join(&profile.guest.value);
+    if !path.exists() {
+        let Written { value, line, .. } = &profile.guest;
+        let message = format!(
+            "line {line} of {} names the guest \"{value}\", and {} does not exist",
+            file.display(),
+            path.display()
+        );
+        let help = "a guest is the path of a recipe, relative to the profile's own directory";
+        return Err(Failure::said(Kind::Invalid, "vmprof::profile::no_guest", message, help));
+    }
+    Ok(Recipe::read(&path)?)
 }
 
 /// Whether the file's first node is a guest's: anything else is read as a profile, whose reader says what is wrong.

@@ -1,10 +1,12 @@
 //! The command line: statuses, streams, messages. Nothing here boots.
 
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::process::CommandExt;
 use std::process::Command;
 
 use serde_json::Value;
-use vmprof_tests::{Home, binary, checkout, finish, kvm_is_usable};
+use vmprof_tests::{Home, NOBODY, binary, checkout, finish, kvm_is_usable};
 
 #[test]
 fn the_binary_is_one_static_file_that_runs_anywhere() {
@@ -46,6 +48,52 @@ fn wrong_usage_is_64_and_help_is_0() {
 fn a_profile_that_is_not_there_is_invalid() {
     let finished = Home::new().run(["plan", "nowhere.kdl"]).expect(3);
     assert!(finished.stderr.contains("nowhere.kdl cannot be read") && finished.stdout.is_empty());
+}
+
+#[test]
+fn a_guest_that_is_not_there_is_invalid_too() {
+    let home = Home::new();
+    let profile = home.path().join("lost.kdl");
+    fs::write(&profile, "profile lost {\n    guest \"gone.kdl\"\n    vcpu 1\n    memory \"256MiB\"\n}\n")
+        .unwrap();
+    for words in [&["build"][..], &["up", "--on", "lab"]] {
+        let finished = home.run(words.iter().copied().chain([profile.to_str().unwrap()])).expect(3);
+        assert!(
+            finished.stderr.contains("line 2") && finished.stderr.contains("gone.kdl"),
+            "{}",
+            finished.stderr
+        );
+    }
+}
+
+/// A /dev/kvm that may not be opened is told with its fix, not hidden behind the lab.
+#[test]
+fn a_kvm_that_may_not_be_opened_is_4() {
+    let may_become_nobody = rustix::process::geteuid().is_root();
+    let closed_to_others =
+        fs::metadata("/dev/kvm").is_ok_and(|found| found.permissions().mode() & 0o006 == 0);
+    if !may_become_nobody || !closed_to_others {
+        println!(
+            "skipped: a_kvm_that_may_not_be_opened_is_4: no /dev/kvm here that another user may not open"
+        );
+        return;
+    }
+    let home = Home::new();
+    let copy = home.path().join("vmprof");
+    fs::copy(binary(), &copy).unwrap();
+    fs::set_permissions(home.path(), fs::Permissions::from_mode(0o755)).unwrap();
+    // The checkout may lie where nobody else may look.
+    fs::copy(checkout().join("profiles/hello.kdl"), home.path().join("hello.kdl")).unwrap();
+    for on in ["auto", "kvm"] {
+        let mut command = Command::new(&copy);
+        command
+            .args(["up", "--on", on, "hello.kdl"])
+            .current_dir(home.path())
+            .env_clear()
+            .env("HOME", home.path());
+        let stderr = finish(command.uid(NOBODY).gid(NOBODY)).expect(4).stderr;
+        assert!(stderr.contains("may not be opened") && stderr.contains("usermod"), "{stderr}");
+    }
 }
 
 #[test]

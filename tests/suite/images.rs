@@ -6,10 +6,7 @@ use std::os::unix::process::CommandExt;
 use std::path::Path;
 
 use serde_json::Value;
-use vmprof_tests::{Home, binary, checkout, finish};
-
-/// A user without any rights, on every Debian.
-const NOBODY: u32 = 65_534;
+use vmprof_tests::{Home, NOBODY, binary, checkout, finish};
 
 fn digests(built: &str) -> (String, String, String) {
     let built: Value = serde_json::from_str(built).unwrap();

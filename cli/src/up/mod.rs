@@ -7,7 +7,7 @@ mod sources;
 
 use std::path::PathBuf;
 
-use vmprof_guests::{Builder, Recipe, Store};
+use vmprof_guests::{Builder, Store};
 use vmprof_profiles::Profile;
 use vmprof_vmm::kvm::{self, NoKvm};
 
@@ -93,7 +93,7 @@ impl Upping {
         if let Some(path) = &self.arguments.image {
             return BootImage::read(path);
         }
-        let recipe = Recipe::read(&profile::guest_path(&self.path, &self.profile))?;
+        let recipe = profile::recipe(&self.path, &self.profile)?;
         let stages = Stages::new(self.report);
         BootImage::build(&self.builder(store, &stages), &recipe)
     }
