@@ -9,7 +9,6 @@ use crate::places::Places;
 use crate::profile;
 use crate::progress::Stages;
 use crate::report::Report;
-use crate::running::{json, print};
 
 /// A builder on `store`; its children never outlive this thread.
 pub fn builder<'a>(store: &'a Store, stages: &'a Stages, sources: Sources) -> Builder<'a> {
@@ -55,20 +54,17 @@ pub fn build(arguments: &BuildArguments, report: Report) -> Result<(), Failure> 
         report.notice(format_args!("{}: built again, the same bytes", recipe.name));
     }
     match arguments.format {
-        Format::Json => print(
-            report,
-            &json(&Built {
-                schema: "vmprof.build/1",
-                guest: &recipe.name,
-                digest: &image.digest,
-                kernel: &image.kernel,
-                initramfs: &image.initramfs,
-                root: image.root.as_deref(),
-            })?,
-        ),
+        Format::Json => report.json(&Built {
+            schema: "vmprof.build/1",
+            guest: &recipe.name,
+            digest: &image.digest,
+            kernel: &image.kernel,
+            initramfs: &image.initramfs,
+            root: image.root.as_deref(),
+        }),
         // The image is its root; a guest without one is its initramfs.
         Format::Text => {
-            print(report, &format!("{}\n", image.root.as_ref().unwrap_or(&image.initramfs).display()))
+            report.data(&format!("{}\n", image.root.as_ref().unwrap_or(&image.initramfs).display()))
         }
     }
 }
@@ -84,7 +80,7 @@ struct Listed {
 pub fn store(verb: &StoreVerb, report: Report) -> Result<(), Failure> {
     let store = open_store()?;
     match verb {
-        StoreVerb::Path => print(report, &format!("{}\n", store.root().display())),
+        StoreVerb::Path => report.data(&format!("{}\n", store.root().display())),
         StoreVerb::Ls { format } => {
             let mut entries = Vec::new();
             for entry in store.entries()? {
@@ -92,10 +88,10 @@ pub fn store(verb: &StoreVerb, report: Report) -> Result<(), Failure> {
                 entries.push(Listed { name: entry.name.clone(), path: entry.path.clone(), bytes });
             }
             match format {
-                Format::Json => print(report, &json(&entries)?),
+                Format::Json => report.json(&entries),
                 Format::Text => {
                     let line = |entry: &Listed| format!("{:>12}  {}\n", entry.bytes, entry.name);
-                    print(report, &entries.iter().map(line).collect::<String>())
+                    report.data(&entries.iter().map(line).collect::<String>())
                 }
             }
         }

@@ -9,7 +9,6 @@ use vmprof_profiles::{Capture, Source, Topology};
 use crate::args::{Format, HostArguments};
 use crate::failure::{Failure, Kind};
 use crate::report::Report;
-use crate::running::print;
 
 /// Which host to plan for: a capture, a captured tree, or this one.
 pub fn source(capture: Option<&Path>, sysroot: Option<&Path>) -> Result<Source, Failure> {
@@ -48,7 +47,7 @@ pub fn show(arguments: &HostArguments, report: Report) -> Result<(), Failure> {
     }
     let topology = Topology::read(&source);
     match arguments.format {
-        Format::Json => print(report, &host_json(&topology)),
-        Format::Text => print(report, &host_text(&topology)),
+        Format::Json => report.data(&host_json(&topology)),
+        Format::Text => report.data(&host_text(&topology)),
     }
 }

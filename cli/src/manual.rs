@@ -5,12 +5,11 @@ use clap::CommandFactory;
 use crate::args::Arguments;
 use crate::failure::{Failure, Kind};
 use crate::report::Report;
-use crate::running::print;
 
 pub fn completions(shell: clap_complete::Shell, report: Report) -> Result<(), Failure> {
     let mut script = Vec::new();
     clap_complete::generate(shell, &mut Arguments::command(), "vmprof", &mut script);
-    print(report, &String::from_utf8_lossy(&script))
+    report.data(&String::from_utf8_lossy(&script))
 }
 
 pub fn page(verb: Option<&str>, report: Report) -> Result<(), Failure> {
@@ -35,5 +34,5 @@ pub fn page(verb: Option<&str>, report: Report) -> Result<(), Failure> {
     clap_mangen::Man::new(command)
         .render(&mut page)
         .map_err(|error| Failure::os("the manual page cannot be written", error))?;
-    print(report, &String::from_utf8_lossy(&page))
+    report.data(&String::from_utf8_lossy(&page))
 }

@@ -15,7 +15,6 @@ use crate::host;
 use crate::places::Places;
 use crate::report::Report;
 use crate::run::record::{self, Run};
-use crate::running::print;
 
 /// Reads the profile at `path`; its warnings go to the terminal with the plan. Gives the absolute path with it.
 pub fn read(path: &Path) -> Result<(PathBuf, Profile), Failure> {
@@ -116,8 +115,8 @@ pub fn plan(arguments: &PlanArguments, report: Report) -> Result<(), Failure> {
     };
     let plan = host.plan(&profile)?;
     match arguments.format {
-        Format::Json => print(report, &plan.to_json()),
-        Format::Text => print(report, &host.text(&plan, report.colour_on_stdout())),
+        Format::Json => report.data(&plan.to_json()),
+        Format::Text => report.data(&host.text(&plan, report.colour_on_stdout())),
     }
 }
 

@@ -4,6 +4,9 @@ use std::fmt::Display;
 use std::io::{self, IsTerminal, Write};
 
 use miette::{Diagnostic, GraphicalReportHandler, GraphicalTheme};
+use serde::Serialize;
+
+use crate::failure::Failure;
 
 /// A run's way to speak to its user. Cheap to copy: what it knows is whether stderr is a terminal that takes colour.
 #[derive(Debug, Clone, Copy)]
@@ -32,11 +35,19 @@ impl Report {
     }
 
     /// Data: what the user asked for. A reader that has gone is no failure.
-    pub fn data(self, text: &str) -> io::Result<()> {
+    pub fn data(self, text: &str) -> Result<(), Failure> {
         let mut stdout = io::stdout().lock();
         match stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()) {
             Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
-            other => other,
+            other => other.map_err(|error| Failure::os("standard output cannot be written", error)),
+        }
+    }
+
+    /// Data as JSON.
+    pub fn json(self, value: &impl Serialize) -> Result<(), Failure> {
+        match serde_json::to_string_pretty(value) {
+            Ok(text) => self.data(&(text + "\n")),
+            Err(error) => Err(Failure::os("the answer cannot be written as JSON", error.into())),
         }
     }
 

@@ -13,18 +13,14 @@ use crate::verify::{Finding, table};
 
 pub fn ps(arguments: &PsArguments, report: Report) -> Result<(), Failure> {
     let runs = record::running(&Places::from_environment()?);
-    let text = match arguments.format {
-        Format::Json => json(&runs)?,
-        Format::Text => {
-            let mut text = format!("{:<20} {:>8}  {:<4} {}\n", "NAME", "PID", "ON", "PROFILE");
-            for run in runs {
-                text +=
-                    &format!("{:<20} {:>8}  {:<4} {}\n", run.name, run.pid, run.on, run.profile.display());
-            }
-            text
-        }
-    };
-    print(report, &text)
+    if arguments.format == Format::Json {
+        return report.json(&runs);
+    }
+    let mut text = format!("{:<20} {:>8}  {:<4} PROFILE\n", "NAME", "PID", "ON");
+    for run in runs {
+        text += &format!("{:<20} {:>8}  {:<4} {}\n", run.name, run.pid, run.on, run.profile.display());
+    }
+    report.data(&text)
 }
 
 pub fn stop(arguments: &StopArguments, report: Report) -> Result<(), Failure> {
@@ -41,7 +37,10 @@ pub fn verify(arguments: &NamedArguments, report: Report) -> Result<(), Failure>
     let answer = ask(&Places::from_environment()?, &arguments.name, Request::Verify)?;
     let findings: Vec<Finding> = serde_json::from_value(answer)
         .map_err(|error| Failure::os("the answer of the running VM cannot be read", error.into()))?;
-    print(report, &if arguments.format == Format::Json { json(&findings)? } else { table(&findings) })?;
+    match arguments.format {
+        Format::Json => report.json(&findings)?,
+        Format::Text => report.data(&table(&findings))?,
+    }
     let strays: Vec<&str> = findings
         .iter()
         .filter(|finding| !finding.as_planned)
@@ -63,7 +62,10 @@ pub fn stats(arguments: &NamedArguments, report: Report) -> Result<(), Failure> 
     let answer = ask(&Places::from_environment()?, &arguments.name, Request::Stats)?;
     let stats: Stats = serde_json::from_value(answer)
         .map_err(|error| Failure::os("the answer of the running VM cannot be read", error.into()))?;
-    print(report, &if arguments.format == Format::Json { json(&stats)? } else { stats.table() })
+    match arguments.format {
+        Format::Json => report.json(&stats),
+        Format::Text => report.data(&stats.table()),
+    }
 }
 
 /// Prints the answer as JSON, whatever it is.
@@ -77,20 +79,10 @@ pub fn ask_and_print(name: &str, word: &str, report: Report) -> Result<(), Failu
             "plan, stats, verify or stop",
         ));
     };
-    print(report, &json(&ask(&Places::from_environment()?, name, request)?)?)
+    report.json(&ask(&Places::from_environment()?, name, request)?)
 }
 
 fn ask(places: &Places, name: &str, request: Request) -> Result<Value, Failure> {
     record::find(places, name)?;
     Ok(control::ask(name, &places.run_of(name), request)?)
-}
-
-pub fn json(value: &impl serde::Serialize) -> Result<String, Failure> {
-    let text = serde_json::to_string_pretty(value);
-    text.map(|text| text + "\n")
-        .map_err(|error| Failure::os("the answer cannot be written as JSON", error.into()))
-}
-
-pub fn print(report: Report, text: &str) -> Result<(), Failure> {
-    report.data(text).map_err(|error| Failure::os("standard output cannot be written", error))
 }

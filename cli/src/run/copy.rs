@@ -8,8 +8,9 @@ use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::mpsc::Sender;
-use std::thread::{self, JoinHandle};
+use std::sync::mpsc::{self, Receiver, Sender};
+use std::thread;
+use std::time::Duration;
 
 use super::conversation::Event;
 
@@ -20,7 +21,8 @@ const CHUNK_BYTES: usize = 64 << 10;
 pub struct Output {
     /// Bytes taken out of the channel so far.
     taken: Arc<AtomicU64>,
-    thread: JoinHandle<()>,
+    /// Closed by the copier's end.
+    done: Receiver<()>,
 }
 
 /// What becomes of a line's end on its way out.
@@ -55,7 +57,9 @@ pub fn output(from: UnixStream, to: impl AsFd, lines: Lines, events: Sender<Even
     let to = File::from(to.as_fd().try_clone_to_owned()?);
     let taken = Arc::new(AtomicU64::new(0));
     let counter = taken.clone();
-    let thread = thread::Builder::new().name("copy output".into()).spawn(move || {
+    let (until_the_end, done) = mpsc::channel::<()>();
+    thread::Builder::new().name("copy output".into()).spawn(move || {
+        let _until_the_end = until_the_end;
         let mut open = Some(to);
         each_chunk(from, |chunk| {
             counter.fetch_add(chunk.len() as u64, Ordering::Release);
@@ -69,7 +73,7 @@ pub fn output(from: UnixStream, to: impl AsFd, lines: Lines, events: Sender<Even
             true
         });
     })?;
-    Ok(Output { taken, thread })
+    Ok(Output { taken, done })
 }
 
 impl Output {
@@ -78,10 +82,14 @@ impl Output {
         self.taken.clone()
     }
 
-    /// Waits for the channel's end, which comes with the machine's, and says how many bytes came through it.
-    pub fn finish(self) -> u64 {
-        // The thread only copies; were it to panic, the count would show what is missing.
-        let _ = self.thread.join();
+    /// Waits for the channel's end, which comes with the machine's, and says how many bytes came through it. With a limit,
+    /// whoever reads our output may keep us no longer than that.
+    pub fn finish(self, limit: Option<Duration>) -> u64 {
+        // Nothing is ever sent: both waits end with the copier, well or not, and the count shows what is missing.
+        match limit {
+            None => drop(self.done.recv()),
+            Some(limit) => drop(self.done.recv_timeout(limit)),
+        }
         self.taken.load(Ordering::Acquire)
     }
 }
@@ -139,8 +147,6 @@ fn write_patiently(file: &mut File, mut bytes: &[u8]) -> io::Result<()> {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::mpsc;
-
     use super::*;
 
     #[test]
@@ -152,7 +158,7 @@ mod tests {
         let output = output(ours, &writer, Lines::AsTheyAre, events).unwrap();
         machine.write_all(&[7; 100_000]).unwrap();
         drop(machine);
-        assert_eq!(output.finish(), 100_000);
+        assert_eq!(output.finish(None), 100_000);
         assert!(matches!(heard.recv().unwrap(), Event::ReaderGone));
         assert!(heard.recv().is_err(), "the command is told once");
     }

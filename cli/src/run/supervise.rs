@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{self, Receiver, Sender};
 use std::thread;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
@@ -85,7 +85,9 @@ impl Session {
         let _ = events.send(Event::MachineEnded);
         let account =
             conversation.join().map_err(|_| io::Error::other("the conversation's thread panicked"))?;
-        Ok(Outcome { account, end, received: (stdout.finish(), stderr.finish()) })
+        // A reader that takes its time is waited for, but not by somebody who wanted the hard end.
+        let limit = account.killed.then_some(Duration::from_secs(1));
+        Ok(Outcome { account, end, received: (stdout.finish(limit), stderr.finish(limit)) })
     }
 }
 
