@@ -27,6 +27,7 @@ use crate::layout::{self, gsi};
 use crate::pci::{self, BusFull, Function, PciBus};
 use crate::power::{Power, RESET_CODE};
 use crate::serial::Com1;
+use crate::serial::outlet::Outlet;
 use crate::virtio::device::VirtioDevice;
 use crate::virtio::function::{FunctionSetupError, VirtioFunction};
 
@@ -34,7 +35,8 @@ use crate::virtio::function::{FunctionSetupError, VirtioFunction};
 pub struct Channels {
     /// Named ports of the guest's virtio console.
     pub ports: Vec<Port>,
-    /// What the guest writes to its serial console.
+    /// What the guest writes to its serial console. It may block: the guest waits meanwhile, and after the guest's end the
+    /// machine does, until it is killed. For that a signal has to end a write with `Interrupted`, as it does a file's.
     pub serial_out: Box<dyn Write + Send>,
     /// What is typed on it; not blocking. `None`: nobody types.
     pub serial_in: Option<OwnedFd>,
@@ -99,6 +101,8 @@ pub(crate) struct Parts {
     pub(crate) vcpus: Vec<GuestVcpu>,
     /// What the emulator thread will serve.
     pub(crate) handlers: Vec<Box<dyn Handler>>,
+    /// Where the serial console's output leaves.
+    pub(crate) outlet: Outlet,
 }
 
 /// What the first vCPU starts with.
@@ -148,7 +152,7 @@ pub(crate) fn assemble(
     let vm = Arc::new(vm);
     let interrupts = Arc::new(Interrupts::new(vm.clone())?);
 
-    let (com1, serial) = Com1::new(interrupts.pin(gsi::COM1)?, serial_out, serial_in)
+    let (com1, serial, outlet) = Com1::new(interrupts.pin(gsi::COM1)?, serial_out, serial_in)
         .map_err(|source| BuildError::Device { what: "serial console", source })?;
     let power = Power::new(interrupts.pin(gsi::EVENTS)?);
     let functions = devices.into_iter().enumerate().map(|(position, device)| {
@@ -181,7 +185,7 @@ pub(crate) fn assemble(
             registers::pvh_entry(first.fd(), &ram, registers::BARE_METAL).map_err(refused)?;
         }
     }
-    Ok(Parts { bus, vcpus, handlers: vec![Box::new(serial)] })
+    Ok(Parts { bus, vcpus, handlers: vec![Box::new(serial)], outlet })
 }
 
 /// A VM with its interrupt controllers and timer, without memory.

@@ -60,8 +60,14 @@ where
             (well && heard).then(body)
         })
         .map_err(|source| ThreadError::Spawn { name: name.to_owned(), source })?;
-    let tid = placement.recv().expect("a thread reports its placement before anything in it can end")?;
-    Ok(Thread { name: name.to_owned(), tid, handle })
+    match placement.recv().expect("a thread reports its placement before anything in it can end") {
+        Ok(tid) => Ok(Thread { name: name.to_owned(), tid, handle }),
+        Err(error) => {
+            // It ends at once; nothing of it is left when its error is heard.
+            let _ = handle.join();
+            Err(error)
+        }
+    }
 }
 
 /// Pins the calling thread and reads the pin back.

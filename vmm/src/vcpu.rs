@@ -49,15 +49,22 @@ impl Vcpu {
 
     /// Runs until the guest or the host ends it; `None`: told to stop.
     fn run(self) -> Option<Exit> {
-        let Vcpu { id, mut guest, bus, counters, stopping, ends: _ } = self;
+        let Vcpu { id, mut guest, bus, counters, stopping, ends } = self;
+        let mut panicked = false;
         let outcome = guest.while_kickable(|guest| {
             loop {
                 if stopping.load(Ordering::Acquire) {
                     return None;
                 }
-                let end = step(id, guest, &bus, &counters);
-                if end.is_some() {
-                    return end;
+                match step(id, guest, &bus, &counters) {
+                    // Said before the kernel has written all it has to say: it goes on. Said once, however often.
+                    Some(Exit::Panicked) => {
+                        if !std::mem::replace(&mut panicked, true) {
+                            let _ = ends.send(Exit::Panicked);
+                        }
+                    }
+                    None => {}
+                    end => return end,
                 }
             }
         });

@@ -6,7 +6,7 @@ use std::io;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
 use std::sync::{Arc, Weak};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use vmprof_sys::{kick, memory};
 
@@ -17,6 +17,7 @@ use crate::exit::{Exit, VmmError};
 use crate::iothread::{Handle, IoThread};
 use crate::kvm::Usable;
 use crate::machine::{self, BuildError, Channels, Parts, Start};
+use crate::serial::outlet::{self, Flowing};
 use crate::stats::{ExitCounters, Stats, VcpuStats};
 use crate::thread::{Thread, ThreadError};
 use crate::vcpu::Vcpu;
@@ -107,10 +108,11 @@ impl Vm<Built> {
     /// Starts the threads, each on its CPUs, and when all are in place the guest.
     pub fn start(self) -> Result<Vm<Running>, StartError> {
         let Built { parts, iothreads, disk_stats, vcpu_cpus, emulator_cpus } = self.stage;
-        let Parts { bus, vcpus, handlers } = parts;
+        let Parts { bus, vcpus, handlers, outlet } = parts;
         let (ends, ended) = mpsc::channel();
         let stopping = Arc::new(AtomicBool::new(false));
         let emulator = Emulator::start(&emulator_cpus, handlers, ends.clone())?;
+        let serial = outlet.start(&emulator_cpus, ends.clone())?;
         let mut vcpu_threads = Vec::new();
         let mut gates = Vec::new();
         let mut counters = Vec::new();
@@ -125,8 +127,15 @@ impl Vm<Built> {
                 ends: ends.clone(),
             };
             let (go, gate) = mpsc::channel();
-            // An error here drops the gates, and the threads that wait behind them end.
-            let thread = vcpu.start(cpus, gate)?;
+            let thread = match vcpu.start(cpus, gate) {
+                Ok(thread) => thread,
+                Err(error) => {
+                    // Those that wait behind their gates end with them.
+                    drop(gates);
+                    vcpu_threads.into_iter().for_each(|thread: Thread<()>| drop(thread.join()));
+                    return Err(error.into());
+                }
+            };
             counters.push((id, thread.name.clone(), thread.tid, counted));
             vcpu_threads.push(thread);
             gates.push(go);
@@ -136,12 +145,14 @@ impl Vm<Built> {
             let _ = go.send(());
         }
         let mut threads = vec![emulator.thread()];
+        threads.extend(serial.thread());
         threads.extend(counters.iter().map(|(_, name, tid, _)| (name.clone(), *tid)));
         threads.extend(iothreads.iter().map(|iothread| (format!("IO {}", iothread.name()), iothread.tid())));
         let shared_bus = Arc::downgrade(&bus);
         let control =
             Control(Arc::new(Shared { bus: shared_bus, ends, threads, counters, iothreads, disk_stats }));
-        Ok(Vm { stage: Running { control, bus, ended, stopping, vcpu_threads, emulator: Some(emulator) } })
+        let (emulator, killed) = (Some(emulator), false);
+        Ok(Vm { stage: Running { control, bus, ended, stopping, vcpu_threads, emulator, serial, killed } })
     }
 }
 
@@ -154,8 +165,13 @@ pub struct Running {
     stopping: Arc<AtomicBool>,
     vcpu_threads: Vec<Thread<()>>,
     emulator: Option<Emulator>,
+    serial: Flowing,
+    /// Whether the outside has asked for the end, and need not be waited for.
+    killed: bool,
 }
 
+/// How long a guest that panics may go on writing to its console, and how long a killed machine waits for whoever reads it.
+const LAST_WORDS: Duration = Duration::from_secs(1);
 /// How often a machine looks whether a thread that does not report its own end is still there.
 const LOOK_EVERY: Duration = Duration::from_millis(500);
 
@@ -170,6 +186,7 @@ impl Vm<Running> {
     pub fn wait(mut self) -> Exit {
         let exit = loop {
             match self.stage.ended.recv_timeout(LOOK_EVERY) {
+                Ok(Exit::Panicked) => break self.stage.hear_panic(),
                 Ok(exit) => break exit,
                 Err(RecvTimeoutError::Timeout) => {
                     let mut iothreads = self.stage.control.0.iothreads.iter();
@@ -183,6 +200,7 @@ impl Vm<Running> {
                 Err(RecvTimeoutError::Disconnected) => break Exit::Killed,
             }
         };
+        self.stage.killed |= matches!(exit, Exit::Killed);
         match self.stage.shut_down() {
             // Whoever joined the thread knows best how it broke down.
             Some(broken) if !matches!(exit, Exit::Failed(ref why) if !why.is_breakdown()) => {
@@ -194,6 +212,23 @@ impl Vm<Running> {
 }
 
 impl Running {
+    /// A kernel says that it panics before it has written why. It has until its reset, or a short while if none comes.
+    fn hear_panic(&mut self) -> Exit {
+        let deadline = Instant::now() + LAST_WORDS;
+        loop {
+            match self.ended.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
+                // Another vCPU says the same.
+                Ok(Exit::Panicked) => {}
+                Ok(failed @ Exit::Failed(_)) => return failed,
+                Ok(Exit::Killed) => {
+                    self.killed = true;
+                    return Exit::Panicked;
+                }
+                Ok(_) | Err(_) => return Exit::Panicked,
+            }
+        }
+    }
+
     /// Stops every thread, in the order in which they need one another. `Some`: one of them broke down.
     fn shut_down(&mut self) -> Option<VmmError> {
         let mut broken = None;
@@ -225,13 +260,24 @@ impl Running {
         for iothread in &self.control.0.iothreads {
             note(format!("IO {}", iothread.name()), iothread.stop().map_err(|error| error.to_string()));
         }
+        // Last, since whoever reads the console may take long, or have stopped: then only a kill ends the wait.
+        let (ended, killed) = (&self.ended, self.killed);
+        let mut deadline = killed.then(|| Instant::now() + LAST_WORDS);
+        let serial = self.serial.end(|| {
+            if ended.try_iter().any(|exit| matches!(exit, Exit::Killed)) {
+                deadline.get_or_insert_with(|| Instant::now() + LAST_WORDS);
+            }
+            deadline.is_some_and(|deadline| deadline <= Instant::now())
+        });
+        note(outlet::THREAD_NAME.to_owned(), serial);
         broken
     }
 }
 
 impl Drop for Running {
     fn drop(&mut self) {
-        // After `wait` there is nothing left to stop.
+        // Who drops it waits for nobody. After `wait` there is nothing left to stop.
+        self.killed = true;
         self.shut_down();
     }
 }

@@ -7,8 +7,8 @@ pub mod console;
 pub mod device;
 pub mod distress;
 mod doorbell;
+pub mod function;
 #[cfg(test)]
 pub(crate) mod mock;
-pub mod function;
 pub mod msix;
 pub mod transport;

@@ -17,9 +17,23 @@ fn machine(test: &str, vcpus: u32, code: &[u8]) -> Option<(Vm<Running>, Outside)
         }
     };
     let outside = Outside::default();
-    let channels = Channels { ports: vec![], serial_out: Box::new(outside.clone()), serial_in: None };
-    let built = Vm::build_with(&host, &config(vcpus), channels, Start::RealMode { code });
-    Some((built.unwrap().start().unwrap(), outside))
+    Some((running(&host, vcpus, code, outside.clone()), outside))
+}
+
+fn running(host: &Usable, vcpus: u32, code: &[u8], out: impl Write + Send + 'static) -> Vm<Running> {
+    let channels = Channels { ports: vec![], serial_out: Box::new(out), serial_in: None };
+    let built = Vm::build_with(host, &config(vcpus), channels, Start::RealMode { code });
+    built.unwrap().start().unwrap()
+}
+
+/// The same with a serial console that nobody reads: the pipe's other end, to be kept.
+fn unread(test: &str, code: &[u8]) -> Option<(Vm<Running>, io::PipeReader)> {
+    let Ok(host) = kvm::open_any() else {
+        eprintln!("skipped: {test}: no /dev/kvm");
+        return None;
+    };
+    let (reader, writer) = io::pipe().unwrap();
+    Some((running(&host, 1, code, writer), reader))
 }
 
 fn config(vcpus: u32) -> VmConfig {
@@ -119,13 +133,58 @@ fn a_guest_that_never_ends_is_killed() {
     assert!(matches!(vm.wait(), Exit::Killed));
 }
 
+/// What a pipe holds, and more than a batch beyond it, so that whoever writes it must be waiting.
+const MORE_THAN_A_PIPE: u64 = 70_000;
+
+#[test]
+fn a_machine_whose_console_nobody_reads_can_be_killed() {
+    // mov dx, 0x3f8; for ever: out dx, al
+    let Some((vm, _reader)) = unread("blocked kill", &[0xba, 0xf8, 0x03, 0xee, 0xeb, 0xfd]) else { return };
+    let control = vm.control();
+    while control.stats().vcpus[0].exits.port_writes < MORE_THAN_A_PIPE {
+        std::thread::yield_now();
+    }
+    control.kill();
+    assert!(matches!(vm.wait(), Exit::Killed));
+}
+
+#[test]
+fn a_guest_that_ended_waits_for_its_reader_until_it_is_killed() {
+    // mov dx, 0x3f8; 65,536 and then 5,120 times: out dx, al
+    let code = ending_in_power_off(&[
+        0xba, 0xf8, 0x03, 0xb9, 0x00, 0x00, 0xee, 0xe2, 0xfd, 0xb9, 0x00, 0x14, 0xee, 0xe2, 0xfd,
+    ]);
+    let Some((vm, _reader)) = unread("blocked end", &code) else { return };
+    let control = vm.control();
+    let (_, vcpu) = control.threads().into_iter().find(|(name, _)| name == "CPU 0/KVM").unwrap();
+    let waiting = std::thread::spawn(|| vm.wait());
+    while std::path::Path::new(&format!("/proc/self/task/{vcpu}")).exists() {
+        std::thread::yield_now();
+    }
+    control.kill();
+    assert!(matches!(waiting.join().unwrap(), Exit::PowerOff));
+}
+
+#[test]
+fn a_guest_that_panics_may_say_why_before_it_resets() {
+    #[rustfmt::skip]
+    let code = [
+        0xba, 0x05, 0x05, 0xb0, 0x01, 0xee, 0xee,                     // pvpanic, twice
+        0xba, 0xf8, 0x03, 0xb0, b'w', 0xee, 0xb0, b'h', 0xee, 0xb0, b'y', 0xee,
+        0xba, 0x02, 0x06, 0xb0, 0x01, 0xee, 0xf4,                     // reset
+    ];
+    let Some((vm, outside)) = machine("last words", 1, &code) else { return };
+    assert!(matches!(vm.wait(), Exit::Panicked));
+    assert_eq!(outside.text(), "why");
+}
+
 #[test]
 fn a_machine_that_is_dropped_leaves_no_thread() {
     let Some((vm, _)) = machine("drop", 2, &[0xeb, 0xfe]) else { return };
     let threads = vm.control().threads();
     assert_eq!(
         threads.iter().map(|(name, _)| name.as_str()).collect::<Vec<_>>(),
-        ["vmprof", "CPU 0/KVM", "CPU 1/KVM"]
+        ["vmprof", "vmprof serial", "CPU 0/KVM", "CPU 1/KVM"]
     );
     for (name, tid) in &threads {
         let comm = std::fs::read_to_string(format!("/proc/self/task/{tid}/comm")).unwrap();

@@ -79,7 +79,10 @@ impl DiskStats {
         let fault = *self.0.fault.lock().unwrap_or_else(PoisonError::into_inner);
         DiskSnapshot {
             name: self.0.name.clone(),
-            virtqueues: (0..).zip(&self.0.counters).map(|(index, counters)| counters.snapshot(index)).collect(),
+            virtqueues: (0..)
+                .zip(&self.0.counters)
+                .map(|(index, counters)| counters.snapshot(index))
+                .collect(),
             fault: fault.map(|(queue, error)| format!("virtqueue {queue}: {error}")),
         }
     }
