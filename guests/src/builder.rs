@@ -227,7 +227,7 @@ impl<'a> Builder<'a> {
         let entries = fetch::packages(self, &packages, suite)?;
         let stage = self.stage("unpacking packages", Some(entries.len() as u64));
         let unpack = |index: usize| {
-            let deb = Deb::read(packages[index].file_name(), &crate::store::read(&entries[index].path)?);
+            let deb = Deb::read(packages[index].file_name(), &fetch::read(packages[index], &entries[index])?);
             stage.advance(1);
             deb
         };

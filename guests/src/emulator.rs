@@ -205,7 +205,7 @@ fn unpack(stage: &Stage<'_>, packages: &[LockedPackage], entries: &[Entry]) -> R
         path == BINARY || path.contains(".so") || FIRMWARE_DIRS.iter().any(|dir| path.starts_with(dir))
     };
     let debs = in_parallel(entries.len(), |index| {
-        let bytes = crate::store::read(&entries[index].path)?;
+        let bytes = fetch::read(&packages[index], &entries[index])?;
         let deb = Deb::read_some(packages[index].file_name(), &bytes, &wanted);
         stage.advance(1);
         deb

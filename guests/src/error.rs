@@ -52,6 +52,13 @@ pub enum GuestError {
     )]
     NoSpace { path: PathBuf, source: io::Error },
 
+    #[error("{} is not text: byte {at} is not UTF-8", path.display())]
+    #[diagnostic(
+        code(vmprof::guest::not_text),
+        help("a guest and its lock are KDL files; `vmprof lock` makes a lock anew")
+    )]
+    NotText { path: PathBuf, at: usize },
+
     #[error("guest `{guest}` has no lock file: {} does not exist, and --frozen forbids making one", path.display())]
     #[diagnostic(
         code(vmprof::guest::no_lock),
@@ -98,6 +105,13 @@ pub enum GuestError {
         help("`apt-get --print-uris update` shows what apt knows; add a Debian source with component main")
     )]
     NoArchive { suite: String },
+
+    #[error("the archive of this host has no Debian {suite}")]
+    #[diagnostic(
+        code(vmprof::guest::no_suite),
+        help("check the suite's name: `bookworm`, `trixie`, or one of their `-updates` and `-backports`")
+    )]
+    NoSuite { suite: String, output: String },
 
     #[error("`{command}` failed while {doing}:\n{output}")]
     #[diagnostic(
@@ -203,7 +217,12 @@ pub enum GuestError {
     NotDeterministic { what: String, difference: String },
 
     #[error("store entry {} is damaged: its content no longer has the hash in its name", path.display())]
-    #[diagnostic(code(vmprof::guest::store_damaged), help("remove it and build again"))]
+    #[diagnostic(
+        code(vmprof::guest::store_damaged),
+        help(
+            "remove it, with `chmod -R u+w` before where it is a directory, and build again: what is missing is made anew"
+        )
+    )]
     StoreDamaged { path: PathBuf },
 
     #[error("the emulator realised from Debian is version {found}; the lab needs at least {wanted}")]
@@ -226,7 +245,9 @@ impl GuestError {
     pub fn class(&self) -> FailureClass {
         match self {
             Self::Document(_)
+            | Self::NotText { .. }
             | Self::NoLock { .. }
+            | Self::NoSuite { .. }
             | Self::StaleLock { .. }
             | Self::UnknownPackage { .. }
             | Self::WithoutUnused { .. }
@@ -263,6 +284,13 @@ pub(crate) fn failed(doing: &'static str, path: impl AsRef<Path>) -> impl FnOnce
         io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => GuestError::NoSpace { path, source },
         _ => GuestError::Io { doing, path, source },
     }
+}
+
+/// Reads a file that must be text.
+pub(crate) fn read_text(doing: &'static str, path: &Path) -> Result<String> {
+    let bytes = std::fs::read(path).map_err(failed(doing, path))?;
+    String::from_utf8(bytes)
+        .map_err(|error| GuestError::NotText { path: path.to_owned(), at: error.utf8_error().valid_up_to() })
 }
 
 fn near_help(near: &[String]) -> String {

@@ -5,6 +5,8 @@ use std::collections::VecDeque;
 use std::path::Path;
 use std::sync::Mutex;
 
+use rustix::io::Errno;
+
 use crate::apt::{self, Archives};
 use crate::builder::Builder;
 use crate::digest::{Inputs, Sha256};
@@ -30,14 +32,30 @@ pub(crate) fn find(store: &Store, package: &LockedPackage) -> Option<Entry> {
 
 /// Publishes a package that lies in a file, after checking its hash.
 pub(crate) fn adopt(store: &Store, package: &LockedPackage, file: &Path) -> Result<Entry> {
-    let found = Sha256::of(&crate::store::read(file)?);
+    let bytes = crate::store::read(file)?;
+    let found = Sha256::of(&bytes);
     if found != package.sha256 {
+        // apt leaves what it had written when the disk was full, and calls that a success.
+        let lacking = package.size.saturating_sub(bytes.len() as u64);
+        if lacking > 0 && store.free_bytes()? < lacking {
+            return Err(GuestError::NoSpace { path: file.to_owned(), source: Errno::NOSPC.into() });
+        }
         return Err(mismatch(package, found.to_string()));
     }
+    drop(bytes);
     let entry = store.publish_from(file, package.file_name())?;
     let record = Record::new(format!("package {} {}", package.name, package.version)).with("deb", &entry);
     store.remember(inputs(package.sha256), &record)?;
     Ok(entry)
+}
+
+/// The package's bytes, read from its entry and held against the lock: a damaged store must not become an image.
+pub(crate) fn read(package: &LockedPackage, entry: &Entry) -> Result<Vec<u8>> {
+    let bytes = crate::store::read(&entry.path)?;
+    if Sha256::of(&bytes) == package.sha256 {
+        return Ok(bytes);
+    }
+    Err(GuestError::StoreDamaged { path: entry.path.clone() })
 }
 
 /// The entries of all `packages`, in their order, fetching what is missing from archives that have `suite`.
@@ -47,17 +65,24 @@ pub(crate) fn packages(
     suite: &str,
 ) -> Result<Vec<Entry>> {
     let store = builder.store();
-    let missing: Vec<&LockedPackage> =
-        packages.iter().copied().filter(|package| find(store, package).is_none()).collect();
-    if !missing.is_empty() {
+    let missing = || -> Vec<&LockedPackage> {
+        packages.iter().copied().filter(|package| find(store, package).is_none()).collect()
+    };
+    let lacking = missing();
+    if !lacking.is_empty() {
         if builder.is_offline() {
             return Err(GuestError::Offline {
-                missing: missing.len(),
+                missing: lacking.len(),
                 wanted: packages.len(),
-                names: missing.iter().map(|p| p.name.clone()).collect(),
+                names: lacking.iter().map(|p| p.name.clone()).collect(),
             });
         }
-        fetch_missing(builder, missing, &Archives::of_host(suite, builder.prepare())?)?;
+        // One builder fetches at a time: guests share packages, and nothing is fetched twice.
+        let _claim = store.claim(Inputs::of("fetching").finish())?;
+        let lacking = missing();
+        if !lacking.is_empty() {
+            fetch_missing(builder, lacking, &Archives::of_host(suite, builder.prepare())?)?;
+        }
     }
     packages
         .iter()

@@ -6,7 +6,7 @@ pub(crate) mod file;
 use std::path::Path;
 
 use crate::digest::Sha256;
-use crate::error::{GuestError, Result, failed};
+use crate::error::{GuestError, Result, read_text};
 use crate::recipe::Recipe;
 
 /// A resolved recipe.
@@ -96,7 +96,7 @@ impl Asked {
 impl Lock {
     /// Reads a lock file; every problem at once.
     pub fn read(path: &Path) -> Result<Self> {
-        let text = std::fs::read_to_string(path).map_err(failed("read the lock", path))?;
+        let text = read_text("read the lock", path)?;
         Self::parse(path, &text)
     }
 

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 
 use vmprof_document::Problems;
 
-use crate::error::{Result, failed};
+use crate::error::{Result, read_text};
 
 pub(crate) use decode::AREA;
 pub(crate) use words::{Form, PACKAGE, PLAIN_NAME, SUITE, VERSION};
@@ -119,7 +119,7 @@ pub enum Place {
 impl Recipe {
     /// Reads and validates the recipe at `path`: either a whole recipe, or all that is wrong with it.
     pub fn read(path: &Path) -> Result<Self> {
-        let text = std::fs::read_to_string(path).map_err(failed("read the guest", path))?;
+        let text = read_text("read the guest", path)?;
         Self::parse(path, &text)
     }
 

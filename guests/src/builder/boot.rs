@@ -63,7 +63,7 @@ impl Builder<'_> {
         let mut files = Vec::new();
         for (package, entry) in packages.iter().zip(entries) {
             let wanted = |path: &str| path.starts_with("boot/vmlinuz") || path.contains("lib/modules/");
-            let deb = Deb::read_some(package.file_name(), &crate::store::read(&entry.path)?, &wanted)?;
+            let deb = Deb::read_some(package.file_name(), &fetch::read(package, &entry)?, &wanted)?;
             for (path, node) in deb.files {
                 match node.kind {
                     Kind::File(content) if path.starts_with("boot/vmlinuz") => {

@@ -174,3 +174,38 @@ fn two_builders_at_once_agree() {
     assert!(images.windows(2).all(|pair| pair[0] == pair[1]));
     assert_eq!(std::fs::read_dir(store.root().join("tmp")).unwrap().count(), 0);
 }
+
+#[test]
+fn a_package_damaged_in_the_store_does_not_become_an_image() {
+    let (_dir, store, recipe) = site(BODY);
+    for name in ["linux-image-test_1_amd64.deb", "tool_1_amd64.deb"] {
+        let entry = store.entries().unwrap().into_iter().find(|entry| entry.name.ends_with(name)).unwrap();
+        let whole = std::fs::read(&entry.path).unwrap();
+        let mut bytes = whole.clone();
+        // In the middle of packed data, which by itself might still unpack.
+        let at = bytes.len() / 2;
+        bytes[at] ^= 1;
+        std::fs::remove_file(&entry.path).unwrap();
+        std::fs::write(&entry.path, bytes).unwrap();
+        let error = Builder::new(&store, &Silent).offline(true).build(&recipe).unwrap_err();
+        assert!(matches!(&error, GuestError::StoreDamaged { path } if *path == entry.path), "{error}");
+        assert_eq!(error.class(), FailureClass::HashMismatch);
+        std::fs::write(&entry.path, whole).unwrap();
+    }
+    build(&store, &recipe);
+}
+
+#[test]
+fn a_package_cut_short_is_a_wrong_one_while_the_disk_has_room() {
+    let (_dir, store, _recipe) = site(BODY);
+    let package = testing::locked("other", b"what was locked");
+    let dir = store.temp_dir().unwrap();
+    let file = dir.path().join("other_1_amd64.deb");
+    std::fs::write(&file, b"what").unwrap();
+    let error = fetch::adopt(&store, &package, &file).unwrap_err();
+    assert!(matches!(error, GuestError::HashMismatch { .. }), "{error}");
+    // More than any disk has free: the package was cut off by a full one.
+    let package = LockedPackage { size: 1 << 62, ..package };
+    let error = fetch::adopt(&store, &package, &file).unwrap_err();
+    assert!(matches!(error, GuestError::NoSpace { .. }), "{error}");
+}
