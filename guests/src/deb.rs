@@ -10,6 +10,9 @@ use tar::EntryType;
 use crate::error::{GuestError, Result};
 use crate::tree::{Kind, Node};
 
+/// What a member may unpack to: several times the largest kernel package, and less than would take a builder's memory.
+const MOST_BYTES: u64 = 4 << 30;
+
 /// An opened package.
 #[derive(Debug)]
 pub(crate) struct Deb {
@@ -55,28 +58,32 @@ impl Deb {
 
 /// Decompresses by the ending of the member's name: `.xz`, `.zst`, `.gz` or none.
 pub(crate) fn unpack(form: &str, packed: &[u8]) -> Result<Vec<u8>, String> {
+    unpack_at_most(MOST_BYTES, form, packed)
+}
+
+fn unpack_at_most(most: u64, form: &str, packed: &[u8]) -> Result<Vec<u8>, String> {
     let mut out = Vec::new();
     let read = match form {
-        "" => {
-            out.extend_from_slice(packed);
-            Ok(0)
-        }
-        ".xz" => liblzma::read::XzDecoder::new_multi_decoder(packed).read_to_end(&mut out),
-        ".gz" => flate2::read::MultiGzDecoder::new(packed).read_to_end(&mut out),
-        ".zst" => unpack_zstd(packed, &mut out),
+        "" => packed.take(most + 1).read_to_end(&mut out),
+        ".xz" => liblzma::read::XzDecoder::new_multi_decoder(packed).take(most + 1).read_to_end(&mut out),
+        ".gz" => flate2::read::MultiGzDecoder::new(packed).take(most + 1).read_to_end(&mut out),
+        ".zst" => unpack_zstd(most, packed, &mut out),
         other => return Err(format!("compression `{other}` is not known")),
     };
     read.map_err(|error| error.to_string())?;
+    if out.len() as u64 > most {
+        return Err(format!("it unpacks to more than {most} bytes"));
+    }
     Ok(out)
 }
 
 /// All frames of a zstd stream, one after another.
-fn unpack_zstd(packed: &[u8], out: &mut Vec<u8>) -> std::io::Result<usize> {
+fn unpack_zstd(most: u64, packed: &[u8], out: &mut Vec<u8>) -> std::io::Result<usize> {
     let mut rest = Cursor::new(packed);
     let mut total = 0;
-    while (rest.position() as usize) < packed.len() {
-        let mut frame = ruzstd::decoding::StreamingDecoder::new(&mut rest).map_err(std::io::Error::other)?;
-        total += frame.read_to_end(out)?;
+    while (rest.position() as usize) < packed.len() && total as u64 <= most {
+        let frame = ruzstd::decoding::StreamingDecoder::new(&mut rest).map_err(std::io::Error::other)?;
+        total += frame.take(most + 1).read_to_end(out)?;
     }
     Ok(total)
 }

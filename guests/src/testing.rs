@@ -81,7 +81,7 @@ fn tar(things: &[(&str, Thing<'_>)]) -> Vec<u8> {
     tar.into_inner().unwrap()
 }
 
-fn pack(form: &str, bytes: &[u8]) -> Vec<u8> {
+pub(crate) fn pack(form: &str, bytes: &[u8]) -> Vec<u8> {
     use std::io::Read as _;
 
     let mut out = Vec::new();

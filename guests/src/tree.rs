@@ -97,6 +97,29 @@ pub struct Tree {
     nodes: BTreeMap<String, Placed>,
 }
 
+/// Linux's NAME_MAX, and PATH_MAX less the closing zero: nothing longer could be opened in the guest.
+const LONGEST_NAME: usize = 255;
+const LONGEST_PATH: usize = 4095;
+
+/// Why no Linux filesystem can hold that, if it cannot.
+fn impossible(path: &str, kind: &Kind) -> Option<String> {
+    if path.len() > LONGEST_PATH || path.split('/').any(|name| name.len() > LONGEST_NAME) {
+        return Some(format!("a name ends at {LONGEST_NAME} bytes and a path at {LONGEST_PATH}"));
+    }
+    if path.contains('\0') {
+        return Some("a path holds no zero byte".to_owned());
+    }
+    if path.trim_matches('/').is_empty() && *kind != Kind::Directory {
+        return Some("the root is a directory".to_owned());
+    }
+    match kind {
+        Kind::Link(target) if target.is_empty() || target.len() > LONGEST_PATH || target.contains('\0') => {
+            Some(format!("a link's target has 1 to {LONGEST_PATH} bytes, none of them zero"))
+        }
+        _ => None,
+    }
+}
+
 /// As many links on one path as Linux follows.
 const MOST_LINKS: u32 = 40;
 
@@ -113,6 +136,9 @@ impl Tree {
     /// keeps what is in it; anything else that is there already must yield (the recipe to nobody, a package to one
     /// that declares `Replaces`), or the image would depend on the order of packages.
     pub fn put(&mut self, path: &str, node: Node, by: &Origin) -> Result<()> {
+        if let Some(reason) = impossible(path, &node.kind) {
+            return Err(GuestError::BadPath { path: path.to_owned(), by: by.name().to_owned(), reason });
+        }
         let path = self.place_of(path, by)?;
         let Some(there) = self.nodes.get(&path) else {
             self.nodes.insert(path, Placed { node, by: by.clone() });

@@ -66,3 +66,44 @@ fn only_wanted_files_are_kept() {
     let read = Deb::read_some("x", &bytes, &|path| path.starts_with("boot/")).unwrap();
     assert_eq!(read.files.len(), 1);
 }
+
+#[test]
+fn a_package_that_unpacks_without_end_is_refused() {
+    let zeros = vec![0_u8; 1 << 20];
+    for form in ["", ".xz", ".gz", ".zst"] {
+        let packed = crate::testing::pack(form, &zeros);
+        assert_eq!(unpack_at_most(1 << 20, form, &packed).map(|out| out.len()), Ok(1 << 20), "{form}");
+        let error = unpack_at_most((1 << 20) - 1, form, &packed).unwrap_err();
+        assert_eq!(error, "it unpacks to more than 1048575 bytes", "{form}");
+    }
+}
+
+#[test]
+fn a_hard_link_out_of_the_package_is_refused() {
+    for target in ["/etc/shadow", "../../etc/shadow"] {
+        let things = [("b", Thing::HardLink(target))];
+        assert!(Deb::read("evil.deb", &deb("evil", "", "", &things)).is_err(), "{target}");
+    }
+}
+
+#[test]
+fn no_changed_byte_makes_the_reader_panic() {
+    let things = [
+        ("usr", Thing::Dir),
+        ("usr/bin/tool", Thing::File(0o4755, b"content")),
+        ("usr/bin/alias", Thing::Link("/tool")),
+        ("usr/bin/same", Thing::HardLink("./usr/bin/tool")),
+        ("dev/null", Thing::Char(1, 3)),
+    ];
+    for form in ["", ".xz", ".zst"] {
+        let whole = deb("tool", "Replaces: other\n", form, &things);
+        for at in 0..whole.len() {
+            for byte in [0, b'9', 0x80, 0xff] {
+                let mut bytes = whole.clone();
+                bytes[at] = byte;
+                let _ = Deb::read("x", &bytes);
+            }
+            let _ = Deb::read("x", &whole[..at]);
+        }
+    }
+}

@@ -117,3 +117,23 @@ proptest::proptest! {
         proptest::prop_assert_eq!(&all[6].1, &Node::file(0o755, *b"new"));
     }
 }
+
+#[test]
+fn what_no_filesystem_can_hold_is_refused() {
+    let mut tree = merged();
+    let long = "x".repeat(256);
+    let deep = "d/".repeat(2100);
+    for (path, node) in [
+        (long.as_str(), Node::directory(0o755)),
+        (deep.as_str(), Node::directory(0o755)),
+        ("a\0b", Node::file(0o644, *b"x")),
+        ("", Node::file(0o644, *b"x")),
+        ("/", Node::link("usr")),
+        ("empty", Node::link("")),
+        ("far", Node::link("y".repeat(4096))),
+    ] {
+        let error = tree.put(path, node, &package("evil", &[])).unwrap_err();
+        assert!(matches!(error, GuestError::BadPath { .. }), "{error}");
+    }
+    assert_eq!(paths(&tree), ["", "bin", "usr", "usr/bin"]);
+}
