@@ -25,14 +25,15 @@ pub(super) fn recipe(path: &Path, text: &str) -> Result<Recipe, Problems> {
     let document = Document::parse(AREA, &path.display().to_string(), text)?;
     let findings = document.findings();
     let root = document.root(&findings);
-    let recipe = root.required("guest", "start with `guest NAME { … }`").and_then(|node| guest(path, node));
+    let recipe =
+        root.required("guest", "start with `guest NAME { … }`").and_then(|node| guest(path, text, node));
     root.finish();
     let (mut recipe, warnings) = document.conclude(findings, recipe)?;
     recipe.warnings = warnings;
     Ok(recipe)
 }
 
-fn guest(path: &Path, node: Node<'_>) -> Option<Recipe> {
+fn guest(path: &Path, text: &str, node: Node<'_>) -> Option<Recipe> {
     let found = node.findings();
     let directory = path.parent().unwrap_or(Path::new(""));
     let name =
@@ -57,7 +58,7 @@ fn guest(path: &Path, node: Node<'_>) -> Option<Recipe> {
     let modules = modules(&body);
     let env = environment(&body);
     let run = body.only("run").map(run);
-    let placed = placed(&body, directory);
+    let placed = placed(&body, text, directory);
     let image = match body.only("image") {
         None => Some(Image::Squashfs { compression: Compression::Lz4, exclude: Vec::new() }),
         Some(node) => image(node),
@@ -301,7 +302,7 @@ fn image(node: Node<'_>) -> Option<Image> {
     Some(Image::Squashfs { compression: compression?, exclude })
 }
 
-fn placed(body: &Block<'_>, directory: &Path) -> Vec<Placed> {
+fn placed(body: &Block<'_>, text: &str, directory: &Path) -> Vec<Placed> {
     let found = body.findings();
     let mut placed = Vec::new();
     let mut taken = BTreeSet::new();
@@ -327,7 +328,7 @@ fn placed(body: &Block<'_>, directory: &Path) -> Vec<Placed> {
         node.finish();
     };
     for node in body.all("directory") {
-        place(node, &|node| Some(Place::Directory { mode: mode(node, 0o755)? }));
+        place(node, &|node| Some(Place::Directory { mode: mode(node, text, 0o755)? }));
     }
     for node in body.all("link") {
         place(node, &|node| {
@@ -336,13 +337,13 @@ fn placed(body: &Block<'_>, directory: &Path) -> Vec<Placed> {
         });
     }
     for node in body.all("file") {
-        place(node, &|node| file(node, directory));
+        place(node, &|node| file(node, text, directory));
     }
     placed
 }
 
-fn file(node: &Node<'_>, directory: &Path) -> Option<Place> {
-    let mode = mode(node, 0o644);
+fn file(node: &Node<'_>, recipe: &str, directory: &Path) -> Option<Place> {
+    let mode = mode(node, recipe, 0o644);
     let from = node.prop("from");
     let text = node.arg("the file's text");
     let place = match (text, from) {
@@ -369,11 +370,21 @@ fn with_newline(text: &str) -> String {
     if text.is_empty() || text.ends_with('\n') { text.to_owned() } else { format!("{text}\n") }
 }
 
-fn mode(node: &Node<'_>, default: u16) -> Option<u16> {
-    match node.prop("mode") {
-        None => Some(default),
-        Some(value) => value.u64(0..=0o7777).and_then(|mode| u16::try_from(mode).ok()),
+/// `text` is the whole recipe: only there does it stand how the number was written.
+fn mode(node: &Node<'_>, text: &str, default: u16) -> Option<u16> {
+    let Some(value) = node.prop("mode") else { return Some(default) };
+    // Whoever writes `mode=755` or `mode=0755` means octal; KDL reads the decimal number, another mode.
+    let span = value.span();
+    let written = text.get(span.offset()..span.offset() + span.len()).unwrap_or_default();
+    let digits = written.rsplit('=').next().unwrap_or_default().trim();
+    if digits.len() > 1 && digits.bytes().all(|digit| digit.is_ascii_digit()) {
+        let octal = digits.trim_start_matches('0');
+        let octal = if octal.bytes().all(|digit| digit < b'8') && octal.len() <= 4 { octal } else { "755" };
+        let problem = value.problem("bad_mode", format!("mode {digits} is not written in octal"));
+        node.findings().push(problem.help(format!("write `mode=0o{octal:0>3}`")));
+        return None;
     }
+    value.u64(0..=0o7777).and_then(|mode| u16::try_from(mode).ok())
 }
 
 /// An absolute path without detours.

@@ -138,3 +138,16 @@ fn a_guest_without_a_root_image_needs_no_program() {
     assert_eq!(recipe.image, Image::None);
     assert!(recipe.run.is_empty());
 }
+
+#[test]
+fn a_mode_that_is_not_written_in_octal_is_refused() {
+    let modes =
+        |mode: &str| format!("file \"/x\" \"y\" mode={mode}\n directory \"/z\" mode={mode}\n run \"/x\"");
+    for mode in ["755", "0755", "493", "1777"] {
+        assert_eq!(codes_in(&modes(mode)), ["bad_mode", "bad_mode"], "{mode}");
+    }
+    assert_eq!(codes_in(&modes("0o17777")), ["out_of_range", "out_of_range"]);
+    for mode in ["0o755", "0", "0o4755", "0b111"] {
+        parse(&format!("{HEAD}{}\n}}\n", modes(mode))).unwrap();
+    }
+}
