@@ -99,7 +99,12 @@ impl Apt {
             if output.status.success() {
                 return Ok(apt);
             }
-            last.get_or_insert_with(|| failure("fetching the package lists", "apt-get update", &output));
+            last.get_or_insert_with(|| {
+                match uris::unknown_suite(&String::from_utf8_lossy(&output.stderr), suites) {
+                    Some(suite) => GuestError::NoSuite { suite, output: words(&output) },
+                    None => failure("fetching the package lists", "apt-get update", &output),
+                }
+            });
         }
         Err(last.unwrap_or(GuestError::NoArchive { suite: first.to_owned() }))
     }

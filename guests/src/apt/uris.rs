@@ -114,6 +114,13 @@ pub(super) fn unknown_package(stderr: &str) -> Option<String> {
     })
 }
 
+/// The suite in apt's complaint about one that the archive does not have. Not reaching the archive is another complaint.
+pub(super) fn unknown_suite(stderr: &str, suites: &[&str]) -> Option<String> {
+    let line = stderr.lines().find(|line| line.contains("does not have a Release file"))?;
+    let named = |suite: &str| line.split([' ', '\'']).any(|word| word == suite);
+    suites.iter().find(|suite| named(suite)).map(|suite| (*suite).to_owned())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -173,5 +180,13 @@ mod tests {
     fn apts_complaint_names_the_package() {
         assert_eq!(unknown_package("E: Unable to locate package fioo\n"), Some("fioo".to_owned()));
         assert_eq!(unknown_package("E: something else\n"), None);
+    }
+
+    #[test]
+    fn apts_complaint_names_the_suite() {
+        let said =
+            "E: The repository 'http://m.example/debian bookwrm Release' does not have a Release file.\n";
+        assert_eq!(unknown_suite(said, &["trixie", "bookwrm"]), Some("bookwrm".to_owned()));
+        assert_eq!(unknown_suite("E: Could not connect to 'http://m.example'", &["bookworm"]), None);
     }
 }

@@ -63,7 +63,7 @@ const AGAIN: &str = "make the file again with `vmprof lock`";
 
 fn lock(node: Node<'_>) -> Option<Lock> {
     let guest = formed(node.findings(), node.required_arg("a guest", AGAIN), &PLAIN_NAME);
-    let schema = node.required_prop("schema", AGAIN).and_then(|v| v.u64(1..=1));
+    let schema = node.required_prop("schema", AGAIN).and_then(|v| schema(node.findings(), v));
     let body = node.children();
     let distribution = body.required("distribution", AGAIN).and_then(distribution);
     let releases: Vec<_> = body.all("release").into_iter().map(release).collect();
@@ -82,6 +82,21 @@ fn lock(node: Node<'_>) -> Option<Lock> {
         kernel: kernel?,
         packages: locked?,
     })
+}
+
+/// A later vmprof may write another form; guessing at it could build something else than was locked.
+fn schema(found: &Findings, value: Value<'_>) -> Option<u64> {
+    match value.u64(0..=u64::MAX)? {
+        1 => Some(1),
+        other => {
+            let message = format!("the lock is of schema {other}; this vmprof reads schema 1");
+            let problem = value.problem("unknown_schema", message);
+            found.push(
+                problem.help("use the vmprof that wrote it, or make the file again with `vmprof lock`"),
+            );
+            None
+        }
+    }
 }
 
 fn distribution(node: Node<'_>) -> Option<(String, String)> {

@@ -50,3 +50,21 @@ fn a_lock_that_names_places_outside_the_archive_is_refused() {
         assert_eq!(error.class(), crate::FailureClass::Invalid, "{evil}");
     }
 }
+
+#[test]
+fn a_lock_of_a_later_schema_is_refused_by_its_number() {
+    let text = lock().to_text().replace("schema=1", "schema=2");
+    let Err(GuestError::Document(problems)) = Lock::parse(Path::new("x.lock.kdl"), &text) else { panic!() };
+    let messages: Vec<&str> = problems.iter().map(|problem| problem.message()).collect();
+    assert_eq!(messages, ["the lock is of schema 2; this vmprof reads schema 1"]);
+}
+
+#[test]
+fn a_lock_that_is_not_text_is_an_invalid_file() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("x.lock.kdl");
+    std::fs::write(&path, b"lock \xff").unwrap();
+    let error = Lock::read(&path).unwrap_err();
+    assert_eq!(error.class(), crate::FailureClass::Invalid);
+    assert!(error.to_string().ends_with("x.lock.kdl is not text: byte 5 is not UTF-8"), "{error}");
+}
