@@ -30,6 +30,9 @@ pub(crate) fn pack(modules: &[Module]) -> Result<Vec<u8>> {
     // The kernel opens it for the first process before that process could mount /dev.
     let console = Node { kind: Kind::CharDevice { major: 5, minor: 1 }, mode: 0o600, uid: 0, gid: 0 };
     tree.put("dev/console", console, &by)?;
+    // Where the kernel has no console at all, the first process starts without streams, and Rust opens this for them.
+    let null = Node { kind: Kind::CharDevice { major: 1, minor: 3 }, mode: 0o666, uid: 0, gid: 0 };
+    tree.put("dev/null", null, &by)?;
     tree.put("init", Node::file(0o755, init::PROGRAM), &by)?;
     let mut order = String::new();
     for module in modules {
@@ -58,6 +61,7 @@ mod tests {
         assert_eq!(content("modules/order"), Some(&b"/modules/virtio.ko\n/modules/button.ko\n"[..]));
         assert_eq!(content("init"), Some(init::PROGRAM));
         assert!(content("newroot").is_some() && content("dev/console").is_some());
+        assert!(content("dev/null").is_some(), "a machine without a console still needs streams");
     }
 
     #[test]

@@ -24,7 +24,8 @@ pub(crate) fn note(text: impl Display) {
 /// Something is wrong: level 3, shown on a quiet console too. Before there is a kernel log, straight to the console.
 pub(crate) fn error(text: impl Display) {
     if LOG.get().is_none() {
-        eprintln!("vmprof-init: {text}");
+        // Not eprintln, which panics where the console fails.
+        let _ = writeln!(std::io::stderr(), "vmprof-init: {text}");
     }
     write(3, text);
 }

@@ -6,6 +6,7 @@ use std::io::Read;
 use std::os::fd::AsFd;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
+use std::sync::mpsc;
 use std::thread;
 use std::time::Duration;
 
@@ -22,6 +23,8 @@ use crate::wait::Wait;
 pub(crate) const BUTTON_GRACE: Duration = Duration::from_secs(5);
 /// What is left after SIGKILL dies as soon as the kernel lets it.
 const KILLED: Duration = Duration::from_secs(2);
+/// What a terminal still holds would go down with the machine; one that was stopped (Ctrl-S) never lets go of it.
+const DRAINED: Duration = Duration::from_secs(2);
 
 /// struct input_event on 64-bit: two longs of time, then type, code, value.
 const EVENT: usize = 24;
@@ -111,14 +114,26 @@ pub(crate) fn end(children: Option<&Children>, grace: Duration) -> ! {
 }
 
 pub(crate) fn off() -> ! {
-    // What a terminal still holds would go down with the machine.
-    let _ = rustix::termios::tcdrain(rustix::stdio::stdout());
+    within(DRAINED, || {
+        let _ = rustix::termios::tcdrain(rustix::stdio::stdout());
+    });
     loop {
         if let Err(error) = reboot(RebootCommand::PowerOff) {
             crate::kmsg::error(format_args!("power off: {error}"));
         }
         thread::sleep(Duration::from_secs(1));
     }
+}
+
+/// Does `work` in a thread of its own and waits for it, but not for longer than `limit`. Without a thread it is left out:
+/// what may block for ever is not done here.
+fn within(limit: Duration, work: impl FnOnce() + Send + 'static) -> bool {
+    let (done, is_done) = mpsc::channel();
+    let started = thread::Builder::new().spawn(move || {
+        work();
+        let _ = done.send(());
+    });
+    started.is_ok() && is_done.recv_timeout(limit).is_ok()
 }
 
 #[cfg(test)]
@@ -149,6 +164,16 @@ mod tests {
         // The test is not PID 1; reaching the next line is the proof.
         assert_ne!(getpid(), Pid::INIT);
         signal_everything(Signal::KILL);
+    }
+
+    #[test]
+    fn what_never_ends_is_not_waited_for() {
+        let (held, never) = mpsc::channel::<()>();
+        assert!(!within(Duration::ZERO, move || {
+            let _ = never.recv();
+        }));
+        drop(held);
+        assert!(within(Duration::from_secs(60), || {}));
     }
 
     #[test]
