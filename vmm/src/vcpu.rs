@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, Sender};
 
-use vmprof_sys::kvm::{self, GuestVcpu, SystemEvent};
+use vmprof_sys::kvm::{self, Driven, GuestVcpu, SystemEvent};
 
 use crate::bus::Bus;
 use crate::config::Cpus;
@@ -51,12 +51,12 @@ impl Vcpu {
     fn run(self) -> Option<Exit> {
         let Vcpu { id, mut guest, bus, counters, stopping, ends } = self;
         let mut panicked = false;
-        let outcome = guest.while_kickable(|guest| {
+        let outcome = guest.while_kickable(|mut guest| {
             loop {
                 if stopping.load(Ordering::Acquire) {
                     return None;
                 }
-                match step(id, guest, &bus, &counters) {
+                match step(id, &mut guest, &bus, &counters) {
                     // Said before the kernel has written all it has to say: it goes on. Said once, however often.
                     Some(Exit::Panicked) => {
                         if !std::mem::replace(&mut panicked, true) {
@@ -76,7 +76,7 @@ impl Vcpu {
 }
 
 /// One exit, answered.
-fn step(id: u32, guest: &mut GuestVcpu, bus: &Bus, counters: &ExitCounters) -> Option<Exit> {
+fn step(id: u32, guest: &mut Driven<'_>, bus: &Bus, counters: &ExitCounters) -> Option<Exit> {
     let exit = match guest.run() {
         Ok(kvm::Exit::MmioWrite { address, data }) => {
             counters.mmio_writes.count();

@@ -36,7 +36,7 @@ impl Drop for Kickable {
     }
 }
 
-/// Makes the thread `tid` of this process leave KVM_RUN, or not enter it: its next [`crate::kvm::GuestVcpu::run`] reports
+/// Makes the thread `tid` of this process leave KVM_RUN, or not enter it: its next [`crate::kvm::Driven::run`] reports
 /// [`crate::kvm::Exit::Kicked`]. A thread that drives no vCPU only sees an interrupted system call.
 pub fn kick(tid: i32) -> io::Result<()> {
     // A thread that is kicked before it first drives its vCPU must not die of the signal.

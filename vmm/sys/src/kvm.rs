@@ -193,18 +193,18 @@ impl GuestVcpu {
     }
 
     /// Makes [`crate::kick::kick`] reach this vCPU on the calling thread, for as long as `drive` runs.
-    pub fn while_kickable<T>(&mut self, drive: impl FnOnce(&mut GuestVcpu) -> T) -> io::Result<T> {
+    pub fn while_kickable<T>(&mut self, drive: impl FnOnce(Driven<'_>) -> T) -> io::Result<T> {
         let run: *mut _ = self.fd.get_kvm_run();
-        // SAFETY: the mapping behind `run` belongs to `self.fd`, which this borrow keeps alive and in place; the guard is a
-        // local of this frame and thus stays on this thread and is dropped before the borrow ends.
+        // SAFETY: the mapping behind `run` belongs to `self.fd`, which this borrow keeps alive: `drive` gets a `Driven`, through
+        // which the vCPU can be run and not be exchanged or dropped. The guard is a local of this frame and thus stays on
+        // this thread and is dropped before the borrow ends.
         let guard = unsafe { Kickable::enter(run)? };
-        let outcome = drive(self);
+        let outcome = drive(Driven(self));
         drop(guard);
         Ok(outcome)
     }
 
-    /// Runs the guest until it needs us.
-    pub fn run(&mut self) -> Result<Exit<'_>> {
+    fn run(&mut self) -> Result<Exit<'_>> {
         match self.enter()? {
             Cause::Mmio => Ok(self.mmio()),
             Cause::Port => Ok(self.port_io()),
@@ -274,7 +274,22 @@ impl GuestVcpu {
         Exit::InternalError { suberror: internal.suberror, data: internal.data[..len].to_vec() }
     }
 
-    pub fn registers(&self) -> Result<(kvm_regs, kvm_sregs)> {
+    fn registers(&self) -> Result<(kvm_regs, kvm_sregs)> {
         Ok((self.fd.get_regs()?, self.fd.get_sregs()?))
+    }
+}
+
+/// A vCPU on the thread that can be kicked out of it.
+#[derive(Debug)]
+pub struct Driven<'a>(&'a mut GuestVcpu);
+
+impl Driven<'_> {
+    /// Runs the guest until it needs us.
+    pub fn run(&mut self) -> Result<Exit<'_>> {
+        self.0.run()
+    }
+
+    pub fn registers(&self) -> Result<(kvm_regs, kvm_sregs)> {
+        self.0.registers()
     }
 }
