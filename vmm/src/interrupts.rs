@@ -93,7 +93,7 @@ impl Table {
     fn routes(&self) -> Vec<Route> {
         let pins = (0..gsi::PINS).flat_map(|gsi| {
             // Pins 0 to 15 reach both the PICs and the I/O APIC, as KVM's own table has it.
-            let pic = (gsi < 16).then_some(Route::Pin { gsi, chip: gsi / 8, pin: gsi % 8 });
+            let pic = (gsi < gsi::PIC_PINS).then_some(Route::Pin { gsi, chip: gsi / 8, pin: gsi % 8 });
             [pic, Some(Route::Pin { gsi, chip: 2, pin: gsi })].into_iter().flatten()
         });
         let messages = self.messages.iter();
@@ -170,6 +170,13 @@ mod tests {
         assert_eq!(routes.len(), 16 + 24);
         assert!(routes.contains(&Route::Pin { gsi: 9, chip: 1, pin: 1 }));
         assert!(routes.contains(&Route::Pin { gsi: 23, chip: 2, pin: 23 }));
+    }
+
+    #[test]
+    fn the_table_that_kvm_takes_has_room_for_every_number_that_is_given_out() {
+        let messages = (gsi::PINS..gsi::END).map(|gsi| (gsi, (0, 0))).collect();
+        let table = Table { next_gsi: gsi::END, messages };
+        assert_eq!(table.routes().len(), gsi::MOST_ROUTES as usize);
     }
 
     #[test]

@@ -61,8 +61,12 @@ pub mod gsi {
     pub const COM1: u32 = 4;
     pub const EVENTS: u32 = 5;
     pub const PINS: u32 = 24;
+    /// Pins that lead to two chips, and so have two entries of the routing table.
+    pub const PIC_PINS: u32 = 16;
     /// KVM takes no larger routing table (KVM_MAX_IRQ_ROUTES).
-    pub const END: u32 = 4096;
+    pub const MOST_ROUTES: u32 = 4096;
+    /// All numbers below it can have their routes at once.
+    pub const END: u32 = MOST_ROUTES - PIC_PINS;
 }
 
 /// Guest memory of `bytes`: below the hole, and what does not fit there above 4 GiB.
