@@ -12,6 +12,8 @@ use crate::machine;
 
 /// How much travels in one step.
 const CHUNK_BYTES: usize = 32 * 1024;
+/// Steps of one chain in one turn: a chain may name the same memory a thousand times, and its reader may keep pace.
+const STEPS: usize = 4;
 
 /// The two queues of a port, each there only if the driver enabled it.
 #[derive(Debug, Default)]
@@ -114,22 +116,22 @@ impl Port {
                     None => return Ok(Progress::Waits),
                 },
             };
-            if !self.send(&mut sending) {
+            if let Some(progress) = self.send(&mut sending) {
                 self.sending = Some(sending);
-                return Ok(Progress::Waits);
+                return Ok(progress);
             }
             queue.give_back(sending.taken.head, 0);
         }
         Ok(Progress::More)
     }
 
-    /// `true`: all of it is out, or nobody is there to take it.
-    fn send(&self, sending: &mut Sending) -> bool {
-        loop {
+    /// `None`: all of it is out, or nobody is there to take it.
+    fn send(&self, sending: &mut Sending) -> Option<Progress> {
+        for _ in 0..STEPS {
             if sending.sent == sending.bytes.len() {
                 let left = sending.taken.buffers.bytes().min(CHUNK_BYTES as u64) as usize;
                 if left == 0 {
-                    return true;
+                    return None;
                 }
                 sending.bytes.resize(left, 0);
                 sending.taken.buffers.take_front(&mut sending.bytes);
@@ -139,11 +141,12 @@ impl Port {
             match rustix::net::send(&self.stream, rest, SendFlags::NOSIGNAL | SendFlags::DONTWAIT) {
                 Ok(count) => sending.sent += count,
                 Err(Errno::INTR) => {}
-                Err(Errno::AGAIN) => return false,
+                Err(Errno::AGAIN) => return Some(Progress::Waits),
                 // The outside has closed its end: a guest that writes must not wait for it for ever.
-                Err(_) => return true,
+                Err(_) => return None,
             }
         }
+        Some(Progress::More)
     }
 
     /// Outside to guest, at most `budget` chains.
@@ -189,7 +192,8 @@ impl Port {
     /// The guest has stopped: what it gave us goes out, as long as somebody takes it before `deadline`.
     pub(super) fn drain(&mut self, queue: &mut Queue, deadline: Instant) -> Result<(), Broken> {
         loop {
-            if self.transmit(queue, usize::MAX)? == Progress::Waits && self.sending.is_none() {
+            // A step at a time: the deadline holds for a reader that keeps pace, too.
+            if self.transmit(queue, 1)? == Progress::Waits && self.sending.is_none() {
                 return Ok(());
             }
             let left = deadline.saturating_duration_since(Instant::now());
@@ -204,5 +208,27 @@ impl Port {
             // Whatever comes of it, the next try tells.
             let _ = rustix::event::poll(&mut fds, Some(&wait));
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::net::UnixStream;
+
+    use vmprof_sys::segments::GuestBuffers;
+
+    use super::*;
+    use crate::virtio::mock;
+
+    #[test]
+    fn a_long_chain_does_not_keep_the_thread_while_its_reader_keeps_pace() {
+        let (_outside, inside) = UnixStream::pair().unwrap();
+        let port = Port::new(machine::Port { name: "a".into(), stream: inside.into() });
+        let mut buffers = GuestBuffers::new(&mock::ram(0x10_0000));
+        buffers.push(0, 0x10_0000).unwrap();
+        let mut sending = Sending { taken: Taken { head: 0, buffers }, bytes: Vec::new(), sent: 0 };
+        // A socket holds more than the share: it is not what stops the step.
+        assert_eq!(port.send(&mut sending), Some(Progress::More));
+        assert_eq!(sending.taken.buffers.bytes(), 0x10_0000 - (STEPS * CHUNK_BYTES) as u64);
     }
 }
