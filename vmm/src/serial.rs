@@ -16,11 +16,15 @@ pub mod outlet;
 
 use outlet::{Gathered, Outbox, Outlet};
 
+/// The UART's register whose bit 4 connects its output to its input.
+const MODEM_CONTROL: u8 = 4;
+
 /// The UART as vCPU threads and the emulator thread share it.
 #[derive(Clone)]
 pub struct Com1 {
     uart: Arc<Mutex<Uart>>,
     gathered: Arc<Gathered>,
+    hungry: Arc<EventFd>,
 }
 
 type Uart = Serial<Irq, Hungry, Outbox>;
@@ -44,7 +48,7 @@ impl Trigger for Irq {
 
 /// Wakes the emulator thread when the guest has taken all input.
 #[derive(Debug)]
-struct Hungry(EventFd);
+struct Hungry(Arc<EventFd>);
 
 impl SerialEvents for Hungry {
     fn buffer_read(&self) {}
@@ -64,10 +68,11 @@ impl Com1 {
         out: Box<dyn Write + Send>,
         input: Option<OwnedFd>,
     ) -> io::Result<(Com1, SerialHandler, Outlet)> {
-        let hungry = EventFd::new(EFD_NONBLOCK)?;
+        let hungry = Arc::new(EventFd::new(EFD_NONBLOCK)?);
         let gathered = Arc::new(Gathered::default());
-        let uart = Serial::with_events(Irq(interrupt), Hungry(hungry.try_clone()?), Outbox(gathered.clone()));
-        let com1 = Com1 { uart: Arc::new(Mutex::new(uart)), gathered: gathered.clone() };
+        let uart = Serial::with_events(Irq(interrupt), Hungry(hungry.clone()), Outbox(gathered.clone()));
+        let com1 =
+            Com1 { uart: Arc::new(Mutex::new(uart)), gathered: gathered.clone(), hungry: hungry.clone() };
         let input = input.map(|fd| Input { fd, buffer: Vec::new() });
         let handler = SerialHandler { com1: com1.clone(), hungry, input };
         Ok((com1, handler, Outlet { gathered, out }))
@@ -83,6 +88,10 @@ impl Com1 {
         self.gathered.wait_for_room();
         // A byte that cannot be written is lost, as on a line with nobody at its end; the outbox never fails.
         let _ = self.lock().write(offset, value);
+        if offset == MODEM_CONTROL {
+            // Out of loopback the UART takes input again, and would not say so.
+            let _ = self.hungry.write(1);
+        }
     }
 
     /// The machine ends: nobody waits for room any more.
@@ -104,7 +113,7 @@ struct Input {
 /// The emulator thread's end of the console.
 pub struct SerialHandler {
     com1: Com1,
-    hungry: EventFd,
+    hungry: Arc<EventFd>,
     input: Option<Input>,
 }
 
@@ -130,7 +139,7 @@ impl SerialHandler {
             drop(uart);
             input.buffer.drain(..taken);
             if !input.buffer.is_empty() {
-                // The UART is full, or in loopback: it calls when the guest has emptied it.
+                // The UART is full or in loopback: whoever changes that calls.
                 return;
             }
             let mut bytes = [0; 64];
@@ -197,5 +206,21 @@ mod tests {
         }
         assert!(read == text);
         emulator.stop().unwrap();
+    }
+
+    #[test]
+    fn what_is_typed_while_a_driver_probes_the_uart_is_not_lost() {
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        theirs.set_nonblocking(true).unwrap();
+        let (com1, mut handler, _outlet) =
+            Com1::new(interrupt(), Box::new(io::sink()), Some(theirs.into())).unwrap();
+        com1.write(MODEM_CONTROL, 0x10);
+        (&ours).write_all(b"typed").unwrap();
+        handler.feed();
+        com1.write(MODEM_CONTROL, 0);
+        assert!(handler.hungry.read().is_ok(), "the handler is called again");
+        handler.feed();
+        let read: Vec<u8> = (0..5).map(|_| com1.read(0)).collect();
+        assert_eq!(read, b"typed");
     }
 }
