@@ -17,9 +17,10 @@ const LARGEST_BLOCK: u64 = 64 << 10;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Alignment {
-    /// Offsets and lengths are multiples of this many bytes.
+    /// Offsets and lengths, that of each piece of a buffer included, are multiples of this many bytes: before Linux 6.18 no
+    /// block may be put together from two pieces.
     pub offset: u64,
-    /// So are the addresses of buffers, and the lengths of their pieces.
+    /// The addresses of buffers and of their pieces are multiples of this many.
     pub memory: usize,
 }
 

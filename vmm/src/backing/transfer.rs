@@ -102,7 +102,7 @@ impl Transfer {
         let block = backing.alignment.offset;
         let aligned = self.offset.is_multiple_of(block)
             && bytes.is_multiple_of(block)
-            && guest.aligned_to(backing.alignment.memory);
+            && guest.aligned_to(backing.alignment.memory, block as usize);
         let window = Window::at(self.offset, bytes, block);
         let blocks = if aligned { self.offset..self.offset + bytes } else { window.blocks.clone() };
         if !self.enter(backing, blocks) {

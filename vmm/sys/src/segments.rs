@@ -81,10 +81,10 @@ impl GuestBuffers {
         &self.segments[self.first..]
     }
 
-    /// Whether every piece begins and ends on a multiple of `alignment`, as O_DIRECT may ask.
-    pub fn aligned_to(&self, alignment: usize) -> bool {
+    /// Whether every piece begins on a multiple of `address` and is a multiple of `len` long, as O_DIRECT may ask.
+    pub fn aligned_to(&self, address: usize, len: usize) -> bool {
         let whole = |piece: &iovec| {
-            (piece.iov_base as usize).is_multiple_of(alignment) && piece.iov_len.is_multiple_of(alignment)
+            (piece.iov_base as usize).is_multiple_of(address) && piece.iov_len.is_multiple_of(len)
         };
         self.segments().iter().all(whole)
     }
@@ -184,7 +184,8 @@ mod tests {
         buffers.push(0x1200, 512).unwrap();
         buffers.push(0x3000, 512).unwrap();
         assert_eq!(buffers.segments().len(), 2);
-        assert!(buffers.aligned_to(512) && !buffers.aligned_to(4096));
+        assert!(buffers.aligned_to(4096, 512) && !buffers.aligned_to(512, 4096));
+        assert!(!buffers.aligned_to(8192, 512));
         buffers.advance(1000);
         assert_eq!((buffers.bytes(), buffers.segments().len()), (536, 2));
         buffers.advance(24);

@@ -104,6 +104,21 @@ fn a_sector_written_into_a_larger_block_leaves_its_neighbours() {
 }
 
 #[test]
+fn a_block_in_two_pieces_of_memory_is_bounced() {
+    let addresses_are_free = Alignment { offset: 4096, memory: 4 };
+    let backing = backing(DISK_BYTES, addresses_are_free);
+    let (ram, mut transfer) = transfer(&[(0x1200, 3584), (0x3000, 4096), (0x5000, 512)], 1 << 16);
+    for (address, len, value) in [(0x1200, 3584, 1), (0x3000, 4096, 2), (0x5000, 512, 3)] {
+        ram.write_slice(&vec![value; len], GuestAddress(address)).unwrap();
+    }
+    transfer.begin(Direction::Write { durable: false }, 0);
+    run(&mut transfer, &backing, &mut BouncePool::new(&backing), []).unwrap();
+    let mut found = vec![0; 8192];
+    backing.file.read_exact_at(&mut found, 0).unwrap();
+    assert!(found == [vec![1; 3584], vec![2; 4096], vec![3; 512]].concat());
+}
+
+#[test]
 fn a_block_that_another_write_holds_is_waited_for() {
     let backing = backing(DISK_BYTES, BLOCKS_OF_4096);
     let mut pool = BouncePool::new(&backing);
