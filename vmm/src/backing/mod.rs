@@ -129,11 +129,26 @@ pub struct WriteCache {
     mode: CacheMode,
     /// What the guest last chose, where it may choose: its writes may wait for a flush.
     write_back: std::sync::atomic::AtomicBool,
+    lost: std::sync::atomic::AtomicBool,
 }
 
 impl WriteCache {
     pub fn new(mode: CacheMode) -> Self {
-        WriteCache { mode, write_back: (!mode.writes_through()).into() }
+        WriteCache { mode, write_back: (!mode.writes_through()).into(), lost: false.into() }
+    }
+
+    /// A flush failed. The page cache forgets what it could not write, and says so once: the next flush would find nothing
+    /// wrong, and the guest would believe that its data is safe. So no flush of this disk succeeds any more. What direct
+    /// I/O wrote is beyond the page cache, and the drive may be asked again.
+    pub fn flush_failed(&self) {
+        if !self.mode.is_direct() {
+            self.lost.store(true, std::sync::atomic::Ordering::Release);
+        }
+    }
+
+    /// Whether an earlier flush failed for good.
+    pub fn is_lost(&self) -> bool {
+        self.lost.load(std::sync::atomic::Ordering::Acquire)
     }
 
     /// Whether the guest is shown a cache that it may switch off, and must flush.

@@ -224,7 +224,8 @@ impl VirtioDevice for Blk {
             // From here on completed writes are durable. Those that completed before are made so now; should that fail,
             // the cache stays on, as the driver sees when it reads the field back.
             cache.set_write_back(false);
-            if cache.flush_is_kept() && self.disk.backing.file.sync_data().is_err() {
+            if cache.flush_is_kept() && (cache.is_lost() || self.disk.backing.file.sync_data().is_err()) {
+                cache.flush_failed();
                 cache.set_write_back(true);
             }
         }

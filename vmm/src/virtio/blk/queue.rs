@@ -128,6 +128,9 @@ impl BlkQueue {
     }
 
     fn sync(&mut self, head: u16, request: Request, io: &mut Io<'_>) {
+        if self.disk.cache.is_lost() {
+            return self.finish(head, request, Status::IoError);
+        }
         self.slots[usize::from(head)].state = State::Syncing(request);
         io.start(self.file, Operation::Sync, Buffers::None, head);
     }
@@ -206,9 +209,14 @@ impl QueueService for BlkQueue {
                 }
             }
             State::Syncing(request) => match result {
+                // One that ran beside a flush that failed may not have been told.
+                Ok(_) if self.disk.cache.is_lost() => self.finish(tag, request, Status::IoError),
                 Ok(_) => self.finish(tag, request, Status::Ok),
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => self.sync(tag, request, io),
-                Err(_) => self.finish(tag, request, Status::IoError),
+                Err(_) => {
+                    self.disk.cache.flush_failed();
+                    self.finish(tag, request, Status::IoError);
+                }
             },
             State::Free | State::Stalled(_) => {}
         }

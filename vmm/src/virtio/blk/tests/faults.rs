@@ -164,3 +164,23 @@ fn a_write_that_finds_no_space_is_an_error() {
     assert_eq!(driver.run(4, 0, 0, 0).0, 1, "and so is a flush that the file refuses");
     assert!(!blk.distress().unwrap().is_raised());
 }
+
+#[test]
+fn after_a_flush_that_failed_the_page_cache_is_not_believed_again() {
+    let directory = TempDir::new().unwrap();
+    let path = file_of(&directory, "disk", MIB as u64);
+    for (cache, later) in [(CacheMode::Writeback, 1), (CacheMode::None, 0)] {
+        let (ram, thread) = (mock::ram(4 * MIB), iothread(0, 0));
+        let config = disk_config(&path, cache, &[0]);
+        // The file itself is sound: what fails is told to the cache here, as a flush that the kernel refuses tells it.
+        let file = std::fs::OpenOptions::new().read(true).write(true).open(&path).unwrap();
+        let backing = Backing::new(&config, file, MIB as u64, Alignment::NONE).unwrap();
+        let mut blk = Blk::with_backing(&config, [0; ID_BYTES], vec![thread], backing);
+        let mut driver = BlkDriver::new(&ram, 0, 64);
+        blk.activate(ALL_FEATURES, vec![driver.queue.device_side(0)]).unwrap();
+        assert_eq!(driver.run(4, 0, 0, 0).0, 0);
+        blk.disk.cache.flush_failed();
+        assert_eq!(driver.run(4, 0, 0, 0).0, later, "{cache:?}");
+        assert_eq!(driver.run(1, 0, 0, 512).0, 0, "writes are taken as before");
+    }
+}
