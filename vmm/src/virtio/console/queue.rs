@@ -29,6 +29,7 @@ pub(super) struct Queue {
 
 impl Queue {
     pub(super) fn new(active: ActiveQueue, watch: &Watch) -> Queue {
+        // The doorbell is never read: each ring of it is told, whatever the count.
         // Watching an eventfd fails only when the kernel has no memory left; then the queue is served when others ring.
         let _ = watch.add_event(&active.doorbell);
         Queue { active }
@@ -37,12 +38,6 @@ impl Queue {
     /// The queue goes back: its doorbell means nothing to us any more.
     pub(super) fn forget(self, watch: &Watch) {
         watch.forget_event(&self.active.doorbell);
-    }
-
-    /// The bell was heard.
-    pub(super) fn quiet(&self) {
-        // Nothing rung is EAGAIN, and as good.
-        let _ = self.active.doorbell.read();
     }
 
     /// The next chain's buffers that the device reads (`writable` false) or writes.

@@ -118,7 +118,6 @@ impl Handler for ConsoleHandler {
     }
 
     fn ready(&mut self, watch: &Watch) {
-        let _ = self.bell.read();
         self.obey(watch);
         self.work();
     }
@@ -172,14 +171,12 @@ impl Live {
         let mut more = self.listen(ports)?;
         for (port, queues) in ports.iter_mut().zip(&mut self.queues) {
             if let Some(queue) = &mut queues.transmit {
-                queue.quiet();
                 let progress = port.transmit(queue, SHARE)?;
                 // What is there by now is looked at, unless the port waits for the outside.
                 more |= queue.settle()? && !port.waits_for_outside();
                 more |= progress == Progress::More;
             }
             if let Some(queue) = &mut queues.receive {
-                queue.quiet();
                 let progress = port.receive(queue, SHARE)?;
                 more |= queue.settle()? && port.waits_for_guest();
                 more |= progress == Progress::More;
@@ -207,7 +204,6 @@ impl Live {
         for _ in 0..SHARE {
             let full = self.is_full();
             let Some(queue) = &mut self.from_driver else { return Ok(false) };
-            queue.quiet();
             if full {
                 queue.settle()?;
                 return Ok(false);
@@ -225,7 +221,6 @@ impl Live {
     /// Gives the driver what is pending, one buffer a message.
     fn speak(&mut self) -> Result<(), Broken> {
         let Some(queue) = &mut self.to_driver else { return Ok(()) };
-        queue.quiet();
         loop {
             while let Some(message) = self.pending.front() {
                 let Some(mut taken) = queue.take(true)? else { break };
