@@ -85,9 +85,11 @@ impl Port {
         self.sending.is_some()
     }
 
-    /// The outside sent bytes that the guest has given no buffer for.
+    /// The outside sent bytes that the guest, which has the port open, has given no buffer for.
     pub(super) fn waits_for_guest(&self) -> bool {
-        matches!(&self.outside, Outside::Sends { bytes, delivered } if *delivered < bytes.len())
+        let undelivered =
+            matches!(&self.outside, Outside::Sends { bytes, delivered } if *delivered < bytes.len());
+        self.guest_open && undelivered
     }
 
     /// Whether the driver is to be told now that the outside has ended; said once.
@@ -230,5 +232,17 @@ mod tests {
         // A socket holds more than the share: it is not what stops the step.
         assert_eq!(port.send(&mut sending), Some(Progress::More));
         assert_eq!(sending.taken.buffers.bytes(), 0x10_0000 - (STEPS * CHUNK_BYTES) as u64);
+    }
+
+    #[test]
+    fn bytes_for_a_port_that_the_guest_closed_wait_for_its_message_and_not_for_buffers() {
+        let (_outside, inside) = UnixStream::pair().unwrap();
+        let mut port = Port::new(machine::Port { name: "a".into(), stream: inside.into() });
+        port.outside = Outside::Sends { bytes: vec![1], delivered: 0 };
+        port.guest_open = true;
+        assert!(port.waits_for_guest());
+        // Buffers that are there change nothing now: to look for them on and on would never end.
+        port.guest_open = false;
+        assert!(!port.waits_for_guest());
     }
 }
