@@ -264,6 +264,8 @@ impl Apt {
 /// How fetching some packages from one archive went.
 #[derive(Debug)]
 pub(crate) struct Fetched {
+    /// Whether apt calls all of it fetched.
+    pub(crate) whole: bool,
     /// What apt said.
     pub(crate) output: String,
 }
@@ -284,7 +286,7 @@ pub(crate) fn fetch(
         command.arg(format!("SHA256:{}", package.sha256));
     }
     let output = run(&mut command)?;
-    Ok(Fetched { output: words(&output) })
+    Ok(Fetched { whole: output.status.success(), output: words(&output) })
 }
 
 fn keyring() -> Result<PathBuf> {

@@ -2,7 +2,7 @@
 //! at a time, and is believed only when its SHA-256 is the lock's.
 
 use std::collections::VecDeque;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 
 use rustix::io::Errno;
@@ -32,17 +32,10 @@ pub(crate) fn find(store: &Store, package: &LockedPackage) -> Option<Entry> {
 
 /// Publishes a package that lies in a file, after checking its hash.
 pub(crate) fn adopt(store: &Store, package: &LockedPackage, file: &Path) -> Result<Entry> {
-    let bytes = crate::store::read(file)?;
-    let found = Sha256::of(&bytes);
+    let found = Sha256::of(&crate::store::read(file)?);
     if found != package.sha256 {
-        // apt leaves what it had written when the disk was full, and calls that a success.
-        let lacking = package.size.saturating_sub(bytes.len() as u64);
-        if lacking > 0 && store.free_bytes()? < lacking {
-            return Err(GuestError::NoSpace { path: file.to_owned(), source: Errno::NOSPC.into() });
-        }
         return Err(mismatch(package, found.to_string()));
     }
-    drop(bytes);
     let entry = store.publish_from(file, package.file_name())?;
     let record = Record::new(format!("package {} {}", package.name, package.version)).with("deb", &entry);
     store.remember(inputs(package.sha256), &record)?;
@@ -114,7 +107,7 @@ fn fetch_missing(builder: &Builder<'_>, missing: Vec<&LockedPackage>, archives: 
     if left.is_empty() {
         return Ok(());
     }
-    Err(explain(&left, said))
+    Err(explain(builder.store().root().join("tmp"), &left, said))
 }
 
 struct Round<'a> {
@@ -142,7 +135,7 @@ fn one_archive<'a>(
                 let fetched = apt::fetch(base, &batch, dir.path(), builder.prepare())?;
                 for package in batch {
                     let file = dir.path().join(package.file_name());
-                    if file.is_file() {
+                    if arrived(package, &file, fetched.whole) {
                         adopt(store, package, &file)?;
                         stage.advance(package.size);
                     } else {
@@ -166,9 +159,17 @@ fn one_archive<'a>(
     Ok(all)
 }
 
+/// Whether the file is worth looking at: a full disk or a broken connection makes apt fail, and leaves what it had by then.
+fn arrived(package: &LockedPackage, file: &Path, whole: bool) -> bool {
+    file.metadata().is_ok_and(|meta| meta.is_file() && (whole || meta.len() >= package.size))
+}
+
 /// Why packages did not come, from what apt said last.
-fn explain(left: &[&LockedPackage], said: String) -> GuestError {
+fn explain(tmp: PathBuf, left: &[&LockedPackage], said: String) -> GuestError {
     let names = || left.iter().map(|p| p.file_name().to_owned()).collect();
+    if said.contains("No space left on device") {
+        return GuestError::NoSpace { path: tmp, source: Errno::NOSPC.into() };
+    }
     if said.contains("Hash Sum mismatch") {
         return mismatch(left[0], "another one".to_owned());
     }
@@ -194,5 +195,38 @@ fn mismatch(package: &LockedPackage, found: String) -> GuestError {
         what: format!("package {} {}", package.name, package.version),
         wanted: package.sha256,
         found,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::error::FailureClass;
+    use crate::testing;
+
+    #[test]
+    fn what_apt_left_half_fetched_has_not_arrived() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("other_1_amd64.deb");
+        let package = testing::locked("other", b"what was locked");
+        assert!(!arrived(&package, &file, true));
+        std::fs::write(&file, b"what").unwrap();
+        assert!(!arrived(&package, &file, false));
+        // apt says that it is whole: then it is the hash that decides.
+        assert!(arrived(&package, &file, true));
+        std::fs::write(&file, b"what was locked").unwrap();
+        assert!(arrived(&package, &file, false));
+    }
+
+    #[test]
+    fn apts_words_become_the_error_they_mean() {
+        let package = testing::locked("other", b"what was locked");
+        let explained = |said: &str| explain("tmp".into(), &[&package], said.to_owned());
+        let full = "E: Failed to fetch x  Error writing to file - write (28: No space left on device)";
+        assert!(matches!(explained(full), GuestError::NoSpace { .. }));
+        assert_eq!(explained("E: Failed to fetch x  Hash Sum mismatch").class(), FailureClass::HashMismatch);
+        assert!(matches!(explained("E: Failed to fetch x  404  Not Found"), GuestError::PackageGone { .. }));
+        let cut = explained("E: Failed to fetch x  Error reading from server. Remote end closed connection");
+        assert!(matches!(cut, GuestError::AptFailed { .. }));
     }
 }

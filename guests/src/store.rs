@@ -289,14 +289,6 @@ impl Store {
         }
     }
 
-    /// What the store's disk has left for this user.
-    pub(crate) fn free_bytes(&self) -> Result<u64> {
-        let disk = rustix::fs::statvfs(&self.root)
-            .map_err(io::Error::from)
-            .map_err(failed("look at", &self.root))?;
-        Ok(disk.f_bavail.saturating_mul(disk.f_frsize))
-    }
-
     fn temp_path(&self) -> PathBuf {
         static COUNT: AtomicU64 = AtomicU64::new(0);
         let count = COUNT.fetch_add(1, Ordering::Relaxed);

@@ -194,18 +194,3 @@ fn a_package_damaged_in_the_store_does_not_become_an_image() {
     }
     build(&store, &recipe);
 }
-
-#[test]
-fn a_package_cut_short_is_a_wrong_one_while_the_disk_has_room() {
-    let (_dir, store, _recipe) = site(BODY);
-    let package = testing::locked("other", b"what was locked");
-    let dir = store.temp_dir().unwrap();
-    let file = dir.path().join("other_1_amd64.deb");
-    std::fs::write(&file, b"what").unwrap();
-    let error = fetch::adopt(&store, &package, &file).unwrap_err();
-    assert!(matches!(error, GuestError::HashMismatch { .. }), "{error}");
-    // More than any disk has free: the package was cut off by a full one.
-    let package = LockedPackage { size: 1 << 62, ..package };
-    let error = fetch::adopt(&store, &package, &file).unwrap_err();
-    assert!(matches!(error, GuestError::NoSpace { .. }), "{error}");
-}
