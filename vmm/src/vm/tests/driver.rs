@@ -214,3 +214,77 @@ fn a_reset_gives_the_queue_back_and_the_device_can_start_again() {
     // The second life begins with a silent bell.
     assert_eq!((&seen.rings[..], seen.resets, seen.features.len()), (&[1, 0][..], 2, 2));
 }
+
+/// Registers at random, most of them ones that mean something, of two functions whose BARs end up anywhere, on one another
+/// included: the host's KVM takes whatever follows, and nothing panics.
+#[test]
+fn no_order_of_register_writes_ends_the_machine() {
+    let Ok(host) = kvm::open_any() else { return eprintln!("skipped: registers at random") };
+    let seen = Arc::<Mutex<Seen>>::default();
+    let probe = || Box::new(Probe { seen: seen.clone(), queues: vec![] }) as Box<dyn VirtioDevice>;
+    let start = Start::ProtectedMode { code: &POWER_OFF_32 };
+    let outside = Box::new(Outside::default());
+    let parts = machine::assemble(&host, &config(1), vec![probe(), probe()], outside, None, start).unwrap();
+    let mut state = 0x9e37_79b9_7f4a_7c15_u64;
+    let mut next = move |below: u64| {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        (state >> 11) % below
+    };
+    let bars =
+        [pci::first_bar(0), pci::first_bar(1), 0, u64::MAX - 0xffff, 0x1_0000, layout::PCI_WINDOW.start];
+    let config_registers = [0x04, 0x10, 0x14, 0x3c, 0x84, 0x88, 0x8c, 0x90, 0x94, MSIX - 1, MSIX, MSIX + 2];
+    for _ in 0..20_000 {
+        let len = [1, 2, 4, 8][next(4) as usize];
+        let mut data = match next(4) {
+            0 => u64::MAX,
+            1 => bars[next(6) as usize],
+            2 => next(16),
+            _ => next(u64::MAX),
+        }
+        .to_le_bytes();
+        let data = &mut data[..len];
+        let register =
+            [next(0x40), TABLE + next(0x40), NOTIFY + next(0x10), 0x3000, 0x1000][next(5) as usize];
+        let address = match next(8) {
+            0..3 => {
+                let register = [config_registers[next(12) as usize], next(0x1000)][next(2) as usize];
+                layout::ECAM.start + (8 * (next(3)) << 12) + register
+            }
+            3..7 => bars[next(6) as usize].wrapping_add(register),
+            _ => next(u64::MAX),
+        };
+        match next(50) {
+            // The way to DRIVER_OK and a vector unmasked, wherever a BAR may be: what random writes seldom find.
+            0 => {
+                let bar = bars[next(6) as usize];
+                let write = |at: u64, data: &[u8]| parts.bus.mmio_write(bar.wrapping_add(at), data).unwrap();
+                parts.bus.mmio_write(ECAM + 4, &[6, 0]).unwrap();
+                parts.bus.mmio_write(ECAM + MSIX + 2, &[0, 0x80]).unwrap();
+                [0, 1, 3].iter().for_each(|status| write(0x14, &[*status]));
+                write(0x08, &[1, 0, 0, 0]);
+                write(0x0c, &[1, 0, 0, 0]);
+                write(0x14, &[11]);
+                write(0x16, &[0, 0]);
+                write(0x1a, &[1, 0]);
+                for (part, register) in [0x20, 0x28, 0x30].into_iter().enumerate() {
+                    write(register, &(QUEUE + 0x1000 * part as u32).to_le_bytes());
+                }
+                write(0x1c, &[1, 0]);
+                write(0x14, &[15]);
+                write(TABLE + 28, &[next(2) as u8, 0, 0, 0]);
+            }
+            1..10 => parts.bus.mmio_read(address, data),
+            10..20 if len < 8 => {
+                let port = [layout::port::COM1, layout::port::PCI_ADDRESS, 0x600, 0xfffe][next(4) as usize];
+                let port = port.wrapping_add(next(8) as u16);
+                parts.bus.port_read(port, data);
+                parts.bus.port_write(port, data).unwrap();
+            }
+            _ => parts.bus.mmio_write(address, data).unwrap(),
+        }
+    }
+    parts.bus.pci.shut_down();
+    assert!(seen.lock().unwrap().features.len() > 10, "the device goes live now and then");
+}
