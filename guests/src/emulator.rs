@@ -131,10 +131,17 @@ fn realise(builder: &Builder<'_>) -> Result<Emulator> {
         }
         let kept = Record::new("lock of the emulator").with("lock", &publish_lock(builder.store(), &lock)?);
         builder.store().remember(lock_inputs(), &kept)?;
-        Ok(Record::new("emulator").with("emulator", &entry).fact("version", version))
+        let bytes = builder.store().size_of(&entry)?.to_string();
+        Ok(Record::new("emulator").with("emulator", &entry).fact("version", version).fact("bytes", bytes))
     })?;
     let version = record.facts.get("version").cloned().unwrap_or_default();
-    Ok(Emulator { argv: argv(&role(inputs, entries, "emulator")?), version })
+    let entry = role(inputs, entries, "emulator")?;
+    // Hashing all of it would take longer than starting it. That a file is gone or cut short shows in the sum of sizes.
+    let bytes = builder.store().size_of(&entry)?.to_string();
+    if record.facts.get("bytes").is_some_and(|then| *then != bytes) {
+        return Err(GuestError::StoreDamaged { path: entry.path });
+    }
+    Ok(Emulator { argv: argv(&entry), version })
 }
 
 /// A lock and its packages in the store: the lock used before if everything is still here, otherwise a new one, since the
@@ -322,6 +329,28 @@ mod tests {
             let error = find_with(&builder, Some(dir.path().as_os_str())).unwrap_err();
             assert!(matches!(error, GuestError::Offline { .. }), "{error}");
         }
+    }
+
+    #[test]
+    fn a_realised_emulator_is_found_again_and_one_with_a_file_missing_is_damaged() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::open(dir.path().join("store")).unwrap();
+        let builder = Builder::new(&store, &Silent).offline(true);
+        let filled = store.temp_dir().unwrap();
+        for path in [LOADER, BINARY, "usr/lib/x86_64-linux-gnu/libz.so.1"] {
+            filled.write(path, path.as_bytes(), true).unwrap();
+        }
+        let entry = store.publish_dir(filled, "emulator").unwrap();
+        let bytes = store.size_of(&entry).unwrap().to_string();
+        let record = Record::new("emulator").with("emulator", &entry).fact("version", "11.1.3");
+        store.remember(closure_inputs(), &record.fact("bytes", bytes)).unwrap();
+        assert_eq!(find_with(&builder, None).unwrap().argv[0], entry.path.join(LOADER));
+
+        let libraries = entry.path.join(LIBRARIES);
+        std::fs::set_permissions(&libraries, std::fs::Permissions::from_mode(0o755)).unwrap();
+        std::fs::remove_file(libraries.join("libz.so.1")).unwrap();
+        let error = find_with(&builder, None).unwrap_err();
+        assert!(matches!(&error, GuestError::StoreDamaged { path } if *path == entry.path), "{error}");
     }
 
     #[test]

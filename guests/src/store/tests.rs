@@ -119,3 +119,14 @@ fn a_directory_entry_is_named_by_its_listing_whatever_the_order_and_umask() {
     fs::write(&file, b"xx").unwrap();
     assert!(store.verify(&one).is_err());
 }
+
+#[test]
+fn nothing_is_written_outside_a_directory_that_is_being_filled() {
+    let (_dir, store) = store();
+    let filled = store.temp_dir().unwrap();
+    for path in ["../evil", "usr/lib/../../../evil", "/evil", ""] {
+        assert!(filled.write(path, b"x", false).is_err(), "{path}");
+    }
+    assert!(!store.root().join("tmp/evil").exists());
+    filled.write("usr/lib/good", b"x", false).unwrap();
+}

@@ -3,7 +3,7 @@
 use std::fs::{self, File};
 use std::io::{self, Write};
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 
 use rustix::fs::{FlockOperation, flock, syncfs};
 
@@ -40,6 +40,10 @@ impl TempDir {
 
     fn make_parent(&self, at: &str) -> Result<PathBuf> {
         let path = self.path.join(at);
+        // A library's name comes out of a program: it must not lead the writer out of the directory.
+        if !Path::new(at).components().all(|part| matches!(part, Component::Normal(_))) {
+            return Err(failed("write below the directory", &path)(io::ErrorKind::InvalidInput.into()));
+        }
         if let Some(parent) = path.parent() {
             fs::create_dir_all(parent).map_err(failed("make", parent))?;
         }
