@@ -179,9 +179,8 @@ impl<'a> Node<'a> {
     }
 
     /// The line of the name, counted from 1.
-    pub fn line(&self, text: &str) -> u32 {
-        let upto = text.get(..self.name_span().offset()).unwrap_or(text);
-        u32::try_from(upto.matches('\n').count()).unwrap_or(u32::MAX).saturating_add(1)
+    pub fn line(&self) -> u32 {
+        self.findings.line(self.name_span())
     }
 
     /// The gatherer, for the reader's own problems.

@@ -23,6 +23,7 @@
 //! ```
 
 mod cursor;
+mod limits;
 mod problem;
 mod size;
 mod suggest;
@@ -78,7 +79,7 @@ impl Document {
     /// A gatherer for one reading of this document; it starts with the syntax slips found while parsing.
     pub fn findings(&self) -> Findings {
         let poisoned = self.slips.iter().filter_map(Problem::first_span).collect();
-        Findings::new(self.area, self.slips.clone(), poisoned)
+        Findings::new(self.area, &self.text, self.slips.clone(), poisoned)
     }
 
     /// The cursor over the top-level nodes.

@@ -7,6 +7,9 @@ use std::sync::Arc;
 
 use miette::{Diagnostic, LabeledSpan, NamedSource, Severity, SourceSpan};
 
+/// So many problems of one file are shown; nobody reads on, and each one costs a look through the text.
+pub(crate) const MOST_PROBLEMS: usize = 100;
+
 /// One problem: what was asked, what was found, what to write instead.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Problem {
@@ -109,8 +112,16 @@ pub struct Problems {
 }
 
 impl Problems {
-    /// Joins `problems` with the text they point into.
-    pub fn new(area: &'static str, source: NamedSource<Arc<str>>, problems: Vec<Problem>) -> Self {
+    /// Joins `problems` with the text they point into. Past the first hundred they are counted only.
+    pub fn new(area: &'static str, source: NamedSource<Arc<str>>, mut problems: Vec<Problem>) -> Self {
+        if problems.len() > MOST_PROBLEMS {
+            let more = problems.len() - MOST_PROBLEMS;
+            let failed = problems.iter().skip(MOST_PROBLEMS).any(Problem::is_error);
+            problems.truncate(MOST_PROBLEMS);
+            let severity = if failed { Severity::Error } else { Severity::Warning };
+            let rest = Problem::new(severity, format!("{area}::too_many"), format!("and {more} more"));
+            problems.push(rest.help("mend these, and check again"));
+        }
         Problems { area, source, problems }
     }
 
@@ -171,11 +182,25 @@ pub struct Findings {
     problems: RefCell<Vec<Problem>>,
     /// Places already reported as syntax slips: reading their stand-in values reports nothing more.
     poisoned: Vec<SourceSpan>,
+    /// Where each line after the first begins.
+    lines: Vec<usize>,
 }
 
 impl Findings {
-    pub(crate) fn new(area: &'static str, problems: Vec<Problem>, poisoned: Vec<SourceSpan>) -> Self {
-        Findings { area, problems: RefCell::new(problems), poisoned }
+    pub(crate) fn new(
+        area: &'static str,
+        text: &str,
+        problems: Vec<Problem>,
+        poisoned: Vec<SourceSpan>,
+    ) -> Self {
+        let lines = text.match_indices('\n').map(|(at, _)| at + 1).collect();
+        Findings { area, problems: RefCell::new(problems), poisoned, lines }
+    }
+
+    /// The line in which a place begins, counted from 1.
+    pub fn line(&self, place: SourceSpan) -> u32 {
+        let before = self.lines.partition_point(|start| *start <= place.offset());
+        u32::try_from(before).unwrap_or(u32::MAX).saturating_add(1)
     }
 
     /// An error with the area's prefix: `code` is the last word, such as `unknown_node`.

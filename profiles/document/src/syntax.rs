@@ -7,7 +7,7 @@
 use kdl::{KdlDiagnostic, KdlDocument};
 use miette::SourceSpan;
 
-use crate::problem::Problem;
+use crate::problem::{MOST_PROBLEMS, Problem};
 
 /// How often a file is parsed again after standing in for slips; each round can uncover new ones.
 const ROUNDS: usize = 32;
@@ -15,6 +15,7 @@ const ROUNDS: usize = 32;
 /// Parses `text`; the second value holds the slips that were stood in for. Fails with all problems where something
 /// is left that no stand-in mends.
 pub(crate) fn parse(area: &str, text: &str) -> Result<(KdlDocument, Vec<Problem>), Vec<Problem>> {
+    crate::limits::check(area, text)?;
     let mut patched = text.to_owned();
     let mut slips: Vec<Problem> = Vec::new();
     for _ in 0..ROUNDS {
@@ -26,7 +27,14 @@ pub(crate) fn parse(area: &str, text: &str) -> Result<(KdlDocument, Vec<Problem>
             error.diagnostics.iter().filter_map(|d| slip_at(&patched, d.span)).collect();
         places.sort_unstable();
         places.dedup();
-        if places.is_empty() {
+        // Each round reads the whole file again: past the first hundred slips that is time for nothing.
+        if places.is_empty() || slips.len() + places.len() > MOST_PROBLEMS {
+            slips.extend(
+                places.iter().take(MOST_PROBLEMS).map(|(start, end)| explain(area, text, *start, *end)),
+            );
+            if !places.is_empty() {
+                return Err(slips);
+            }
             slips.extend(generic(area, &patched, &error.diagnostics));
             return Err(slips);
         }

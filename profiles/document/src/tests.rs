@@ -131,3 +131,98 @@ fn sizes_read_and_print_alike() {
     assert!(matches!(parse_size("1.5GiB"), Err(SizeError::Number(_))));
     assert!(matches!(parse_size(""), Err(SizeError::Number(_))));
 }
+
+#[test]
+fn floods_of_anything_are_refused_before_the_parser_drowns() {
+    let repeated = |part: &str| part.repeat(8_000 / part.len());
+    for part in [
+        "{",
+        "}",
+        "a {",
+        "a}",
+        "a;}",
+        "/*",
+        "/* *",
+        "\"",
+        "a \"",
+        "a \"\n",
+        "\"\"\"\n",
+        "\"\"\"",
+        "#\"",
+        "##\"\n",
+        "(",
+        "(a)",
+        "(a)\n",
+        "=",
+        "=\n",
+        "a=",
+        "a=\n",
+        "a=b=",
+        "a=1 ",
+        "true ",
+        "true\n",
+        "a true\n",
+        "{}",
+        "{}\n",
+        "a\n{\n}\n",
+        "a {\n",
+        "}\n",
+        "/-",
+        "/-\n",
+        "\\",
+        "\\\n",
+        "[",
+        "#",
+        ";",
+        "1 ",
+        "1\n",
+        "pot 8GiB\n",
+        "pot 1,2\n",
+        "é",
+        "é\n",
+        "a/",
+        "a/\n",
+        "\",",
+        "a,\n",
+        "//",
+        "'",
+        "-",
+        "-1\n",
+        "\"a\"\n",
+        "\"\\",
+        "a \"b\"c\n",
+        "1a\n",
+        "a 1a 2b 3c\n",
+        "a r\"x\"\n",
+        ")\n",
+        "a )\n",
+        "a (\n",
+        "[\n",
+        "a ]\n",
+    ] {
+        let problems = read(&repeated(part)).unwrap_err();
+        assert!(!problems.is_empty() && problems.len() <= 101, "{part:?}: {}", problems.len());
+    }
+    assert_eq!(codes(&read(&"a {".repeat(65)).unwrap_err()), ["too_deep"]);
+    assert_eq!(codes(&read(&"\n".repeat(2 << 20)).unwrap_err()), ["too_large"]);
+    assert_eq!(codes(&read(&"a".repeat(70_000)).unwrap_err()), ["too_large"]);
+    assert_eq!(codes(&read(&format!("/*{}*/", "*".repeat(2000))).unwrap_err()), ["too_large"]);
+    assert_eq!(codes(&read("pot \"1GiB\" \0").unwrap_err()), ["forbidden_character"]);
+}
+
+#[test]
+fn what_only_looks_like_a_flood_is_read() {
+    let strings = "leaf \"{{{{ }}}} = \\\" // /*\"\nleaf #\"\"{=\"\"#\n".repeat(400);
+    let text = format!("/**** /* nested */ {{{{ ****/\npot \"1GiB\" {{\n// {{{{\n{strings}}}\n");
+    let (_, warnings) = read(&text).unwrap();
+    assert!(warnings.is_empty());
+    let many = "leaf \"\"\"\n  {{{ \"quoted\" }}\n  \"\"\"\n".repeat(200);
+    assert!(read(&format!("pot \"1GiB\" {{\n{many}}}\n")).is_ok());
+}
+
+#[test]
+fn past_a_hundred_problems_are_counted() {
+    let text = format!("pot \"1GiB\"\n{}", "pto\n".repeat(300));
+    let problems = read(&text).unwrap_err();
+    assert_eq!((problems.len(), problems.iter().last().unwrap().message()), (101, "and 200 more"));
+}

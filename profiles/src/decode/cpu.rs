@@ -23,7 +23,7 @@ impl<'a> Reading<'a> {
         let block = node.children();
         let pins = self.pins(&block, "vcpu");
         block.finish();
-        let line = node.line(self.text);
+        let line = node.line();
         if word == Some(PinWord::None) && !pins.is_empty() {
             self.findings.push(
                 node.problem("pin_and_none", "`vcpupin none` lets every vCPU float, and then pins some")
@@ -40,7 +40,7 @@ impl<'a> Reading<'a> {
 
     pub(super) fn emulator(&self, node: Option<Node<'a>>) -> EmulatorPin {
         let Some(node) = node else { return EmulatorPin::Auto };
-        let line = node.line(self.text);
+        let line = node.line();
         let word = self.pin_word(&node, &[("auto", PinWord::Auto), ("none", PinWord::None)]);
         let set = node.prop("cpuset");
         if let (Some(_), Some(set)) = (word, &set) {

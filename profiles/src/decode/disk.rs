@@ -223,7 +223,7 @@ impl<'a> Reading<'a> {
     }
 
     fn queues(&self, node: Node<'a>, vcpus: Option<u32>) -> (Option<u32>, Option<u32>, u16) {
-        let line = node.line(self.text);
+        let line = node.line();
         let value = node.required_arg("how many", "write `queues auto` or `queues 4`");
         let (count, said) = match value {
             Some(v) if v.raw().is_integer() => {

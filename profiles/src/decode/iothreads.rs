@@ -72,7 +72,7 @@ impl<'a> Reading<'a> {
     }
 
     fn iothreadpin(&self, node: Node<'a>) -> ThreadPins {
-        let line = node.line(self.text);
+        let line = node.line();
         let words = [("auto", PinWord::Auto), ("none", PinWord::None), ("emulator", PinWord::Emulator)];
         let word = self.pin_word(&node, &words);
         let block = node.children();

@@ -36,7 +36,7 @@ pub fn read_profile(name: &str, text: &str) -> Result<(Profile, Problems), Probl
     let document = Document::parse(AREA, name, text)?;
     let findings = document.findings();
     let root = document.root(&findings);
-    let reading = Reading { text: document.text(), findings: &findings };
+    let reading = Reading { findings: &findings };
     let profile = root
         .required("profile", "write `profile NAME { … }`")
         .and_then(|node| reading.profile(node, document.source()));
@@ -46,10 +46,9 @@ pub fn read_profile(name: &str, text: &str) -> Result<(Profile, Problems), Probl
     Ok((profile, warnings))
 }
 
-/// What every decoder needs: the text, to count lines, and the gatherer.
+/// What every decoder needs: the gatherer.
 #[derive(Debug, Clone, Copy)]
 struct Reading<'a> {
-    text: &'a str,
     findings: &'a Findings,
 }
 
@@ -112,16 +111,14 @@ impl<'a> Reading<'a> {
     /// A node that is a switch: there, or `#true`, or `#false`. Gives its place when on.
     fn flag(&self, node: Node<'a>) -> Option<Written<()>> {
         let on = node.arg("the switch").is_none_or(|v| v.bool() == Some(true));
-        let (line, span) = (node.line(self.text), node.name_span());
+        let (line, span) = (node.line(), node.name_span());
         node.finish();
         on.then_some(Written { value: (), span, line })
     }
 
     fn written<T>(&self, value: Value<'a>, inner: T) -> Written<T> {
         let span = value.span();
-        let before = self.text.get(..span.offset()).unwrap_or(self.text);
-        let line = u32::try_from(before.matches('\n').count()).unwrap_or(u32::MAX).saturating_add(1);
-        Written { value: inner, span, line }
+        Written { value: inner, span, line: self.findings.line(span) }
     }
 
     /// A name that becomes a file name, a directory and a serial: plain letters, digits and `. _ -`.
