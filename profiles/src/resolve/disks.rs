@@ -29,7 +29,7 @@ fn resolve(
     let place = storage.disks.get(&disk.name.value);
     let device = place.map(|p| p.device.clone());
     check_scheduler(disk, topology, device.as_deref(), gathered);
-    let node = place.and_then(|p| p.node);
+    let node = place.and_then(|p| p.node).filter(|id| topology.nodes.contains_key(id));
     let all: Vec<u32> = threads.iothreads.iter().map(|i| i.id).collect();
     let (virtqueues, how) = match &disk.mapping {
         Mapping::RoundRobin => (round_robin(disk.queues, &all), "round robin over all IOThreads"),

@@ -37,7 +37,8 @@ pub(super) fn home(
     // The hottest disk is the one with the most queues, the first of several; readonly ones count like any other.
     let known = profile.disks.iter().filter_map(|disk| {
         let place = storage.disks.get(&disk.name.value)?;
-        Some((disk, place, place.node?))
+        // A node that the host does not list is unknown, whatever the device says.
+        Some((disk, place, place.node.filter(|id| topology.nodes.contains_key(id))?))
     });
     let hottest = known.reduce(|best, next| if next.0.queues > best.0.queues { next } else { best });
     if let Some((disk, place, node)) = hottest {

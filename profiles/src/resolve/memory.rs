@@ -108,7 +108,8 @@ fn hugepages(
     let bytes = profile.memory.bytes.value;
     let free = |size: PageSize| -> u64 {
         let counted = topology.nodes.iter().filter(|(id, _)| nodes.is_none_or(|set| set.contains(**id)));
-        counted.filter_map(|(_, node)| node.free_hugepages.get(&size.bytes())).sum()
+        let free = counted.filter_map(|(_, node)| node.free_hugepages.get(&size.bytes()));
+        free.fold(0, |all, one| all.saturating_add(*one))
     };
     match &profile.memory.hugepages {
         Hugepages::None => Some(None),

@@ -1,5 +1,6 @@
 //! The CPUs a plan may use, as cores on nodes in the order in which they are handed out, and who sits where so far.
 
+use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
 
 use crate::profile::Smt;
@@ -199,10 +200,11 @@ impl<'s> Board<'s> {
         self.seats.usable.iter().min_by_key(|cpu| (self.sitters_on(*cpu), place(*cpu), *cpu))
     }
 
-    /// The empty core for the emulator: an ordinary one before an isolated one, the lowest of them.
+    /// The empty core for the emulator: an ordinary one before an isolated one, a slow one before a fast one, the
+    /// lowest of them.
     pub(super) fn housekeeping_core(&self, node: Option<u32>) -> Option<u32> {
         let cores = self.empty_cores(node).into_iter().map(|at| &self.seats.cores[at]);
-        cores.min_by_key(|core| (core.isolated, core.id))?.cpus.first().copied()
+        cores.min_by_key(|core| (core.isolated, Reverse(core.kind), core.id))?.cpus.first().copied()
     }
 
     /// The node's empty cores in the order vCPUs take them: those of the L3 cache that holds all `wanted` first, the
@@ -213,11 +215,15 @@ impl<'s> Board<'s> {
             groups.entry(self.seats.cores[at].l3).or_default().push(at);
         }
         let isolated = |group: &[usize]| group.iter().filter(|at| self.seats.cores[**at].isolated).count();
+        let fast = |group: &[usize]| {
+            group.iter().filter(|at| self.seats.cores[**at].kind == CoreKind::Performance).count()
+        };
         let mut groups: Vec<Vec<usize>> = groups.into_values().collect();
         groups.sort_by_key(|group| {
             let fits = group.len() >= wanted;
             let room = if fits { group.len() } else { usize::MAX - group.len() };
-            (std::cmp::Reverse(isolated(group).min(wanted)), !fits, room, group.first().copied())
+            let best = (Reverse(isolated(group).min(wanted)), Reverse(fast(group).min(wanted)));
+            (best, !fits, room, group.first().copied())
         });
         groups.concat()
     }

@@ -38,14 +38,16 @@ pub struct BlockDevice {
 
 /// Every whole block device that /sys/block lists.
 pub(crate) fn read_all(reader: &Reader<'_>) -> BTreeMap<String, BlockDevice> {
-    reader.list("/sys/block").into_iter().map(|name| (name.clone(), read(reader, &name))).collect()
+    let mut known = BTreeMap::new();
+    let names = reader.list("/sys/block");
+    names.into_iter().map(|name| (name.clone(), read(reader, &name, &mut known))).collect()
 }
 
-fn read(reader: &Reader<'_>, name: &str) -> BlockDevice {
+fn read(reader: &Reader<'_>, name: &str, known: &mut Known) -> BlockDevice {
     let dir = device_dir(reader, name);
     let queue = format!("{dir}/queue");
     BlockDevice {
-        node: node(reader, &dir, DEPTH),
+        node: node(reader, &dir, DEPTH, known),
         logical_block_bytes: reader.number(&format!("{queue}/logical_block_size")),
         physical_block_bytes: reader.number(&format!("{queue}/physical_block_size")),
         rotational: reader.number::<u8>(&format!("{queue}/rotational")).map(|n| n != 0),
@@ -70,7 +72,21 @@ fn scheduler(text: &str) -> Option<String> {
     inside.or_else(|| words.next().filter(|_| words.next().is_none())).map(str::to_owned)
 }
 
-fn node(reader: &Reader<'_>, dir: &str, depth: u32) -> Option<u32> {
+/// The nodes of the directories looked at so far. Each is looked at once, or stacks that name each other in circles
+/// would take forever; a directory that is being looked at counts as unknown.
+type Known = BTreeMap<String, Option<u32>>;
+
+fn node(reader: &Reader<'_>, dir: &str, depth: u32, known: &mut Known) -> Option<u32> {
+    if let Some(node) = known.get(dir) {
+        return *node;
+    }
+    known.insert(dir.to_owned(), None);
+    let node = look_up(reader, dir, depth, known);
+    known.insert(dir.to_owned(), node);
+    node
+}
+
+fn look_up(reader: &Reader<'_>, dir: &str, depth: u32, known: &mut Known) -> Option<u32> {
     let depth = depth.checked_sub(1)?;
     if let Some(node) = ancestor_node(reader, dir) {
         return Some(node);
@@ -87,7 +103,7 @@ fn node(reader: &Reader<'_>, dir: &str, depth: u32) -> Option<u32> {
         let controllers = paths.iter().filter(|n| n.starts_with("nvme") && n[4..].parse::<u32>().is_ok());
         below.extend(controllers.filter_map(|name| reader.link(&format!("{subsystem}/{name}"))));
     }
-    let mut nodes = below.iter().map(|dir| node(reader, dir, depth));
+    let mut nodes = below.iter().map(|dir| node(reader, dir, depth, known));
     let first = nodes.next()??;
     // Parts on several nodes have no node in common; then it is unknown rather than half right.
     nodes.all(|other| other == Some(first)).then_some(first)

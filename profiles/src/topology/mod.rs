@@ -118,6 +118,7 @@ impl Topology {
     /// All memory of the host, where every node's is known.
     pub fn memory_bytes(&self) -> Option<u64> {
         let known: Vec<u64> = self.nodes.values().filter_map(|n| n.memory_bytes).collect();
-        (!known.is_empty() && known.len() == self.nodes.len()).then(|| known.iter().sum())
+        (!known.is_empty() && known.len() == self.nodes.len())
+            .then(|| known.iter().fold(0, |all: u64, one| all.saturating_add(*one)))
     }
 }

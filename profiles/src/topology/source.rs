@@ -48,18 +48,27 @@ impl<'s> Reader<'s> {
         self.seen.into_inner()
     }
 
-    fn place(&self, path: &str) -> PathBuf {
-        match self.source {
-            Source::Sysroot(root) => root.join(path.trim_start_matches('/')),
-            _ => PathBuf::from(path),
-        }
+    /// Where a path is found on this machine; `None` for a path that a link inside a captured tree leads out of it.
+    fn place(&self, path: &str) -> Option<PathBuf> {
+        let Source::Sysroot(root) = self.source else { return Some(PathBuf::from(path)) };
+        let path = path.trim_start_matches('/');
+        let real = |path: PathBuf| path.canonicalize().ok();
+        // DIR/sys and DIR/proc may be links themselves: whoever names DIR means what is there.
+        let top = path.split('/').next().and_then(|top| real(root.join(top)))?;
+        real(root.join(path)).filter(|found| found.starts_with(top))
+    }
+
+    /// The place of a link itself.
+    fn place_of_link(&self, path: &str) -> Option<PathBuf> {
+        let (dir, name) = path.rsplit_once('/')?;
+        Some(self.place(dir)?.join(name))
     }
 
     /// The text of a file; `None` where it is missing, unreadable or not text.
     pub(crate) fn read(&self, path: &str) -> Option<String> {
         let text = match self.source {
             Source::Capture(capture) => capture.files.get(path).cloned(),
-            _ => std::fs::read_to_string(self.place(path)).ok(),
+            _ => self.place(path).and_then(|place| text_of(&place)),
         }?;
         if self.record {
             self.seen.borrow_mut().files.insert(path.to_owned(), text.clone());
@@ -86,7 +95,10 @@ impl<'s> Reader<'s> {
     pub(crate) fn link(&self, path: &str) -> Option<String> {
         let target = match self.source {
             Source::Capture(capture) => capture.links.get(path).cloned(),
-            _ => std::fs::read_link(self.place(path)).ok().and_then(|t| t.to_str().map(str::to_owned)),
+            _ => {
+                let target = self.place_of_link(path).and_then(|place| std::fs::read_link(place).ok());
+                target.and_then(|t| t.to_str().map(str::to_owned))
+            }
         }?;
         if self.record {
             self.seen.borrow_mut().links.insert(path.to_owned(), target.clone());
@@ -99,7 +111,9 @@ impl<'s> Reader<'s> {
     pub(crate) fn list(&self, path: &str) -> Vec<String> {
         let mut names: Vec<String> = match self.source {
             Source::Capture(capture) => capture.dirs.get(path).cloned().unwrap_or_default(),
-            _ => std::fs::read_dir(self.place(path))
+            _ => self
+                .place(path)
+                .and_then(|place| std::fs::read_dir(place).ok())
                 .into_iter()
                 .flatten()
                 .flatten()
@@ -118,6 +132,18 @@ impl<'s> Reader<'s> {
         self.source.is_live()
     }
 }
+
+/// The text of a regular file: a pipe or a device in a captured tree would never end.
+fn text_of(place: &Path) -> Option<String> {
+    let facts = std::fs::metadata(place).ok()?;
+    if !facts.is_file() || facts.len() > MOST_BYTES {
+        return None;
+    }
+    std::fs::read_to_string(place).ok()
+}
+
+/// More than any file of /sys or /proc that is read here.
+const MOST_BYTES: u64 = 16 << 20;
 
 /// `base` and `relative` as one absolute path without `.` and `..`.
 fn join(base: &str, relative: &str) -> String {
@@ -168,5 +194,25 @@ mod tests {
         // The link's target is a name inside the captured host, not a place on this machine.
         assert_eq!(reader.link("/sys/out").as_deref(), Some("/etc"));
         assert_eq!(reader.read("/etc/hostname"), None);
+    }
+
+    #[test]
+    fn a_link_out_of_a_sysroot_leads_nowhere() {
+        let dir = tempfile::tempdir().unwrap();
+        let cpu = dir.path().join("root/sys/devices/system/cpu");
+        std::fs::create_dir_all(&cpu).unwrap();
+        std::fs::write(dir.path().join("outside"), "0-7\n").unwrap();
+        std::os::unix::fs::symlink(dir.path().join("outside"), cpu.join("online")).unwrap();
+        std::os::unix::fs::symlink("isolated", cpu.join("isolated")).unwrap();
+        std::os::unix::fs::symlink(dir.path(), cpu.join("up")).unwrap();
+        std::os::unix::fs::symlink("/dev/zero", cpu.join("zero")).unwrap();
+        let source = Source::Sysroot(dir.path().join("root"));
+        let reader = Reader::new(&source);
+        let base = "/sys/devices/system/cpu";
+        for name in ["online", "isolated", "up/outside", "zero"] {
+            assert_eq!(reader.read(&format!("{base}/{name}")), None, "{name}");
+        }
+        assert!(reader.list(&format!("{base}/up")).is_empty());
+        assert_eq!(text_of(Path::new("/dev/zero")), None);
     }
 }

@@ -16,8 +16,11 @@ pub(crate) fn read(reader: &Reader<'_>) -> Topology {
     let isolated = reader.set(&format!("{CPU}/isolated")).unwrap_or_default();
     let nohz_full = reader.set(&format!("{CPU}/nohz_full")).unwrap_or_default();
     let status = reader.read("/proc/self/status");
-    let affinity =
-        status.as_deref().and_then(|s| field(s, "Cpus_allowed_list:")).and_then(|l| l.parse().ok());
+    let affinity = status
+        .as_deref()
+        .and_then(|s| field(s, "Cpus_allowed_list:"))
+        .and_then(|l| l.parse().ok())
+        .filter(|s: &CpuSet| !s.is_empty());
     let cpus = cpus(reader, &online, &nodes);
     Topology {
         isolated: isolated.and(&online),
@@ -116,7 +119,10 @@ fn caches(reader: &Reader<'_>, cpu: u32, online: &CpuSet) -> [Option<u32>; 2] {
     let mut own = [None, None];
     // Index 0 and 1 are the L1 caches on every kernel; L2 and L3 follow, and a missing number ends them.
     for index in 2..6 {
-        let Some(level) = reader.number::<usize>(&format!("{dir}/index{index}/level")) else { break };
+        let Some(level) = reader.number::<usize>(&format!("{dir}/index{index}/level")) else {
+            // Without an L2 there can be an L3 all the same.
+            if index == 2 { continue } else { break }
+        };
         let shared =
             reader.set(&format!("{dir}/index{index}/shared_cpu_list")).unwrap_or_default().and(online);
         if (2..=3).contains(&level) && shared.contains(cpu) {
@@ -135,13 +141,18 @@ fn nodes(reader: &Reader<'_>, online: &CpuSet) -> BTreeMap<u32, Node> {
     let mut taken = CpuSet::new();
     for id in ids.iter() {
         let dir = format!("{NODE}/node{id}");
-        let Some(cpus) = reader.set(&format!("{dir}/cpulist")) else { continue };
+        let listed = reader.set(&format!("{dir}/cpulist"));
+        let meminfo = reader.read(&format!("{dir}/meminfo"));
+        if listed.is_none() && meminfo.is_none() {
+            continue;
+        }
+        let cpus = listed.unwrap_or_default();
         // A CPU lies on one node; a list that claims it again is nonsense.
         let cpus = cpus.and(online).minus(&taken);
         taken = taken.or(&cpus);
         let distances = reader.read(&format!("{dir}/distance")).unwrap_or_default();
         let distance = ids.iter().zip(distances.split_whitespace().filter_map(|d| d.parse().ok())).collect();
-        let meminfo = reader.read(&format!("{dir}/meminfo")).unwrap_or_default();
+        let meminfo = meminfo.unwrap_or_default();
         nodes.insert(
             id,
             Node {

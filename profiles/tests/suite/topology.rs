@@ -201,3 +201,80 @@ fn a_file_that_is_no_capture_is_refused() {
     }
     assert!(matches!(source("lab"), Source::Capture(_)));
 }
+
+#[test]
+fn enormous_numbers_do_not_overflow() {
+    let node = "/sys/devices/system/node";
+    let most = format!("Node 0 MemTotal: {} kB\n", u64::MAX / 1024);
+    let source = made(
+        &[
+            ("/sys/devices/system/cpu/online", "0-1\n"),
+            (&format!("{node}/online"), "0-1\n"),
+            (&format!("{node}/node0/cpulist"), "0\n"),
+            (&format!("{node}/node1/cpulist"), "1\n"),
+            (&format!("{node}/node0/meminfo"), &most),
+            (&format!("{node}/node1/meminfo"), &most),
+            (&format!("{node}/node0/hugepages/hugepages-2048kB/free_hugepages"), "18446744073709551615\n"),
+            (&format!("{node}/node1/hugepages/hugepages-2048kB/free_hugepages"), "18446744073709551615\n"),
+            ("/proc/self/status", "Cpus_allowed_list:\t\n"),
+        ],
+        &[],
+        &[
+            (&format!("{node}/node0/hugepages"), &["hugepages-2048kB"]),
+            (&format!("{node}/node1/hugepages"), &["hugepages-2048kB"]),
+        ],
+    );
+    assert_eq!(Topology::read(&source).affinity, None);
+    let text = "profile t { guest g; vcpu 2; memory \"16777215TiB\" hugepages=auto; }";
+    assert_eq!(planned(&profile(text), &source).memory.bytes, 16_777_215 << 40);
+}
+
+#[test]
+fn stacks_that_name_each_other_in_circles_end() {
+    let names: Vec<String> = (0..40).map(|at| format!("dm-{at}")).collect();
+    let at = |name: &str| format!("/sys/devices/virtual/block/{name}");
+    let mut links = Vec::new();
+    let mut dirs = vec![("/sys/block".to_owned(), names.clone())];
+    for name in &names {
+        links.push((format!("/sys/block/{name}"), at(name)));
+        dirs.push((format!("{}/slaves", at(name)), names.clone()));
+        links.extend(names.iter().map(|below| (format!("{}/slaves/{below}", at(name)), at(below))));
+    }
+    let links: BTreeMap<String, String> = links.into_iter().collect();
+    let dirs: BTreeMap<String, Vec<String>> = dirs.into_iter().collect();
+    let text = json!({ "schema": "vmprof.capture/1", "files": {}, "links": links, "dirs": dirs });
+    let source = Source::Capture(Capture::from_json(&text.to_string()).unwrap());
+    assert!(Topology::read(&source).block.values().all(|device| device.node.is_none()));
+}
+
+#[test]
+fn a_drive_on_a_node_that_the_host_does_not_list_is_on_an_unknown_one() {
+    let drive = "/sys/devices/pci0/nvme/nvme0/nvme0n1";
+    let source = made(
+        &[("/sys/devices/system/cpu/online", "0-3\n"), ("/sys/devices/pci0/numa_node", "7\n")],
+        &[("/sys/block/nvme0n1", drive)],
+        &[("/sys/block", &["nvme0n1"])],
+    );
+    let profile = with("vcpu 1\nstrict\ndisk d { source dev=\"/dev/nvme0n1\"; }");
+    let plan = planned(&profile, &source);
+    assert_eq!((plan.disks[0].node, plan.memory.nodes, plan.diagnostics.len()), (None, None, 0));
+}
+
+#[test]
+fn fast_cores_are_for_vcpus_also_where_slow_ones_have_a_cache_of_their_own() {
+    let cpu = "/sys/devices/system/cpu";
+    let mut files = vec![
+        (format!("{cpu}/online"), "0-7\n".to_owned()),
+        ("/sys/devices/cpu_atom/cpus".to_owned(), "4-7\n".to_owned()),
+    ];
+    for id in 0..8 {
+        // Cores 0 to 5 share an L3; 6 and 7 have none.
+        if id < 6 {
+            files.push((format!("{cpu}/cpu{id}/cache/index3/level"), "3\n".to_owned()));
+            files.push((format!("{cpu}/cpu{id}/cache/index3/shared_cpu_list"), "0-5\n".to_owned()));
+        }
+    }
+    let files: Vec<(&str, &str)> = files.iter().map(|(p, t)| (p.as_str(), t.as_str())).collect();
+    let plan = planned(&with("vcpu 2\niothreads 2"), &made(&files, &[], &[]));
+    assert_eq!(crate::host::layout(&plan), ("0 1".into(), "2 3".into(), "4".into()));
+}
