@@ -107,3 +107,18 @@ fn no_changed_byte_makes_the_reader_panic() {
         }
     }
 }
+
+#[test]
+fn sizes_that_lead_out_of_the_package_are_refused() {
+    let whole = deb("x", "", "", &[("big", Thing::File(0o644, b"content"))]);
+    let at = whole.windows(6).position(|w| w == b"./big\0").unwrap();
+    for size in [*b"77777777777\0", [0xff; 12], *b"\x80\0\0\0\x7f\xff\xff\xff\xff\xff\xff\xff"] {
+        let mut bytes = whole.clone();
+        let header = &mut bytes[at..at + 512];
+        header[124..136].copy_from_slice(&size);
+        header[148..156].fill(b' ');
+        let sum: u32 = header.iter().map(|byte| u32::from(*byte)).sum();
+        header[148..155].copy_from_slice(format!("{sum:06o}\0").as_bytes());
+        assert!(Deb::read("evil.deb", &bytes).is_err(), "{size:?}");
+    }
+}
