@@ -250,7 +250,7 @@ fn no_order_of_register_writes_ends_the_machine() {
         let address = match next(8) {
             0..3 => {
                 let register = [config_registers[next(12) as usize], next(0x1000)][next(2) as usize];
-                layout::ECAM.start + (8 * (next(3)) << 12) + register
+                layout::ECAM.start + (next(3) << 15) + register
             }
             3..7 => bars[next(6) as usize].wrapping_add(register),
             _ => next(u64::MAX),
