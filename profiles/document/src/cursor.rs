@@ -192,7 +192,7 @@ impl<'a> Node<'a> {
     pub fn arg(&self, what: &'a str) -> Option<Value<'a>> {
         let (entry, read) = self.unread().find(|(e, _)| e.name().is_none())?;
         read.set(true);
-        Some(Value::new(self.findings, entry, what))
+        Some(Value::new(self.findings, entry, what).of(self.name()))
     }
 
     /// The next positional argument, reported as missing when there is none.

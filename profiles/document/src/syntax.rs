@@ -84,6 +84,14 @@ fn explain(area: &str, text: &str, start: usize, end: usize) -> Problem {
             .at(span, format!("write `#{word}`"))
             .help(format!("KDL 2 writes `#{word}`"));
     }
+    if word.bytes().all(|b| b.is_ascii_digit()) {
+        return Problem::error(
+            format!("{area}::out_of_range"),
+            format!("`{word}` is larger than any number"),
+        )
+        .at(span, "too large")
+        .help("write a smaller number");
+    }
     let what = if word.bytes().all(|b| b.is_ascii_digit() || b",-^".contains(&b)) {
         "a list of numbers"
     } else if crate::size::parse_size(word).is_ok() {
@@ -111,7 +119,18 @@ fn generic(area: &str, text: &str, diagnostics: &[KdlDiagnostic]) -> Vec<Problem
         }
         let stray = said == "Expected end of document";
         let found = text.get(diagnostic.span.offset()..).and_then(|rest| rest.chars().next());
+        let marked = text.get(diagnostic.span.offset()..).unwrap_or_default();
+        let behind = marked.get(diagnostic.span.len()..).unwrap_or_default();
+        let marked = marked.get(..diagnostic.span.len()).unwrap_or_default();
         let (said, help) = match found {
+            _ if marked.ends_with(',') || behind.starts_with(',') => (
+                "a comma separates nothing in KDL".to_owned(),
+                Some("remove it: blanks separate values, and a line's end or `;` separates nodes".to_owned()),
+            ),
+            _ if marked.starts_with("r\"") || marked.starts_with("r#") => (
+                "raw strings have no `r` in KDL 2".to_owned(),
+                Some("write \"…\", or #\"…\"# where backslashes stand for themselves".to_owned()),
+            ),
             Some('}') if stray => (
                 "a `}` closes nothing".to_owned(),
                 Some("remove it, or look above for the `{` it should close".to_owned()),

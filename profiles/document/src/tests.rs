@@ -226,3 +226,21 @@ fn past_a_hundred_problems_are_counted() {
     let problems = read(&text).unwrap_err();
     assert_eq!((problems.len(), problems.iter().last().unwrap().message()), (101, "and 200 more"));
 }
+
+#[test]
+fn habits_of_other_languages_are_named() {
+    for (text, says) in [
+        ("pot \"1GiB\", lid=#true\n", "a comma separates nothing in KDL"),
+        ("pot r\"1GiB\"\n", "raw strings have no `r` in KDL 2"),
+        (
+            "pot 99999999999999999999999999999999999999999999\n",
+            "`99999999999999999999999999999999999999999999` is larger than any number",
+        ),
+        ("pot 8\n", "`pot` takes a size with its unit, and is given the number 8"),
+        ("pot \"8 apples\"\n", "`pot` is given no size: `apples` is not a unit of size"),
+        ("pot \"1GiB\" colour=grene\n", "`grene` is no word for `colour`"),
+    ] {
+        let problems = read(text).unwrap_err();
+        assert_eq!(problems.iter().next().unwrap().message(), says, "{problems:?}");
+    }
+}

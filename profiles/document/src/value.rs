@@ -15,11 +15,17 @@ pub struct Value<'a> {
     findings: &'a Findings,
     entry: &'a KdlEntry,
     what: &'a str,
+    /// What messages call it: the node of an argument, the key of a property.
+    subject: &'a str,
 }
 
 impl<'a> Value<'a> {
     pub(crate) fn new(findings: &'a Findings, entry: &'a KdlEntry, what: &'a str) -> Self {
-        Value { findings, entry, what }
+        Value { findings, entry, what, subject: what }
+    }
+
+    pub(crate) fn of(self, node: &'a str) -> Self {
+        Value { subject: node, ..self }
     }
 
     /// Where the value stands; for a property this covers `key=value`.
@@ -50,7 +56,7 @@ impl<'a> Value<'a> {
     pub fn text(&self) -> Option<&'a str> {
         let text = self.string()?;
         if text.trim().is_empty() {
-            let problem = self.problem("empty_value", format!("{} is empty", self.what));
+            let problem = self.problem("empty_value", format!("the text of `{}` is empty", self.subject));
             self.findings.push(problem.help("write it, or leave it out altogether"));
             return None;
         }
@@ -74,7 +80,10 @@ impl<'a> Value<'a> {
                 Ok(n) if range.contains(&n) => Some(n),
                 _ => self.out_of_range(*n, range.start(), range.end()),
             },
-            _ => self.refuse("a whole number", "write it bare, without quotes"),
+            KdlValue::String(s) if s.parse::<i64>().is_ok() => {
+                self.refuse("a whole number", "write it bare, without quotes")
+            }
+            _ => self.refuse("a whole number", "write a number, such as 2"),
         }
     }
 
@@ -86,7 +95,10 @@ impl<'a> Value<'a> {
                 Ok(n) if range.contains(&n) => Some(n),
                 _ => self.out_of_range(*n, range.start(), range.end()),
             },
-            _ => self.refuse("a whole number", "write it bare, without quotes"),
+            KdlValue::String(s) if s.parse::<i64>().is_ok() => {
+                self.refuse("a whole number", "write it bare, without quotes")
+            }
+            _ => self.refuse("a whole number", "write a number, such as 2"),
         }
     }
 
@@ -121,7 +133,8 @@ impl<'a> Value<'a> {
                         "write a whole number and a unit, such as \"1536MiB\"".to_owned()
                     }
                 };
-                let problem = self.problem("bad_size", format!("{} is not a size: {error}", self.what));
+                let problem =
+                    self.problem("bad_size", format!("`{}` is given no size: {error}", self.subject));
                 self.findings.push(problem.help(help));
                 None
             }
@@ -140,10 +153,12 @@ impl<'a> Value<'a> {
             return Some(*value);
         }
         let help = match closest(given, names.iter().copied()) {
+            Some(near) if names.len() == 1 => format!("did you mean `{near}`?"),
             Some(near) => format!("did you mean `{near}`? The words are {}", one_of(&names)),
+            None if names.len() == 1 => format!("write {}", one_of(&names)),
             None => format!("the words are {}", one_of(&names)),
         };
-        let problem = self.problem("unknown_word", format!("`{given}` is no word for {}", self.what));
+        let problem = self.problem("unknown_word", format!("`{given}` is no word for `{}`", self.subject));
         self.findings.push(problem.help(help));
         None
     }
@@ -166,7 +181,7 @@ impl<'a> Value<'a> {
             KdlValue::Bool(b) => format!("#{b}"),
             KdlValue::Null => "#null".to_owned(),
         };
-        let message = format!("{} must be {wanted}, and is {found}", self.what);
+        let message = format!("`{}` takes {wanted}, and is given {found}", self.subject);
         self.findings.push(
             self.findings
                 .error("wrong_type", message)
@@ -178,7 +193,7 @@ impl<'a> Value<'a> {
 
     fn out_of_range<T>(&self, found: i128, low: impl ToString, high: impl ToString) -> Option<T> {
         let (low, high) = (low.to_string(), high.to_string());
-        let message = format!("{} is {found}, outside {low} to {high}", self.what);
+        let message = format!("`{}` is given {found}, outside {low} to {high}", self.subject);
         self.findings.push(self.problem("out_of_range", message).help(format!("write {low} to {high}")));
         None
     }

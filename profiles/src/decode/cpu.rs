@@ -1,6 +1,6 @@
 //! `vcpu N { vcpupin … }` and `emulatorpin …`.
 
-use vmprof_document::Node;
+use vmprof_document::{Node, Value};
 
 use super::{PinWord, Reading};
 use crate::profile::{EmulatorPin, ThreadPins, Vcpus};
@@ -41,8 +41,23 @@ impl<'a> Reading<'a> {
     pub(super) fn emulator(&self, node: Option<Node<'a>>) -> EmulatorPin {
         let Some(node) = node else { return EmulatorPin::Auto };
         let line = node.line();
-        let word = self.pin_word(&node, &[("auto", PinWord::Auto), ("none", PinWord::None)]);
-        let set = node.prop("cpuset");
+        // A list can stand alone: `emulatorpin "0-1"`.
+        let lone = |v: &Value<'a>| {
+            v.raw().is_integer()
+                || v.raw().as_string().is_some_and(|s| s.starts_with(|c: char| c.is_ascii_digit()))
+        };
+        let arg = node.arg("the pinning");
+        let list = arg.filter(lone);
+        let words = [("auto", PinWord::Auto), ("none", PinWord::None)];
+        let word = arg.filter(|v| !lone(v)).and_then(|v| v.word(&words));
+        let prop = node.prop("cpuset");
+        if let (Some(_), Some(prop)) = (list, &prop) {
+            self.findings.push(
+                prop.problem("pin_and_word", "`emulatorpin` is given two lists of CPUs")
+                    .help("keep one of them"),
+            );
+        }
+        let set = prop.or(list);
         if let (Some(_), Some(set)) = (word, &set) {
             self.findings.push(
                 set.problem("pin_and_word", "`emulatorpin` is given a word and a `cpuset`")

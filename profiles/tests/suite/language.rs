@@ -104,3 +104,21 @@ fn nothing_a_file_can_hold_makes_the_reader_panic() {
         assert!(read_profile("odd.kdl", text).is_err(), "{text}");
     }
 }
+
+#[test]
+fn the_emulator_s_list_may_stand_alone() {
+    for text in ["emulatorpin cpuset=\"3\"", "emulatorpin \"3\"", "emulatorpin 3"] {
+        let profile = with(&format!("vcpu 1\n{text}"));
+        let vmprof_profiles::EmulatorPin::Explicit(set) = profile.emulator else { panic!("{text}") };
+        assert_eq!(set.value.to_string(), "3", "{text}");
+    }
+    for text in [
+        "emulatorpin \"3\" cpuset=\"4\"",
+        "emulatorpin \"3-\"",
+        "emulatorpin always",
+        "emulatorpin none cpuset=3",
+    ] {
+        let whole = format!("profile t {{ guest g; vcpu 1; memory \"1GiB\"; {text}; }}");
+        assert_eq!(read_profile("t.kdl", &whole).unwrap_err().len(), 1, "{text}");
+    }
+}
