@@ -5,6 +5,7 @@
 //! directory does. For a captured host only absolute paths are looked up, in the captured mounts: nothing of the
 //! machine that plans leaks in.
 
+use std::cell::OnceCell;
 use std::collections::BTreeMap;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::Path;
@@ -70,6 +71,8 @@ struct Lookup<'a> {
     reader: Reader<'a>,
     topology: &'a Topology,
     mounts: Vec<Mount>,
+    /// The directories of all devices and partitions by their last name, read when the first partition asks.
+    dirs: OnceCell<BTreeMap<String, String>>,
 }
 
 /// One line of mountinfo.
@@ -82,7 +85,7 @@ struct Mount {
 impl<'a> Lookup<'a> {
     fn new(reader: Reader<'a>, topology: &'a Topology) -> Self {
         let mounts = reader.read("/proc/self/mountinfo").unwrap_or_default();
-        Lookup { reader, topology, mounts: mounts.lines().filter_map(mount).collect() }
+        Lookup { reader, topology, mounts: mounts.lines().filter_map(mount).collect(), dirs: OnceCell::new() }
     }
 
     /// The device that `path` is, or that the file `path` lies on.
@@ -131,10 +134,12 @@ impl<'a> Lookup<'a> {
             return Some(name.to_owned());
         }
         // A partition: its numbers are linked from /sys/dev/block under its disk.
-        let end = format!("/{name}");
-        let numbers = self.reader.list("/sys/dev/block");
-        let mut dirs = numbers.iter().filter_map(|n| self.reader.link(&format!("/sys/dev/block/{n}")));
-        self.whole(&dirs.find(|dir| dir.ends_with(&end))?)
+        let dirs = self.dirs.get_or_init(|| {
+            let numbers = self.reader.list("/sys/dev/block");
+            let dirs = numbers.iter().filter_map(|n| self.reader.link(&format!("/sys/dev/block/{n}")));
+            dirs.filter_map(|dir| Some((dir.rsplit_once('/')?.1.to_owned(), dir))).collect()
+        });
+        self.whole(dirs.get(name)?)
     }
 
     /// The whole device of a directory that may be a partition's: partitions lie inside their disk's directory.
