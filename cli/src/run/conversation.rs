@@ -54,6 +54,9 @@ pub struct Manners {
     pub timeout: Option<Duration>,
     /// How long the machine may take until its first process says hello; `None` trusts it.
     pub hello_within: Option<Duration>,
+    /// How long the first process may leave a ping unanswered while the command runs, and how long it may take from its
+    /// last word to the machine's end; `None` trusts it, as a guest with much to write back must be.
+    pub silence: Option<Duration>,
 }
 
 /// What a run came to, as far as the conversation tells.
@@ -74,6 +77,8 @@ pub struct Account {
     pub killed: bool,
     /// The machine never said hello in the time it had.
     pub mute: bool,
+    /// It said hello, and later nothing any more.
+    pub stalled: bool,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -111,6 +116,9 @@ pub trait Machine {
 /// How often, once the command has ended, to look whether all it wrote has come.
 const RECEIVED_EVERY: Duration = Duration::from_millis(2);
 
+/// How many pings fit into the silence that is taken for a stall.
+const PINGS: u32 = 6;
+
 /// Holds the conversation until the machine ends. `started` is the machine's start.
 pub fn hold(
     mut control: UnixStream,
@@ -126,6 +134,8 @@ pub fn hold(
     let mut kill_at: Option<Instant> = None;
     let mut pending: Vec<ToGuest> = Vec::new();
     let mut acknowledged = false;
+    let mut heard_at = started;
+    let mut ping_at = started;
 
     // A guest that is gone cannot be told anything, and its end reaches us as an event.
     let mut say = |message: &ToGuest| drop(control.write_all(&vmprof_job::line(message)));
@@ -138,10 +148,20 @@ pub fn hold(
             say(&ToGuest::Received);
             acknowledged = true;
         }
+        let pinged = manners.silence.filter(|_| account.ready_after.is_some() && account.ended.is_none());
+        if let Some(silence) = pinged
+            && Instant::now() >= ping_at
+        {
+            say(&ToGuest::Ping);
+            ping_at = Instant::now() + silence / PINGS;
+        }
+        let watched = manners.silence.filter(|_| (pinged.is_some() || acknowledged) && !account.killed);
         let awaits_output = account.ended.is_some() && !acknowledged;
         let deadline = [
             awaits_output.then(|| Instant::now() + RECEIVED_EVERY),
             kill_at,
+            pinged.map(|_| ping_at),
+            watched.map(|silence| heard_at + silence),
             manners.timeout.filter(|_| !account.timed_out).map(|limit| started + limit),
             manners
                 .hello_within
@@ -153,6 +173,9 @@ pub fn hold(
             Some(at) => events.recv_timeout(at.saturating_duration_since(Instant::now())),
         };
         let mut stop = None;
+        if let Ok(Event::Said(_)) = event {
+            heard_at = Instant::now();
+        }
         match event {
             Ok(Event::Said(FromGuest::Hello { kernel, .. })) => {
                 account.kernel = Some(kernel);
@@ -171,6 +194,7 @@ pub fn hold(
                     let _ = answer.send(Ran { status, stdout: owned(stdout), stderr: owned(stderr) });
                 }
             }
+            Ok(Event::Said(FromGuest::Pong)) => {}
             Ok(Event::Garbled(line)) => account.garbled = Some(line),
             Ok(Event::InputEnded { bytes }) => {
                 let message = ToGuest::InputEnded { bytes };
@@ -202,6 +226,11 @@ pub fn hold(
                 } else if manners.hello_within.is_some_and(|limit| started + limit <= now) {
                     account.mute = account.hello_after.is_none();
                     stop = account.mute.then_some(Stop::Hard);
+                }
+                if watched.is_some_and(|silence| heard_at + silence <= now) {
+                    // Once its work is done, a machine that does not end has failed at nothing that matters.
+                    account.stalled = account.ended.is_none();
+                    stop = Some(Stop::Hard);
                 }
             }
         }

@@ -93,6 +93,9 @@ pub fn verdict(ran: Ran, account: &Account, end: &MachineEnd, received: (u64, u6
     if account.mute {
         return say(ours, lab("its first process did not say hello in time".into()));
     }
+    if account.stalled {
+        return say(ours, lab("its first process answers no more: the emulated host has stalled".into()));
+    }
     match end {
         MachineEnd::PowerOff if !with_command || account.stop_asked => Verdict { status: 0, notice: None },
         MachineEnd::PowerOff => say(ours, "the guest powered off before the command had ended".into()),

@@ -68,6 +68,7 @@ pub fn up(upping: &Upping, kvm: &Usable) -> Result<u8, Failure> {
         grace: GRACE * 2,
         timeout: arguments.timeout,
         hello_within: None,
+        silence: None,
     };
     let session = Session::new(ours, manners);
     let serial = Serial::open(arguments.console, &session)

@@ -29,6 +29,8 @@ use crate::run::verdict::{MachineEnd, Ran};
 const GRACE: Duration = Duration::from_secs(30);
 /// How long an emulated host may take to its first word, on a machine with other work to do.
 const HELLO_WITHIN: Duration = Duration::from_secs(180);
+/// How long an emulated host may be silent before it counts as stalled.
+const SILENCE: Duration = Duration::from_secs(120);
 const SIGTERM: i32 = 15;
 
 pub fn up(upping: &Upping) -> Result<u8, Failure> {
@@ -77,6 +79,7 @@ pub fn up(upping: &Upping) -> Result<u8, Failure> {
         grace: GRACE,
         timeout: upping.arguments.timeout,
         hello_within: Some(HELLO_WITHIN),
+        silence: Some(SILENCE),
     };
     let session = Session::new(ours, manners);
     let answers = Forwarded { name: upping.name.clone(), events: session.events.clone() };

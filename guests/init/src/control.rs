@@ -79,7 +79,10 @@ impl Control {
                 match message {
                     ToGuest::Received | ToGuest::Stop { .. } => return true,
                     // Too late for these: what they are about is over.
-                    ToGuest::InputEnded { .. } | ToGuest::Signal { .. } | ToGuest::Run { .. } => {}
+                    ToGuest::InputEnded { .. }
+                    | ToGuest::Signal { .. }
+                    | ToGuest::Run { .. }
+                    | ToGuest::Ping => {}
                 }
             }
             if buttons.pressed() {

@@ -95,6 +95,7 @@ impl Supervisor<'_> {
                             });
                         }
                     },
+                    ToGuest::Ping => self.control.send(&FromGuest::Pong),
                     ToGuest::Received => {
                         kmsg::error("control: nothing was sent that could have been received")
                     }

@@ -132,6 +132,8 @@ pub enum ToGuest {
     /// Run a helper beside the command, its streams captured, and answer with [`FromGuest::Ran`]. Still running when the
     /// command ends, it ends with it, unanswered.
     Run { id: u64, argv: Vec<Bytes> },
+    /// Are you there? Answered with [`FromGuest::Pong`] from [`FromGuest::Ready`] to [`FromGuest::Ended`].
+    Ping,
     /// The answer to [`FromGuest::Ended`] and [`FromGuest::Failed`]: everything has arrived, the counted bytes of the
     /// streams included, so the guest may power off. What still lies in a port's queue is lost with the machine, so the
     /// guest waits for this, though not for longer than [`LINGER_MS`]: a reader of the output may be slow (a pager), and
@@ -157,6 +159,8 @@ pub enum FromGuest {
     /// The command ended. `stdout` and `stderr` count the bytes it wrote to the ports: the outside has all of them only
     /// when it has received that many.
     Ended { status: Ended, stdout: u64, stderr: u64 },
+    /// The answer to [`ToGuest::Ping`].
+    Pong,
     /// The answer to [`ToGuest::Run`].
     Ran { id: u64, status: Ended, stdout: Bytes, stderr: Bytes },
 }

@@ -5,7 +5,13 @@ use super::*;
 const STOP: ToGuest = ToGuest::Stop { grace_ms: 5_000 };
 
 fn manners() -> Manners {
-    Manners { clean_stop: STOP, grace: Duration::from_secs(600), timeout: None, hello_within: None }
+    Manners {
+        clean_stop: STOP,
+        grace: Duration::from_secs(600),
+        timeout: None,
+        hello_within: None,
+        silence: None,
+    }
 }
 
 fn hello() -> Event {
@@ -86,6 +92,24 @@ fn a_machine_that_stays_mute_is_ended() {
     let impatient = Manners { hello_within: Some(Duration::from_millis(5)), ..manners() };
     let (account, _, killed) = after(vec![], &impatient);
     assert!(account.mute && killed);
+}
+
+#[test]
+fn a_machine_that_answers_no_ping_has_stalled() {
+    let watchful = Manners { silence: Some(Duration::from_millis(30)), ..manners() };
+    let ready = Event::Said(FromGuest::Ready { uptime_ms: 1 });
+    let (account, said, killed) = after(vec![hello(), ready], &watchful);
+    assert!(account.stalled && killed);
+    assert!(said.len() >= 2 && said.iter().all(|message| *message == ToGuest::Ping), "{said:?}");
+}
+
+#[test]
+fn a_machine_that_does_not_end_after_its_work_is_ended() {
+    let watchful = Manners { silence: Some(Duration::from_millis(30)), ..manners() };
+    let ended = FromGuest::Ended { status: Ended::Exited(0), stdout: 4, stderr: 0 };
+    let (account, said, killed) = after(vec![hello(), Event::Said(ended)], &watchful);
+    assert!(!account.stalled && killed);
+    assert_eq!(said, [ToGuest::Received]);
 }
 
 #[test]

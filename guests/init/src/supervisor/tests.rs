@@ -172,6 +172,8 @@ fn a_helper_runs_beside_the_command_and_is_answered() {
             stderr: "err\n".into()
         }
     );
+    outside.tell(ToGuest::Ping);
+    assert_eq!(outside.hear(), FromGuest::Pong);
     outside.tell(ToGuest::Run { id: 10, argv: vec!["no-such-program".into()] });
     let status = Ended::NotStarted { status: 127, errno: 2 };
     assert_eq!(outside.hear(), FromGuest::Ran { id: 10, status, stdout: "".into(), stderr: "".into() });
