@@ -29,7 +29,7 @@ pub enum Input {
 
 /// What happens between a machine's start and its end.
 #[derive(Debug)]
-pub struct Session {
+pub struct Supervision {
     pub events: Sender<Event>,
     heard: Receiver<Event>,
     channels: Channels,
@@ -45,10 +45,10 @@ pub struct Outcome {
     pub received: (u64, u64),
 }
 
-impl Session {
-    pub fn new(channels: Channels, manners: Manners) -> Session {
+impl Supervision {
+    pub fn new(channels: Channels, manners: Manners) -> Supervision {
         let (events, heard) = mpsc::channel();
-        Session { events, heard, channels, manners }
+        Supervision { events, heard, channels, manners }
     }
 
     /// Runs until the machine has ended, which `wait` waits for on this thread. `kill` ends it hard.
@@ -59,7 +59,7 @@ impl Session {
         kill: impl Fn() + Send + 'static,
         wait: impl FnOnce() -> MachineEnd,
     ) -> io::Result<Outcome> {
-        let Session { events, heard, channels, manners } = self;
+        let Supervision { events, heard, channels, manners } = self;
         vmprof_sys::signals::read_a_foreign_terminal_as_an_error()?;
         // On a console the inner vmprof's own lines come on stderr; stdout carries the console, which returns its carriage.
         let lines =

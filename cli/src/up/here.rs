@@ -24,7 +24,7 @@ use crate::run::channels::{self, MachineEnd as ChannelEnd};
 use crate::run::control::{self, Answers, Request};
 use crate::run::conversation::{Event, Manners};
 use crate::run::record::{self, OwnRecord, Run};
-use crate::run::supervise::{Input, Session};
+use crate::run::supervise::{Input, Supervision};
 use crate::run::terminal::{self, RawTerminal};
 use crate::run::verdict::{MachineEnd, Ran};
 use crate::stats::Stats;
@@ -70,8 +70,8 @@ pub fn up(upping: &Upping, kvm: &Usable) -> Result<u8, Failure> {
         hello_within: None,
         silence: None,
     };
-    let session = Session::new(ours, manners);
-    let serial = Serial::open(arguments.console, &session)
+    let supervision = Supervision::new(ours, manners);
+    let serial = Serial::open(arguments.console, &supervision)
         .map_err(|error| Failure::os("the console cannot be opened", error))?;
     let channels = Channels {
         ports: ends
@@ -85,12 +85,12 @@ pub fn up(upping: &Upping, kvm: &Usable) -> Result<u8, Failure> {
     let started = Instant::now();
     let vm = Vm::build(kvm, &config, channels, &job).map_err(not_built)?.start().map_err(not_started)?;
     let control = vm.control();
-    let answers = Here { plan: plan.clone(), control: control.clone(), events: session.events.clone() };
+    let answers = Here { plan: plan.clone(), control: control.clone(), events: supervision.events.clone() };
     control::serve(own.directory(), Arc::new(answers))
         .map_err(|error| Failure::os("the control socket cannot be opened", error))?;
 
     let input = if upping.with_command() && !arguments.console { Input::Stdin } else { Input::Nothing };
-    let outcome = session
+    let outcome = supervision
         .run(input, started, move || control.kill(), || end_of(vm.wait()))
         .map_err(|error| Failure::os("the run cannot be supervised", error))?;
     drop(serial.raw);
@@ -116,7 +116,7 @@ struct Serial {
 
 impl Serial {
     /// Shown on stderr; interactive on the terminal that stdin and stdout are.
-    fn open(interactive: bool, session: &Session) -> io::Result<Serial> {
+    fn open(interactive: bool, supervision: &Supervision) -> io::Result<Serial> {
         if !interactive {
             let out = File::from(rustix::stdio::stderr().try_clone_to_owned()?);
             return Ok(Serial { out, input: None, raw: None });
@@ -125,7 +125,7 @@ impl Serial {
         let (ours, theirs) = UnixStream::pair()?;
         theirs.set_nonblocking(true)?;
         let raw = RawTerminal::take()?;
-        terminal::carry_keys(ours, raw.is_some(), session.events.clone())?;
+        terminal::carry_keys(ours, raw.is_some(), supervision.events.clone())?;
         Ok(Serial { out, input: Some(theirs), raw })
     }
 }

@@ -21,7 +21,7 @@ use crate::run::channels;
 use crate::run::control::{self, Answers, Request};
 use crate::run::conversation::{Event, Manners};
 use crate::run::record::{self, DiskInUse, OwnRecord, Run};
-use crate::run::supervise::{Input, Session};
+use crate::run::supervise::{Input, Supervision};
 use crate::run::terminal::{self, RawTerminal};
 use crate::run::verdict::{MachineEnd, Ran};
 
@@ -81,8 +81,8 @@ pub fn up(upping: &Upping) -> Result<u8, Failure> {
         hello_within: Some(HELLO_WITHIN),
         silence: Some(SILENCE),
     };
-    let session = Session::new(ours, manners);
-    let answers = Forwarded { name: upping.name.clone(), events: session.events.clone() };
+    let supervision = Supervision::new(ours, manners);
+    let answers = Forwarded { name: upping.name.clone(), events: supervision.events.clone() };
     control::serve(own.directory(), Arc::new(answers))
         .map_err(|error| Failure::os("the control socket cannot be opened", error))?;
 
@@ -97,7 +97,7 @@ pub fn up(upping: &Upping) -> Result<u8, Failure> {
         let _ = machine.wait();
         MachineEnd::LabGone(words.last_words())
     };
-    let outcome = session
+    let outcome = supervision
         .run(input, started, move || handle.kill(), wait)
         .map_err(|error| Failure::os("the lab cannot be supervised", error))?;
     drop(raw);
