@@ -13,32 +13,46 @@ pub struct Stats {
     pub machine: Machine,
 }
 
-/// Memory of the VMM's process, as /proc/self/status counts it.
+/// Resident memory of the VMM's process, from /proc/self/smaps (proc(5)).
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Process {
     pub pid: u32,
-    /// RssAnon: the VMM's own.
+    /// What of the guest's memory has been touched.
+    pub guest_bytes: u64,
+    /// Everything else: the binary's pages, stacks, rings, the heap.
+    pub beyond_guest_bytes: u64,
+    /// Of that, what is anonymous: the part that the kernel cannot read back from the binary.
     pub anonymous_bytes: u64,
-    /// RssFile: pages of the binary, which the kernel can drop.
-    pub file_bytes: u64,
-    /// RssShmem: what of the guest's memory has been touched.
-    pub shared_bytes: u64,
 }
+
+/// How the guest's memory shows in /proc/self/smaps: by its memfd's name.
+const GUEST_MEMORY: &str = "/memfd:vmprof guest memory";
 
 impl Process {
     pub fn of_this_one() -> Process {
-        let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
-        let bytes = |name: &str| {
-            let line = status.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
-            let kib = line.and_then(|value| value.trim().strip_suffix(" kB")?.parse::<u64>().ok());
-            kib.unwrap_or(0) << 10
-        };
-        Process {
-            pid: std::process::id(),
-            anonymous_bytes: bytes("RssAnon"),
-            file_bytes: bytes("RssFile"),
-            shared_bytes: bytes("RssShmem"),
+        let smaps = fs::read_to_string("/proc/self/smaps").unwrap_or_default();
+        Process { pid: std::process::id(), ..Process::from_smaps(&smaps) }
+    }
+
+    fn from_smaps(smaps: &str) -> Process {
+        let mut process = Process::default();
+        let mut is_guest = false;
+        for line in smaps.lines() {
+            let Some((key, value)) = line.split_once(':').filter(|(key, _)| !key.contains(' ')) else {
+                // A mapping's first line has spaces before any colon; its name, if it has one, is at the end.
+                is_guest = line.contains(GUEST_MEMORY);
+                continue;
+            };
+            let bytes =
+                value.trim().strip_suffix(" kB").and_then(|kib| kib.parse::<u64>().ok()).unwrap_or(0) << 10;
+            match key {
+                "Rss" if is_guest => process.guest_bytes += bytes,
+                "Rss" => process.beyond_guest_bytes += bytes,
+                "Anonymous" if !is_guest => process.anonymous_bytes += bytes,
+                _ => {}
+            }
         }
+        process
     }
 }
 
@@ -52,11 +66,11 @@ impl Stats {
         let Stats { process, machine, .. } = self;
         let mib = |bytes: u64| bytes as f64 / f64::from(1 << 20);
         let mut text = format!(
-            "process {}: {:.1} MiB of its own, {:.1} MiB of files, {:.1} MiB of the guest\n",
+            "process {}: {:.1} MiB of the guest's memory touched, {:.1} MiB beyond it, of which {:.1} MiB anonymous\n",
             process.pid,
-            mib(process.anonymous_bytes),
-            mib(process.file_bytes),
-            mib(process.shared_bytes)
+            mib(process.guest_bytes),
+            mib(process.beyond_guest_bytes),
+            mib(process.anonymous_bytes)
         );
         let vcpus = machine.vcpus.iter().map(|vcpu| {
             let exits = &vcpu.exits;
@@ -141,8 +155,23 @@ mod tests {
     }
 
     #[test]
+    fn the_guests_memory_is_told_from_everything_else() {
+        let smaps = "\
+            00400000-00500000 r-xp 00000000 00:01 7    /usr/bin/vmprof\nRss:    300 kB\nAnonymous:   0 kB\n\
+            7f0000000000-7f0040000000 rw-s 00000000 00:01 9   /memfd:vmprof guest memory (deleted)\nRss:   4096 kB\n\
+            7ffc00000000-7ffc00021000 rw-p 00000000 00:00 0    [stack]\nRss:     12 kB\nAnonymous:  12 kB\n";
+        let process = Process::from_smaps(smaps);
+        assert_eq!((process.guest_bytes, process.beyond_guest_bytes), (4096 << 10, 312 << 10));
+        assert_eq!(process.anonymous_bytes, 12 << 10);
+    }
+
+    #[test]
     fn this_process_has_memory_of_its_own() {
         let process = Process::of_this_one();
-        assert!(process.pid > 0 && process.anonymous_bytes > 0);
+        assert!(
+            process.pid > 0
+                && process.anonymous_bytes > 0
+                && process.beyond_guest_bytes > process.anonymous_bytes
+        );
     }
 }
