@@ -11,7 +11,7 @@ use vmprof_vmm::config;
 
 use crate::up::BootImage;
 
-/// Serial of the disk that holds the guest's root; a profile's disk cannot have it, for their names begin otherwise.
+/// Serial of the disk that holds the guest's root, in the guest and as a drive of the lab; a profile's disk cannot have it, for their names begin otherwise.
 pub const ROOT_SERIAL: &str = "vmprof-root";
 /// Kernel words of every guest: the console, no pause before a panic ends the machine, and a boot that keeps to problems.
 const CMDLINE: &str = "console=ttyS0 panic=-1 quiet";

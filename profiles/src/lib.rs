@@ -31,8 +31,8 @@ pub use plan::{
     VcpuPlan, Virtqueue,
 };
 pub use profile::{
-    Aio, CacheMode, Discard, Disk, DiskSource, EmulatorPin, HostWish, Hugepages, IoThreadCount, IoThreads,
-    Mapping, Memory, PageSize, Profile, Smt, ThreadPins, Vcpus, Written,
+    Aio, CacheMode, Disk, DiskSource, EmulatorPin, HostWish, Hugepages, IoThreadCount, IoThreads, Mapping,
+    Memory, PageSize, Profile, Smt, ThreadPins, Vcpus, Written,
 };
 pub use reason::Reason;
 pub use resolve::{HostCannot, plan};

@@ -196,8 +196,6 @@ pub struct Disk {
     pub cache: CacheMode,
     /// Which engine moves the bytes.
     pub aio: Aio,
-    /// Whether the guest's discards reach the source.
-    pub discard: Discard,
     /// Whether the guest may only read.
     pub readonly: bool,
     /// How many virtqueues.
@@ -282,16 +280,6 @@ pub enum Aio {
     Native,
     /// A pool of threads.
     Threads,
-}
-
-/// What happens to a discard of the guest.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, serde::Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Discard {
-    /// Nothing.
-    Ignore,
-    /// The blocks are given back.
-    Unmap,
 }
 
 /// Which IOThread serves which virtqueue of a disk.

@@ -16,7 +16,7 @@ use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use serde_json::json;
 
 use super::Shape;
-use crate::run::channels::MachineEnd;
+use crate::run::channels::PortEnd;
 
 #[derive(Debug, thiserror::Error, Diagnostic)]
 pub enum LabError {
@@ -56,7 +56,7 @@ pub struct Start<'a> {
     pub kernel: PathBuf,
     pub initramfs: OwnedFd,
     pub drives: Vec<Drive>,
-    pub ports: Vec<MachineEnd>,
+    pub ports: Vec<PortEnd>,
 }
 
 /// A running emulated host.
@@ -257,7 +257,7 @@ mod tests {
         let shape = Shape::default();
         let (kernel, initramfs, console) =
             ("/k".into(), one.try_clone().unwrap().into(), OwnedFd::from(other));
-        let ports = vec![MachineEnd { port: "vmprof.control", stream: one.into() }];
+        let ports = vec![PortEnd { port: "vmprof.control", stream: one.into() }];
         let start = Start { emulator: &[], shape: &shape, kernel, initramfs, drives, ports };
         arguments(&start, &console).into_iter().map(|word| word.into_string().unwrap()).collect()
     }

@@ -23,9 +23,6 @@ impl Inside {
     pub const STORE: &'static str = "/vmprof/store";
     pub const RUNTIME: &'static str = "/run/vmprof";
 
-    /// Serial of the drive that holds the guest's root image.
-    pub const ROOT_SERIAL: &'static str = "vmprof-root";
-
     pub fn profile(outside: &Path) -> PathBuf {
         Path::new("/vmprof/profiles").join(outside.file_name().unwrap_or("profile.kdl".as_ref()))
     }

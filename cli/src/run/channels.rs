@@ -18,18 +18,18 @@ pub struct Channels {
 
 /// A machine's end of a channel, and the port's name that the first process looks for.
 #[derive(Debug)]
-pub struct MachineEnd {
+pub struct PortEnd {
     pub port: &'static str,
     pub stream: OwnedFd,
 }
 
 /// Opens all four. The order of the machine's ends is the order of the ports.
-pub fn open() -> io::Result<(Channels, Vec<MachineEnd>)> {
+pub fn open() -> io::Result<(Channels, Vec<PortEnd>)> {
     let mut ends = Vec::new();
     let mut channel = |port| -> io::Result<UnixStream> {
         let (ours, theirs) = UnixStream::pair()?;
         theirs.set_nonblocking(true)?;
-        ends.push(MachineEnd { port, stream: theirs.into() });
+        ends.push(PortEnd { port, stream: theirs.into() });
         Ok(ours)
     };
     let channels = Channels {

@@ -8,6 +8,7 @@ use std::sync::mpsc::{self, Receiver, Sender};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use signal_hook::consts::SIGPIPE;
 use vmprof_job::{Bytes, Ended, FromGuest, ToGuest};
 
 /// Everything that can happen to a run.
@@ -258,8 +259,6 @@ enum Stop {
     Clean,
     Hard,
 }
-
-const SIGPIPE: i32 = 13;
 
 #[cfg(test)]
 mod tests;

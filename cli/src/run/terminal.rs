@@ -7,6 +7,7 @@ use std::sync::mpsc::Sender;
 use std::thread;
 
 use rustix::termios::{self, OptionalActions, Termios};
+use signal_hook::consts::SIGINT;
 
 use super::conversation::Event;
 
@@ -51,8 +52,6 @@ pub fn size() -> (u16, u16) {
 }
 
 const CTRL_A: u8 = 1;
-/// SIGINT's number: leaving the console of `up` ends the run as Ctrl-C elsewhere does.
-const INTERRUPT: i32 = 2;
 
 /// What the keys typed so far mean: most go to the guest, Ctrl-A x leaves, Ctrl-A Ctrl-A is one Ctrl-A.
 #[derive(Debug, Default)]
@@ -93,7 +92,8 @@ pub fn carry_keys(mut to: UnixStream, escapes: bool, events: Sender<Event>) -> i
                 true => keys.read(&buffer[..length]),
                 false => Typed { for_guest: buffer[..length].to_owned(), leave: false },
             };
-            if typed.leave && events.send(Event::Interrupted { signal: INTERRUPT }).is_err() {
+            // Leaving the console of `up` ends the run as Ctrl-C elsewhere does.
+            if typed.leave && events.send(Event::Interrupted { signal: SIGINT }).is_err() {
                 return;
             }
             if to.write_all(&typed.for_guest).is_err() {

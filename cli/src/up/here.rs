@@ -20,7 +20,7 @@ use super::{Upping, sources};
 use crate::failure::{Failure, Kind};
 use crate::lower;
 use crate::profile;
-use crate::run::channels::{self, MachineEnd as ChannelEnd};
+use crate::run::channels::{self, PortEnd};
 use crate::run::control::{self, Answers, Request};
 use crate::run::conversation::{Event, Manners};
 use crate::run::record::{self, OwnRecord, Run};
@@ -76,7 +76,7 @@ pub fn up(upping: &Upping, kvm: &Usable) -> Result<u8, Failure> {
     let channels = Channels {
         ports: ends
             .into_iter()
-            .map(|ChannelEnd { port, stream }| Port { name: port.to_owned(), stream })
+            .map(|PortEnd { port, stream }| Port { name: port.to_owned(), stream })
             .collect(),
         serial_out: Box::new(serial.out),
         serial_in: serial.input.map(Into::into),

@@ -9,6 +9,7 @@ use std::sync::mpsc::{self, Sender};
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
+use signal_hook::consts::SIGTERM;
 use vmprof_guests::{Store, append_archive, emulator, lab_host};
 use vmprof_job::{Bytes, Command, DeviceLink, Ended, JOB_PATH, JOB_SCHEMA, Job, Root, Streams, ToGuest};
 use vmprof_profiles::{DiskSource, Profile};
@@ -16,6 +17,7 @@ use vmprof_profiles::{DiskSource, Profile};
 use super::{BootImage, Upping, sources};
 use crate::failure::{Failure, Kind};
 use crate::lab::{Drive, EmulatedHost, Inside, Media, Shape, Start, pack};
+use crate::lower::ROOT_SERIAL;
 use crate::progress::Stages;
 use crate::run::channels;
 use crate::run::control::{self, Answers, Request};
@@ -31,7 +33,6 @@ const GRACE: Duration = Duration::from_secs(30);
 const HELLO_WITHIN: Duration = Duration::from_secs(180);
 /// How long an emulated host may be silent before it counts as stalled.
 const SILENCE: Duration = Duration::from_secs(120);
-const SIGTERM: i32 = 15;
 
 pub fn up(upping: &Upping) -> Result<u8, Failure> {
     let report = upping.report;
@@ -144,7 +145,7 @@ fn job(upping: &Upping, paths: &[PathBuf], image: &BootImage) -> Job {
         .map(|(disk, outside)| link(&path_inside(&upping.profile, &disk.source, outside), &disk.name.value))
         .collect();
     if image.root.is_some() {
-        links.push(link(Inside::ROOT.as_ref(), Inside::ROOT_SERIAL));
+        links.push(link(Inside::ROOT.as_ref(), ROOT_SERIAL));
     }
     let (rows, columns) = terminal::size();
     let mut env: Vec<(String, String)> = [
@@ -253,7 +254,7 @@ fn drives(profile: &Profile, paths: &[PathBuf], image: &BootImage, shape: &Shape
         node: Some(spare % shape.nodes.len()),
     }));
     drives.extend(image.root.iter().map(|root| Drive {
-        serial: Inside::ROOT_SERIAL.to_owned(),
+        serial: ROOT_SERIAL.to_owned(),
         media: Media::File(root.clone()),
         read_only: true,
         node: None,

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use vmprof_document::{Node, SourceSpan, Value, format_size};
 
 use super::Reading;
-use crate::profile::{Aio, CacheMode, Discard, Disk, DiskSource, IoThreads, Mapping, Written};
+use crate::profile::{Aio, CacheMode, Disk, DiskSource, IoThreads, Mapping, Written};
 use crate::validate;
 
 /// What virtio-blk's GET_ID can carry (virtio 1.3, 5.2.6): the disk's name is what the guest finds it by.
@@ -59,7 +59,6 @@ impl<'a> Reading<'a> {
             source: source?,
             cache: driver.cache,
             aio: driver.aio,
-            discard: driver.discard,
             readonly,
             queues: queues?,
             queues_line,
@@ -198,16 +197,11 @@ impl<'a> Reading<'a> {
             v.word(&[("io_uring", Aio::IoUring), ("native", Aio::Native), ("threads", Aio::Threads)])
         });
         let discard_at = node.prop("discard");
-        let discard =
-            discard_at.and_then(|v| v.word(&[("ignore", Discard::Ignore), ("unmap", Discard::Unmap)]));
-        let driver = Driver {
-            cache: cache.unwrap_or(CacheMode::None),
-            aio: aio.unwrap_or(Aio::IoUring),
-            discard: discard.unwrap_or(Discard::Ignore),
-        };
+        let unmap = discard_at.and_then(|v| v.word(&[("ignore", false), ("unmap", true)]));
+        let driver = Driver { cache: cache.unwrap_or(CacheMode::None), aio: aio.unwrap_or(Aio::IoUring) };
         let place = |v: Option<Value<'a>>| v.map_or(node.name_span(), |v| v.span());
         validate::cache_and_aio(self.findings, driver.cache, place(cache_at), driver.aio, place(aio_at));
-        if let (Some(value), Discard::Unmap) = (discard_at, driver.discard) {
+        if let (Some(value), Some(true)) = (discard_at, unmap) {
             self.findings.push(
                 self.findings
                     .error(
@@ -264,11 +258,10 @@ const QUEUE_SIZE: u16 = 256;
 struct Driver {
     cache: CacheMode,
     aio: Aio,
-    discard: Discard,
 }
 
 impl Default for Driver {
     fn default() -> Self {
-        Driver { cache: CacheMode::None, aio: Aio::IoUring, discard: Discard::Ignore }
+        Driver { cache: CacheMode::None, aio: Aio::IoUring }
     }
 }
