@@ -18,6 +18,9 @@ pub struct Held {
     pub holder: String,
     /// Its CPUs.
     pub cpus: CpuSet,
+    /// Its process, where known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pid: Option<u32>,
 }
 
 impl Ledger {

@@ -27,16 +27,17 @@ pub use vmprof_document::{Problem, Problems, format_size};
 pub use decode::read_profile;
 pub use ledger::{Held, Ledger};
 pub use plan::{
-    Diagnostic, DiskPlan, EmulatorPlan, HostSize, IoThreadPlan, MemoryPlan, Plan, Scheduler, Severity,
-    VcpuPlan, Virtqueue,
+    Diagnostic, DiskPlan, EmulatorPlan, GuestCpus, HomePlan, HostSize, IoThreadCountPlan, IoThreadPlan,
+    MemoryPlan, NetPlan, Plan, Rejected, Scheduler, Severity, VcpuPlan, Virtqueue,
 };
 pub use profile::{
-    Aio, CacheMode, Disk, DiskSource, EmulatorPin, HostWish, Hugepages, IoThreadCount, IoThreads, Mapping,
-    Memory, PageSize, Profile, Smt, ThreadPins, Vcpus, Written,
+    Aio, CacheMode, Disk, DiskSource, EmulatorPin, ErrorPolicy, Format, Forward, HostWish, Hugepages,
+    IoThreadCount, IoThreads, Mapping, Memory, MemoryMode, Net, NetBackend, PageSize, Profile, Protocol, Smt,
+    ThreadPins, Vcpus, Written,
 };
 pub use reason::Reason;
 pub use resolve::{HostCannot, plan};
-pub use storage::{Storage, StoragePlace};
+pub use storage::{DirectIoAlignment, Storage, StoragePlace};
 pub use topology::{
     BlockDevice, Capture, CaptureError, CoreKind, Cpu, CpuSet, ListError, Node, NodeSet, Source, Topology,
 };

@@ -3,7 +3,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::profile::{Aio, CacheMode, DiskSource, PageSize};
+use crate::profile::{Aio, CacheMode, DiskSource, ErrorPolicy, Format, MemoryMode, NetBackend, PageSize};
 use crate::topology::{CpuSet, NodeSet};
 
 /// The version of the rules that make plans; part of every digest.
@@ -18,10 +18,18 @@ pub struct Plan {
     pub profile: String,
     /// blake3 of the profile, the facts it was resolved against, and the rules' version.
     pub digest: String,
+    /// blake3 of the profile's text alone, the files it extends included.
+    pub profile_digest: String,
     /// The host's size.
     pub host: HostSize,
+    /// What the guest is shown of its CPUs.
+    pub guest: GuestCpus,
+    /// The node the VM lives on.
+    pub home: HomePlan,
     /// The guest's memory.
     pub memory: MemoryPlan,
+    /// How many IOThreads, and why.
+    pub iothread_count: IoThreadCountPlan,
     /// One per vCPU.
     pub vcpus: Vec<VcpuPlan>,
     /// One per IOThread.
@@ -30,6 +38,8 @@ pub struct Plan {
     pub emulator: EmulatorPlan,
     /// One per disk of the profile.
     pub disks: Vec<DiskPlan>,
+    /// One per network device of the profile.
+    pub nets: Vec<NetPlan>,
     /// What the host made the planner give up, and other remarks.
     pub diagnostics: Vec<Diagnostic>,
 }
@@ -44,12 +54,52 @@ pub enum Schema {
 }
 
 /// The host the plan is for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct HostSize {
     /// Online CPUs.
     pub cpus: usize,
     /// NUMA nodes; 1 where the kernel knows none.
     pub nodes: usize,
+    /// blake3 of every fact of the host that was decided upon: topology, the disks' devices, CPUs that others hold.
+    pub digest: String,
+}
+
+/// The best choice that was not made, and why not.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Rejected {
+    /// What could have been, such as `CPU 6`.
+    pub instead: String,
+    /// Why it is not.
+    pub because: String,
+}
+
+/// What the guest is shown of its CPUs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GuestCpus {
+    /// SMT siblings per core: 2 where the profile pairs the guest's threads on siblings.
+    pub threads_per_core: u32,
+}
+
+/// The node a VM lives on.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HomePlan {
+    /// The node; `null` where the host's are unknown.
+    pub node: Option<u32>,
+    /// Why this one.
+    pub because: String,
+    /// The next best one.
+    pub rejected: Option<Rejected>,
+}
+
+/// How many IOThreads.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct IoThreadCountPlan {
+    /// As many as the plan has.
+    pub count: u32,
+    /// Why so many.
+    pub because: String,
+    /// The next best number.
+    pub rejected: Option<Rejected>,
 }
 
 /// The guest's memory.
@@ -61,8 +111,12 @@ pub struct MemoryPlan {
     pub nodes: Option<NodeSet>,
     /// The pages that back it; `null` for ordinary ones.
     pub hugepages: Option<PageSize>,
+    /// How it is bound to them.
+    pub mode: MemoryMode,
     /// Why there and so.
     pub because: String,
+    /// The next best place.
+    pub rejected: Option<Rejected>,
 }
 
 /// One vCPU's thread.
@@ -76,6 +130,8 @@ pub struct VcpuPlan {
     pub node: Option<u32>,
     /// Why there.
     pub because: String,
+    /// The next best place.
+    pub rejected: Option<Rejected>,
 }
 
 /// One IOThread.
@@ -93,6 +149,8 @@ pub struct IoThreadPlan {
     pub poll_max_ns: u64,
     /// Why there.
     pub because: String,
+    /// The next best place.
+    pub rejected: Option<Rejected>,
 }
 
 /// The thread `vmprof`: device emulation that is no IOThread's.
@@ -104,6 +162,8 @@ pub struct EmulatorPlan {
     pub node: Option<u32>,
     /// Why there.
     pub because: String,
+    /// The next best place.
+    pub rejected: Option<Rejected>,
 }
 
 /// One disk.
@@ -135,6 +195,41 @@ pub struct DiskPlan {
     pub readonly: bool,
     /// The host's block device under it; `null` where unknown.
     pub device: Option<String>,
+    /// The engine to take where the host lacks the first.
+    pub aio_fallback: Option<Aio>,
+    /// Whether the guest's discards free space.
+    pub discard: bool,
+    /// What a failed read does.
+    pub rerror: ErrorPolicy,
+    /// What a failed write or flush does.
+    pub werror: ErrorPolicy,
+    /// The guest's unit of addressing, bytes; `null` is the source's own.
+    pub logical_block_bytes: Option<u32>,
+    /// The unit that the guest is told to write whole, bytes; `null` is the source's own.
+    pub physical_block_bytes: Option<u32>,
+    /// The filesystem made on it when it is empty.
+    pub format: Option<Format>,
+    /// Why these queues are served so.
+    pub because: String,
+    /// The next best mapping.
+    pub rejected: Option<Rejected>,
+}
+
+/// One network device.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NetPlan {
+    /// `net0` and so on.
+    pub name: String,
+    /// What carries its packets.
+    pub backend: NetBackend,
+    /// Queue pairs.
+    pub queues: u32,
+    /// Descriptors per virtqueue.
+    pub queue_size: u16,
+    /// The guest's hardware address; `null` derives it from the VM's name.
+    pub mac: Option<String>,
+    /// Who serves each virtqueue: receive and transmit of each pair, then the control queue (virtio 1.3, 5.1.2).
+    pub virtqueues: Vec<Virtqueue>,
     /// Why these queues are served so.
     pub because: String,
 }

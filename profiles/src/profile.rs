@@ -8,7 +8,7 @@ use miette::NamedSource;
 use serde::Serialize;
 use vmprof_document::{Problem, SourceSpan};
 
-use crate::topology::CpuSet;
+use crate::topology::{CpuSet, NodeSet};
 
 /// A value and where it was written.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -44,6 +44,8 @@ pub struct Profile {
     pub iothreads: IoThreads,
     /// `disk`, in the order of the file.
     pub disks: Vec<Disk>,
+    /// `net`, in the order of the file; `net none` is no entry.
+    pub nets: Vec<Net>,
     /// Remarks that need no host; the plan repeats them.
     pub warnings: Vec<Problem>,
     pub(crate) source: NamedSource<Arc<str>>,
@@ -75,6 +77,8 @@ pub enum Smt {
     Prefer,
     /// Leave them idle.
     Isolate,
+    /// Pair the guest's threads on them, and show the guest that topology.
+    Require,
 }
 
 /// `vcpu N`.
@@ -126,6 +130,34 @@ pub struct Memory {
     pub bytes: Written<u64>,
     /// Which pages back it.
     pub hugepages: Hugepages,
+    /// The nodes it lies on; `None` lets the planner choose.
+    pub nodes: Option<Written<NodeSet>>,
+    /// How it is bound to its nodes.
+    pub mode: MemoryMode,
+}
+
+/// How memory is bound to its nodes, in libvirt's words (`numatune`).
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, serde::Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum MemoryMode {
+    /// There and nowhere else (MPOL_BIND).
+    #[default]
+    Strict,
+    /// There as long as there is room (MPOL_PREFERRED_MANY).
+    Preferred,
+    /// Page by page over the nodes in turn (MPOL_INTERLEAVE).
+    Interleave,
+}
+
+impl MemoryMode {
+    /// The word of the language.
+    pub fn word(self) -> &'static str {
+        match self {
+            MemoryMode::Strict => "strict",
+            MemoryMode::Preferred => "preferred",
+            MemoryMode::Interleave => "interleave",
+        }
+    }
 }
 
 /// Which pages back the guest's memory.
@@ -196,6 +228,20 @@ pub struct Disk {
     pub cache: CacheMode,
     /// Which engine moves the bytes.
     pub aio: Aio,
+    /// The engine to take where the host lacks the first.
+    pub aio_fallback: Option<Aio>,
+    /// Whether the guest's discards free space (`discard=unmap`).
+    pub discard: bool,
+    /// What a failed read does.
+    pub rerror: ErrorPolicy,
+    /// What a failed write or flush does.
+    pub werror: ErrorPolicy,
+    /// The guest's unit of addressing, bytes; `None` is the source's own.
+    pub logical_block_bytes: Option<u32>,
+    /// The unit that the guest is told to write whole, bytes; `None` is the source's own.
+    pub physical_block_bytes: Option<u32>,
+    /// The filesystem made on it when it is empty, and where the guest mounts it.
+    pub format: Option<Written<Format>>,
     /// Whether the guest may only read.
     pub readonly: bool,
     /// How many virtqueues.
@@ -287,8 +333,98 @@ pub enum Aio {
 pub enum Mapping {
     /// Round robin over all IOThreads.
     RoundRobin,
+    /// Each queue to an IOThread in the L3 cache of the vCPU that submits to it, else on its node.
+    Locality,
     /// Round robin over these, in this order.
     Over(Vec<u32>),
     /// Exactly so: IOThread and its virtqueues.
     Exact(Vec<(u32, Vec<u32>)>),
+}
+
+/// What a failed request does, in QEMU's words (`rerror`, `werror`).
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, serde::Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ErrorPolicy {
+    /// The guest is told.
+    #[default]
+    Report,
+    /// The guest is told that all is well.
+    Ignore,
+    /// The VM pauses, and the request is tried again when it goes on.
+    Stop,
+    /// The VM pauses where the host's disk is full; any other error is told to the guest. For writes only.
+    Enospc,
+}
+
+impl ErrorPolicy {
+    /// The word of the language.
+    pub fn word(self) -> &'static str {
+        match self {
+            ErrorPolicy::Report => "report",
+            ErrorPolicy::Ignore => "ignore",
+            ErrorPolicy::Stop => "stop",
+            ErrorPolicy::Enospc => "enospc",
+        }
+    }
+}
+
+/// `format ext4 mount="/srv"`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, serde::Deserialize)]
+pub struct Format {
+    /// `ext4` or `xfs`.
+    pub filesystem: String,
+    /// Where the guest mounts it; `None` leaves that to the recipe.
+    pub mount: Option<String>,
+}
+
+/// `net`.
+#[derive(Debug, Clone)]
+pub struct Net {
+    /// What carries its packets, and where that was written.
+    pub backend: Written<NetBackend>,
+    /// Queue pairs.
+    pub queues: u32,
+    /// The line that says so; `None` where it is the default.
+    pub queues_line: Option<u32>,
+    /// Descriptors per virtqueue.
+    pub queue_size: u16,
+    /// The guest's hardware address; `None` derives it from the VM's name.
+    pub mac: Option<String>,
+}
+
+/// What carries a network device's packets.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, serde::Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum NetBackend {
+    /// passt as a child process: no root, the host's own addresses.
+    Passt {
+        /// Ports of the host that reach the guest.
+        forwards: Vec<Forward>,
+    },
+    /// A tap device that exists.
+    Tap {
+        /// Its name.
+        name: String,
+    },
+}
+
+/// One port of the host that reaches the guest.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, serde::Deserialize)]
+pub struct Forward {
+    /// TCP or UDP.
+    pub protocol: Protocol,
+    /// The port on the host.
+    pub host: u16,
+    /// The port in the guest.
+    pub guest: u16,
+}
+
+/// The protocol of a forwarded port.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, serde::Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Protocol {
+    /// TCP.
+    Tcp,
+    /// UDP.
+    Udp,
 }

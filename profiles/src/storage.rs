@@ -33,6 +33,21 @@ pub struct StoragePlace {
     pub device: String,
     /// The node of its controller, where known.
     pub node: Option<u32>,
+    /// The filesystem a file lies on, such as `ext4`; `None` for a device, and where unknown.
+    pub filesystem: Option<String>,
+    /// What the first bytes of a file say it is, such as `qcow2`; `None` for raw bytes, and where nobody can look.
+    pub looks_like: Option<String>,
+    /// How direct I/O on it must be aligned (statx STATX_DIOALIGN); `None` where unknown.
+    pub direct_io: Option<DirectIoAlignment>,
+}
+
+/// What O_DIRECT asks of a request, bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub struct DirectIoAlignment {
+    /// Of the memory.
+    pub memory_bytes: u32,
+    /// Of the offset and the length; 0 where direct I/O is not to be had.
+    pub offset_bytes: u32,
 }
 
 impl Storage {
@@ -95,7 +110,13 @@ impl<'a> Lookup<'a> {
         let device = self.topology.block.get(&name)?;
         // The node under a loop device is that of the device its file lies on.
         let below = || self.locate(Path::new(device.backing_file.as_deref()?), depth)?.node;
-        Some(StoragePlace { node: device.node.or_else(below), device: name })
+        Some(StoragePlace {
+            node: device.node.or_else(below),
+            device: name,
+            filesystem: None,
+            looks_like: None,
+            direct_io: None,
+        })
     }
 
     fn live_device(&self, path: &Path) -> Option<String> {

@@ -170,7 +170,7 @@ pub(crate) fn spread(
 ) {
     let disk = &name.value;
     let (threads, written) = match mapping {
-        Mapping::RoundRobin => (iothreads.map_or(1, |i| certain(i).0), false),
+        Mapping::RoundRobin | Mapping::Locality => (iothreads.map_or(1, |i| certain(i).0), false),
         Mapping::Over(entries) => (u32::try_from(entries.len()).unwrap_or(u32::MAX), true),
         Mapping::Exact(entries) => (u32::try_from(entries.len()).unwrap_or(u32::MAX), true),
     };
@@ -227,8 +227,9 @@ pub(crate) fn cache_and_aio(
 
 /// More IOThreads than any disk has queues.
 pub(crate) fn disks(findings: &Findings, disks: &[Disk], iothreads: Option<&IoThreads>) {
-    let widest = disks.iter().filter(|d| d.mapping == Mapping::RoundRobin).map(|d| d.queues).max();
-    let written = disks.iter().any(|d| d.mapping != Mapping::RoundRobin);
+    let spread = |disk: &&Disk| matches!(disk.mapping, Mapping::RoundRobin | Mapping::Locality);
+    let widest = disks.iter().filter(spread).map(|d| d.queues).max();
+    let written = !disks.iter().all(|d| spread(&d));
     if let (Some(IoThreads { count: IoThreadCount::Fixed(count), .. }), Some(widest), false) =
         (iothreads, widest, written)
         && count.value > widest

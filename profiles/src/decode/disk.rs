@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use vmprof_document::{Node, SourceSpan, Value, format_size};
 
 use super::Reading;
-use crate::profile::{Aio, CacheMode, Disk, DiskSource, IoThreads, Mapping, Written};
+use crate::profile::{Aio, CacheMode, Disk, DiskSource, ErrorPolicy, IoThreads, Mapping, Written};
 use crate::validate;
 
 /// What virtio-blk's GET_ID can carry (virtio 1.3, 5.2.6): the disk's name is what the guest finds it by.
@@ -59,6 +59,13 @@ impl<'a> Reading<'a> {
             source: source?,
             cache: driver.cache,
             aio: driver.aio,
+            aio_fallback: None,
+            discard: false,
+            rerror: ErrorPolicy::default(),
+            werror: ErrorPolicy::default(),
+            logical_block_bytes: None,
+            physical_block_bytes: None,
+            format: None,
             readonly,
             queues: queues?,
             queues_line,

@@ -3,7 +3,7 @@
 use vmprof_document::{Node, format_size};
 
 use super::Reading;
-use crate::profile::{Hugepages, Memory, PageSize};
+use crate::profile::{Hugepages, Memory, MemoryMode, PageSize};
 
 /// Less than this boots no kernel that vmprof builds.
 const LEAST_BYTES: u64 = 64 << 20;
@@ -42,7 +42,12 @@ impl<'a> Reading<'a> {
             })
         });
         node.finish();
-        let memory = Memory { bytes: bytes?, hugepages: hugepages.unwrap_or(Hugepages::None) };
+        let memory = Memory {
+            bytes: bytes?,
+            hugepages: hugepages.unwrap_or(Hugepages::None),
+            nodes: None,
+            mode: MemoryMode::default(),
+        };
         if let Hugepages::Required(size) = &memory.hugepages
             && !memory.bytes.value.is_multiple_of(size.value.bytes())
         {

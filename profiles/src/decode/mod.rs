@@ -89,6 +89,7 @@ impl<'a> Reading<'a> {
             memory: memory?,
             iothreads: iothreads?,
             disks,
+            nets: Vec::new(),
             warnings: Vec::new(),
             source,
         };

@@ -32,7 +32,9 @@ fn resolve(
     let node = place.and_then(|p| p.node).filter(|id| topology.nodes.contains_key(id));
     let all: Vec<u32> = threads.iothreads.iter().map(|i| i.id).collect();
     let (virtqueues, how) = match &disk.mapping {
-        Mapping::RoundRobin => (round_robin(disk.queues, &all), "round robin over all IOThreads"),
+        Mapping::RoundRobin | Mapping::Locality => {
+            (round_robin(disk.queues, &all), "round robin over all IOThreads")
+        }
         Mapping::Over(entries) => {
             (round_robin(disk.queues, entries), "round robin over the IOThreads the profile names")
         }
@@ -63,7 +65,15 @@ fn resolve(
         source: disk.source.clone(),
         readonly: disk.readonly,
         device,
+        aio_fallback: disk.aio_fallback,
+        discard: disk.discard,
+        rerror: disk.rerror,
+        werror: disk.werror,
+        logical_block_bytes: disk.logical_block_bytes,
+        physical_block_bytes: disk.physical_block_bytes,
+        format: disk.format.as_ref().map(|format| format.value.clone()),
         because: format!("{queues}; {how}"),
+        rejected: None,
     }
 }
 

@@ -40,7 +40,14 @@ pub(super) fn memory(
         );
     }
     let hugepages = hugepages(profile, topology, nodes.as_ref(), &mut because, gathered);
-    Some(MemoryPlan { bytes, nodes, hugepages: hugepages?, because })
+    Some(MemoryPlan {
+        bytes,
+        nodes,
+        hugepages: hugepages?,
+        mode: profile.memory.mode,
+        because,
+        rejected: None,
+    })
 }
 
 fn nodes(

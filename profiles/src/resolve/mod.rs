@@ -16,7 +16,9 @@ use miette::{Diagnostic as Rendered, LabeledSpan, Severity as Level, SourceCode}
 use vmprof_document::{Problem, Problems};
 
 use crate::ledger::Ledger;
-use crate::plan::{Diagnostic, HostSize, Plan, RULES, Schema, Severity};
+use crate::plan::{
+    Diagnostic, GuestCpus, HomePlan, HostSize, IoThreadCountPlan, Plan, RULES, Schema, Severity,
+};
 use crate::profile::Profile;
 use crate::storage::Storage;
 use crate::topology::Topology;
@@ -126,21 +128,36 @@ pub fn plan(
         message: w.message().to_owned(),
         help: w.help_text().unwrap_or_default().to_owned(),
     });
+    let digests = Digests::of(profile, topology, storage, ledger);
     Ok(Plan {
         schema: Schema::V1,
         profile: profile.name.clone(),
-        digest: digest(profile, topology, storage, ledger),
-        host: HostSize { cpus: topology.online.len(), nodes: topology.nodes.len().max(1) },
+        digest: digests.whole,
+        profile_digest: digests.profile,
+        host: HostSize {
+            cpus: topology.online.len(),
+            nodes: topology.nodes.len().max(1),
+            digest: digests.host,
+        },
+        guest: GuestCpus { threads_per_core: 1 },
+        home: resolved.home,
+        iothread_count: IoThreadCountPlan {
+            count: u32::try_from(resolved.threads.iothreads.len()).unwrap_or(u32::MAX),
+            because: String::new(),
+            rejected: None,
+        },
         memory: resolved.memory,
         vcpus: resolved.threads.vcpus,
         iothreads: resolved.threads.iothreads,
         emulator: resolved.threads.emulator,
         disks: resolved.disks,
+        nets: Vec::new(),
         diagnostics: gathered.remarks.into_iter().chain(from_profile).collect(),
     })
 }
 
 struct Resolved {
+    home: HomePlan,
     memory: crate::plan::MemoryPlan,
     threads: threads::Threads,
     disks: Vec<crate::plan::DiskPlan>,
@@ -159,22 +176,40 @@ fn resolve(
     let memory = memory::memory(profile, topology, &home, gathered);
     let threads = threads::threads(profile, topology, &seats, &home, gathered)?;
     let disks = disks::disks(profile, topology, storage, &threads, gathered);
-    Some(Resolved { memory: memory?, threads, disks })
+    let home = HomePlan { node: home.node, because: home.to_string(), rejected: None };
+    Some(Resolved { home, memory: memory?, threads, disks })
 }
 
-/// blake3 of everything that was decided upon. Free memory is shown and never decided upon, so it is left out.
-fn digest(profile: &Profile, topology: &Topology, storage: &Storage, ledger: &Ledger) -> String {
-    let mut facts = topology.clone();
-    facts.nodes.values_mut().for_each(|node| node.free_bytes = None);
+/// blake3 of what was decided upon.
+struct Digests {
+    profile: String,
+    host: String,
+    /// Of both, and of the rules.
+    whole: String,
+}
+
+impl Digests {
+    /// Free memory is shown and never decided upon, so it is left out.
+    fn of(profile: &Profile, topology: &Topology, storage: &Storage, ledger: &Ledger) -> Digests {
+        let mut facts = topology.clone();
+        facts.nodes.values_mut().for_each(|node| node.free_bytes = None);
+        let json = |part: serde_json::Result<Vec<u8>>| part.unwrap_or_default();
+        let profile = blake3_of(&[profile.source.inner().as_bytes()]);
+        let host = blake3_of(&[
+            &json(serde_json::to_vec(&facts)),
+            &json(serde_json::to_vec(storage)),
+            &json(serde_json::to_vec(ledger)),
+        ]);
+        let whole = blake3_of(&[RULES.as_bytes(), profile.as_bytes(), host.as_bytes()]);
+        Digests { profile, host, whole }
+    }
+}
+
+fn blake3_of(parts: &[&[u8]]) -> String {
     let mut hasher = blake3::Hasher::new();
-    let mut part = |bytes: &[u8]| {
-        hasher.update(&(bytes.len() as u64).to_le_bytes());
-        hasher.update(bytes);
-    };
-    part(RULES.as_bytes());
-    part(profile.source.inner().as_bytes());
-    part(&serde_json::to_vec(&facts).unwrap_or_default());
-    part(&serde_json::to_vec(storage).unwrap_or_default());
-    part(&serde_json::to_vec(ledger).unwrap_or_default());
+    for part in parts {
+        hasher.update(&(part.len() as u64).to_le_bytes());
+        hasher.update(part);
+    }
     hasher.finalize().to_hex().to_string()
 }

@@ -68,6 +68,7 @@ pub(super) fn threads(
                 }),
                 cpus,
                 because: because.to_string(),
+                rejected: None,
             })
             .collect(),
         vcpus: (0u32..)
@@ -77,9 +78,15 @@ pub(super) fn threads(
                 node: node(&cpus),
                 cpus,
                 because: because.to_string(),
+                rejected: None,
             })
             .collect(),
-        emulator: EmulatorPlan { node: node(&emulator.0), cpus: emulator.0, because: emulator.1.to_string() },
+        emulator: EmulatorPlan {
+            node: node(&emulator.0),
+            cpus: emulator.0,
+            because: emulator.1.to_string(),
+            rejected: None,
+        },
     })
 }
 
@@ -95,7 +102,7 @@ fn demand(profile: &Profile) -> Demand {
     let pinned = explicit(pin);
     let floats = matches!(pin, ThreadPins::Float { .. });
     let named = profile.disks.iter().flat_map(|disk| match &disk.mapping {
-        Mapping::RoundRobin => Vec::new(),
+        Mapping::RoundRobin | Mapping::Locality => Vec::new(),
         Mapping::Over(ids) => ids.clone(),
         Mapping::Exact(entries) => entries.iter().map(|(id, _)| *id).collect(),
     });

@@ -8,6 +8,7 @@ use std::collections::BTreeMap;
 
 use serde::Serialize;
 
+use super::CpuSet;
 use super::source::Reader;
 
 /// How deep stacks of dm, md and loop are followed.
@@ -28,6 +29,12 @@ pub struct BlockDevice {
     pub scheduler: Option<String>,
     /// Hardware queues.
     pub queues: Option<u32>,
+    /// The CPUs that submit to each hardware queue, by the queue's number; empty where unknown.
+    pub queue_cpus: Vec<CpuSet>,
+    /// How memory must be aligned for direct I/O, bytes.
+    pub dma_alignment_bytes: Option<u32>,
+    /// Whether it has a volatile write cache.
+    pub write_cache: Option<bool>,
     /// The device numbers, `259:0`.
     pub numbers: Option<String>,
     /// The devices it is stacked on.
@@ -53,6 +60,9 @@ fn read(reader: &Reader<'_>, name: &str, known: &mut Known) -> BlockDevice {
         rotational: reader.number::<u8>(&format!("{queue}/rotational")).map(|n| n != 0),
         scheduler: reader.read(&format!("{queue}/scheduler")).and_then(|s| scheduler(&s)),
         queues: u32::try_from(reader.list(&format!("{dir}/mq")).len()).ok().filter(|n| *n > 0),
+        queue_cpus: Vec::new(),
+        dma_alignment_bytes: None,
+        write_cache: None,
         numbers: reader.word(&format!("{dir}/dev")),
         below: reader.list(&format!("{dir}/slaves")),
         backing_file: reader.word(&format!("{dir}/loop/backing_file")),

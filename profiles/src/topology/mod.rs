@@ -24,8 +24,16 @@ pub use source::Source;
 pub struct Topology {
     /// CPUs that are switched on.
     pub online: CpuSet,
+    /// The machine's architecture in the kernel's word (`x86_64`, `aarch64`), where the source says.
+    pub arch: Option<String>,
+    /// CPUs that are there and switched off.
+    pub offline: CpuSet,
     /// CPUs the caller may run on; `None` where the source does not say.
     pub affinity: Option<CpuSet>,
+    /// CPUs that the caller's cgroup leaves it (cpuset, v1 or v2); `None` where there is no such cgroup.
+    pub cgroup_cpus: Option<CpuSet>,
+    /// Nodes the caller may take memory from; `None` where the source does not say.
+    pub allowed_nodes: Option<NodeSet>,
     /// CPUs the scheduler leaves alone (`isolcpus`).
     pub isolated: CpuSet,
     /// CPUs without a periodic tick (`nohz_full`).
@@ -43,6 +51,10 @@ pub struct Topology {
 pub struct Cpu {
     /// The socket.
     pub package: Option<u32>,
+    /// The die, named by its lowest online CPU.
+    pub die: Option<u32>,
+    /// The cluster (CPUs that share an L2 cache or an interconnect), named likewise.
+    pub cluster: Option<u32>,
     /// The core, named by its lowest online CPU.
     pub core: u32,
     /// The L2 cache, named by the lowest online CPU that shares it.

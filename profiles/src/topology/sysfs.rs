@@ -23,6 +23,10 @@ pub(crate) fn read(reader: &Reader<'_>) -> Topology {
         .filter(|s: &CpuSet| !s.is_empty());
     let cpus = cpus(reader, &online, &nodes);
     Topology {
+        arch: None,
+        offline: CpuSet::new(),
+        cgroup_cpus: None,
+        allowed_nodes: None,
         isolated: isolated.and(&online),
         nohz_full: nohz_full.and(&online),
         affinity,
@@ -81,7 +85,16 @@ fn cpus(reader: &Reader<'_>, online: &CpuSet, nodes: &BTreeMap<u32, Node>) -> BT
             let kind = if economy { CoreKind::Efficiency } else { CoreKind::Performance };
             let node = node_of.get(&sibling).copied();
             // Lists that contradict each other: the first to name a CPU has it.
-            found.entry(sibling).or_insert(Cpu { package: core.package, core: cpu, l2, l3, node, kind });
+            found.entry(sibling).or_insert(Cpu {
+                package: core.package,
+                die: None,
+                cluster: None,
+                core: cpu,
+                l2,
+                l3,
+                node,
+                kind,
+            });
         }
     }
     let most = capacities.values().copied().max().unwrap_or(0);

@@ -53,8 +53,9 @@ fn refused(text: &str, source: &Source) -> String {
     let profile = profile(text);
     let topology = Topology::read(source);
     let storage = Storage::read(source, &profile, &topology, None);
-    let ledger =
-        Ledger { held: vec![vmprof_profiles::Held { holder: "other".into(), cpus: crate::host::set("3") }] };
+    let ledger = Ledger {
+        held: vec![vmprof_profiles::Held { holder: "other".into(), cpus: crate::host::set("3"), pid: None }],
+    };
     rendered(&plan(&profile, &topology, &storage, &ledger).unwrap_err())
 }
 

@@ -175,7 +175,7 @@ fn the_emulator_without_a_seat_says_so() {
 fn cpus_of_other_vms_are_left_alone() {
     let profile = with("vcpu 2\niothreads 1");
     let topology = HostSpec::of(vec![node(0, 8)]).topology();
-    let ledger = Ledger { held: vec![Held { holder: "other".into(), cpus: set("0-3") }] };
+    let ledger = Ledger { held: vec![Held { holder: "other".into(), cpus: set("0-3"), pid: None }] };
     let plan = plan(&profile, &topology, &Storage::default(), &ledger).unwrap();
     let (vcpus, iothreads, emulator) = layout(&plan);
     assert_eq!((vcpus.as_str(), iothreads.as_str(), emulator.as_str()), ("5 6", "7", "4"));

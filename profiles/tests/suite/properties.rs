@@ -140,7 +140,7 @@ proptest! {
         let source = spec.source();
         let topology = Topology::read(&source);
         let storage = Storage::read(&source, &profile, &topology, None);
-        let held = held.map(|cpu| Held { holder: "other".into(), cpus: CpuSet::of(cpu) });
+        let held = held.map(|cpu| Held { holder: "other".into(), cpus: CpuSet::of(cpu), pid: None });
         let ledger = Ledger { held: held.into_iter().collect() };
         match plan(&profile, &topology, &storage, &ledger) {
             Ok(first) => {
