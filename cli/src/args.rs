@@ -45,6 +45,8 @@ pub enum Verb {
     /// Look into the content-addressed store
     #[command(subcommand)]
     Store(StoreVerb),
+    /// Say what the code of a diagnostic means and what to do about it; without CODE, list all codes
+    Explain(ExplainArguments),
     /// Print a shell's completion script
     Completions { shell: clap_complete::Shell },
     /// Print the manual page, of vmprof or of one verb
@@ -205,6 +207,14 @@ pub enum StoreVerb {
     Path,
     /// Read every entry again and compare it with its name
     Verify,
+}
+
+#[derive(Debug, Args)]
+pub struct ExplainArguments {
+    /// A code such as vmprof::plan::dense_host, or its last word
+    pub code: Option<String>,
+    #[arg(long, value_enum, default_value = "text")]
+    pub format: Format,
 }
 
 /// A name is a directory under the runtime place and part of a socket's path, which ends at 108 bytes.

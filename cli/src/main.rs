@@ -1,6 +1,7 @@
 //! Arguments in, exit code out.
 
 mod args;
+mod explain;
 mod failure;
 mod guest;
 mod host;
@@ -65,6 +66,7 @@ fn run(verb: &Verb, report: Report) -> Result<(), Failure> {
         Verb::Verify(arguments) => running::verify(arguments, report),
         Verb::Stats(arguments) => running::stats(arguments, report),
         Verb::Store(verb) => guest::store(verb, report),
+        Verb::Explain(arguments) => explain::explain(arguments, report),
         Verb::Completions { shell } => manual::completions(*shell, report),
         Verb::Man { verb } => manual::page(verb.as_deref(), report),
         Verb::Ask { name, request } => running::ask_and_print(name, request, report),

@@ -34,6 +34,12 @@ impl Report {
         io::stdout().is_terminal() && !no_colour
     }
 
+    /// How many columns stdout has, where it is a terminal.
+    pub fn stdout_columns(self) -> Option<usize> {
+        let columns = rustix::termios::tcgetwinsize(rustix::stdio::stdout()).ok()?.ws_col;
+        (columns > 0).then_some(usize::from(columns))
+    }
+
     /// Data: what the user asked for. A reader that has gone is no failure.
     pub fn data(self, text: &str) -> Result<(), Failure> {
         let mut stdout = io::stdout().lock();
