@@ -9,4 +9,5 @@ mod host;
 mod ladder;
 mod language;
 mod properties;
+mod shipped;
 mod topology;
