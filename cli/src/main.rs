@@ -46,7 +46,7 @@ fn main() -> ExitCode {
     match run(&verb, report) {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => {
-            report.diagnostic(&*failure.problem);
+            report.failure(&failure);
             ExitCode::from(failure.kind.status())
         }
     }

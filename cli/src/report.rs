@@ -1,5 +1,6 @@
 //! The only writer to the terminal: data on stdout, everything else on stderr.
 
+use std::collections::BTreeSet;
 use std::fmt::Display;
 use std::io::{self, IsTerminal, Write};
 
@@ -69,6 +70,16 @@ impl Report {
         self.text(&format!("{mark} {text}\n"));
     }
 
+    /// What a verb ends with: the problem, and where somebody watches, how to learn more about it.
+    pub fn failure(self, failure: &Failure) {
+        self.diagnostic(&*failure.problem);
+        let code = code_to_explain(&*failure.problem);
+        // `explain` itself has said what there is to say.
+        if self.terminal && !code.starts_with("vmprof::explain::") {
+            self.notice(format_args!("`vmprof explain {code}` says more"));
+        }
+    }
+
     /// A problem with its code, source lines, help and everything that belongs to it.
     pub fn diagnostic(self, problem: &dyn Diagnostic) {
         let theme = match (self.colour, self.terminal) {
@@ -84,5 +95,40 @@ impl Report {
             Ok(()) => self.text(&text),
             Err(_) => self.text(&format!("error: {problem}\n")),
         }
+    }
+}
+
+/// The code that a problem is about: its own, or that of the problems which it lists; `CODE` where they are several.
+fn code_to_explain(problem: &dyn Diagnostic) -> String {
+    let code = |problem: &dyn Diagnostic| problem.code().map(|code| code.to_string());
+    let listed: BTreeSet<String> = problem.related().into_iter().flatten().filter_map(code).collect();
+    let own = || code(problem).filter(|code| code != ALREADY_LISTED);
+    let one = if listed.len() > 1 { None } else { listed.into_iter().next().or_else(own) };
+    one.unwrap_or_else(|| "CODE".to_owned())
+}
+
+/// The end of a run that has shown its problems one by one.
+const ALREADY_LISTED: &str = "vmprof::profile::invalid";
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::failure::Kind;
+
+    fn read(text: &str) -> vmprof_document::Problems {
+        vmprof_profiles::read_profile("a.kdl", text).unwrap_err()
+    }
+
+    #[test]
+    fn the_hint_names_the_code_where_there_is_one() {
+        let said = Failure::said(Kind::Failure, "vmprof::man", "none", "");
+        assert_eq!(code_to_explain(&*said.problem), "vmprof::man");
+        let whole = "profile x { guest \"g.kdl\"; vcpu 1; memory \"1GiB\"; ";
+        let one = read(&format!("{whole} memroy 1; }}"));
+        assert_eq!(code_to_explain(&one), "vmprof::profile::unknown_node");
+        let two = read(&format!("{whole} memroy 1; vcpu 2; }}"));
+        assert_eq!(code_to_explain(&two), "CODE");
+        let end = Failure::said(Kind::Invalid, "vmprof::profile::invalid", "1 of 2", "");
+        assert_eq!(code_to_explain(&*end.problem), "CODE");
     }
 }

@@ -39,7 +39,7 @@ pub fn up(arguments: UpArguments, report: Report) -> u8 {
     match try_up(arguments, report) {
         Ok(status) => status,
         Err(failure) => {
-            report.diagnostic(&*failure.problem);
+            report.failure(&failure);
             failure.kind.status_of_up(with_command)
         }
     }
