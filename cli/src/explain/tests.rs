@@ -5,7 +5,7 @@
 //!    only as a whole string, `"vmprof::os"`, and not where an area is named, `AREA: &str = "vmprof::plan"`;
 //! 2. behind an area in a format string: `"{area}::syntax"`;
 //! 3. as the first argument of one of the [`MAKERS`], a literal: `findings.error("unknown_node", …)`, in the directories
-//!    of [`AREAS`], which say what stands before it;
+//!    and files of [`AREAS`], which say what stands before it; where more words follow, the last of them;
 //! 4. in the planner, where a tuple is chosen first and handed to a maker then: `("no_such_cpu", format!(…), …)`.
 //!
 //! What these shapes miss is caught where a test shows it: every code in snapshots, tests and documents has an entry, too.
@@ -16,14 +16,17 @@ use std::path::{Path, PathBuf};
 
 use super::*;
 
-/// Functions and methods whose first argument is the last word of a code.
+/// Functions and methods whose first argument is the last word of a code. `step` is given a letter of the ladder before it.
 const MAKERS: [&str; 7] = ["error", "warning", "problem", "warn", "note", "step", "remark"];
 
-/// Directory → what stands before the words that makers are given there. The longest that fits counts.
-const AREAS: [(&str, &[&str]); 4] = [
+/// Directory or file → what stands before the words that makers are given there. The longest that fits counts.
+const AREAS: [(&str, &[&str]); 6] = [
     // Read for profiles, and for recipes and locks.
     ("profiles/document/src", &["vmprof::profile", "vmprof::guest"]),
+    // Recipes extend nothing.
+    ("profiles/document/src/layers.rs", &["vmprof::profile"]),
     ("profiles/src", &["vmprof::profile"]),
+    ("profiles/src/export", &["vmprof::export"]),
     ("profiles/src/resolve", &["vmprof::plan"]),
     ("guests/src", &["vmprof::guest"]),
 ];
@@ -104,14 +107,19 @@ fn last_words(code: &str, tuples: bool) -> BTreeSet<String> {
     }
     for (at, _) in code.match_indices('(') {
         let before = &code[..at];
-        let name =
-            &before[before.rfind(|c: char| !c.is_ascii_alphanumeric() && c != '_').map_or(0, |at| at + 1)..];
-        let Some((word, rest)) = literal(&code[at + 1..]) else { continue };
-        let Some(rest) = rest.trim_start().strip_prefix(',') else { continue };
-        let tuple =
-            tuples && name.is_empty() && !before.ends_with('!') && rest.trim_start().starts_with("format!(");
-        if tuple || MAKERS.contains(&name) {
-            found.insert(word.to_owned());
+        let name = before.rfind(|c: char| !c.is_ascii_alphanumeric() && c != '_').map_or(0, |at| at + 1);
+        let maker = MAKERS.contains(&&before[name..]);
+        let tuple = tuples && name == at && !before.ends_with('!');
+        let mut rest = &code[at + 1..];
+        let mut last = None;
+        // A step of the ladder is given its letter first.
+        while let Some((word, after)) = literal(rest)
+            && let Some(after) = after.trim_start().strip_prefix(',')
+        {
+            (last, rest) = (Some(word), after);
+        }
+        if maker || tuple && rest.trim_start().starts_with("format!(") {
+            found.extend(last.map(str::to_owned));
         }
     }
     found
@@ -129,8 +137,9 @@ fn made() -> BTreeMap<String, String> {
             for whole in whole_codes(&code) {
                 found.insert(whole, name.clone());
             }
-            let fits = AREAS.iter().filter(|(directory, _)| name.starts_with(&format!("{directory}/")));
-            let Some((_, areas)) = fits.max_by_key(|(directory, _)| directory.len()) else { continue };
+            let fits =
+                AREAS.iter().filter(|(place, _)| name == *place || name.starts_with(&format!("{place}/")));
+            let Some((_, areas)) = fits.max_by_key(|(place, _)| place.len()) else { continue };
             for word in last_words(&code, areas == &["vmprof::plan"]) {
                 for area in *areas {
                     found.insert(format!("{area}::{word}"), name.clone());
@@ -149,12 +158,13 @@ fn explained() -> BTreeSet<&'static str> {
 fn the_shapes_of_codes_are_found() {
     let source = "let a = findings\n.error(\n\"one_word\",\nformat!(\"{x}\"));\nProblem::error(format!(\"{area}::two\"), m);\n\
         // .error(\"commented\", m)\nlet (code, m) = (\"three\", format!(\"\")); kmsg::error(\"no code here\");\n\
+        g.step(\"a\", \"four\", format!(\"\"), \"help\");\n\
         Failure::said(k, \"vmprof::os\", m); const AREA: &str = \"vmprof::area\"; #[error(\"word\")] code(vmprof::a::b)\n\
         #[cfg(test)]\nmod tests { x.error(\"in_a_test\", m) }";
     let code = code_of(source);
     assert_eq!(
         last_words(&code, true).iter().map(String::as_str).collect::<Vec<_>>(),
-        ["one_word", "three", "two"]
+        ["four", "one_word", "three", "two"]
     );
     let line = |text: &str| whole_codes(text).into_iter().collect::<Vec<_>>();
     assert_eq!(line("Failure::said(k, \"vmprof::os\", m)"), ["vmprof::os"]);
