@@ -3,6 +3,7 @@
 mod boots;
 mod cli;
 mod docs;
+mod explain;
 mod images;
 mod kills;
 
