@@ -4,8 +4,8 @@
 //! 1. written whole, `vmprof::plan::host_cannot`, in a string or in an attribute, with three words or more; one of two words
 //!    only as a whole string, `"vmprof::os"`, and not where an area is named, `AREA: &str = "vmprof::plan"`;
 //! 2. behind an area in a format string: `"{area}::syntax"`;
-//! 3. as the first argument of one of the [`MAKERS`], a literal: `findings.error("unknown_node", …)`, in the directories
-//!    and files of [`AREAS`], which say what stands before it; where more words follow, the last of them;
+//! 3. as an argument of one of the [`MAKERS`], a literal of one word with others behind it, `findings.error("unknown_node", …)`,
+//!    in the directories and files of [`AREAS`], which say what stands before it; of several such words, the last;
 //! 4. in the planner, where a tuple is chosen first and handed to a maker then: `("no_such_cpu", format!(…), …)`.
 //!
 //! What these shapes miss is caught where a test shows it: every code in snapshots, tests and documents has an entry, too.
@@ -16,17 +16,18 @@ use std::path::{Path, PathBuf};
 
 use super::*;
 
-/// Functions and methods whose first argument is the last word of a code. `step` is given a letter of the ladder before it.
+/// Functions and methods that are given the last word of a code: as their first argument, or behind what step of the ladder it is.
 const MAKERS: [&str; 7] = ["error", "warning", "problem", "warn", "note", "step", "remark"];
 
 /// Directory or file → what stands before the words that makers are given there. The longest that fits counts.
-const AREAS: [(&str, &[&str]); 6] = [
+const AREAS: [(&str, &[&str]); 7] = [
     // Read for profiles, and for recipes and locks.
     ("profiles/document/src", &["vmprof::profile", "vmprof::guest"]),
     // Recipes extend nothing.
     ("profiles/document/src/layers.rs", &["vmprof::profile"]),
     ("profiles/src", &["vmprof::profile"]),
     ("profiles/src/export", &["vmprof::export"]),
+    ("profiles/src/import", &["vmprof::import"]),
     ("profiles/src/resolve", &["vmprof::plan"]),
     ("guests/src", &["vmprof::guest"]),
 ];
@@ -66,12 +67,48 @@ fn is_word(c: char) -> bool {
     c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_'
 }
 
-/// `"word"` at the start of `text`, after blanks: the word, and what follows it.
-fn literal(text: &str) -> Option<(&str, &str)> {
-    let text = text.trim_start().strip_prefix('"')?;
-    let end = text.find(|c| !is_word(c))?;
-    let rest = text[end..].strip_prefix('"')?;
-    (end > 0).then_some((&text[..end], rest))
+/// The word of a literal that is nothing but one: `"word"`.
+fn word(argument: &str) -> Option<&str> {
+    let word = argument.strip_prefix('"')?.strip_suffix('"')?;
+    (!word.is_empty() && word.chars().all(is_word)).then_some(word)
+}
+
+/// What stands between the commas up to the bracket that closes, which was opened before `text`.
+fn arguments(text: &str) -> Vec<&str> {
+    let (mut found, mut start, mut depth) = (Vec::new(), 0, 0);
+    let mut chars = text.char_indices();
+    while let Some((at, c)) = chars.next() {
+        match c {
+            '"' => {
+                let mut escaped = false;
+                for (_, c) in chars.by_ref() {
+                    match c {
+                        _ if escaped => escaped = false,
+                        '\\' => escaped = true,
+                        '"' => break,
+                        _ => {}
+                    }
+                }
+            }
+            // A bracket as a character; a lifetime has no second quote.
+            '\'' if text[at + 1..].chars().nth(1) == Some('\'') => {
+                chars.nth(1);
+            }
+            '(' | '[' | '{' => depth += 1,
+            ')' | ']' | '}' if depth > 0 => depth -= 1,
+            ',' | ')' | ']' | '}' if depth == 0 => {
+                found.push(text[start..at].trim());
+                start = at + 1;
+                if c != ',' {
+                    break;
+                }
+            }
+            _ => {}
+        }
+    }
+    // rustfmt leaves a comma behind the last argument of a long call.
+    found.retain(|argument| !argument.is_empty());
+    found
 }
 
 /// Whole codes, as shape 1 has them.
@@ -83,9 +120,10 @@ fn whole_codes(text: &str) -> BTreeSet<String> {
             let end = rest.find(|c| !is_word(c) && c != ':').unwrap_or(rest.len());
             let code = rest[..end].trim_end_matches(':');
             let quoted = line[..at].ends_with('"') && rest[end..].starts_with('"') && code.len() == end;
+            let area = || line.contains("AREA") || AREAS.iter().any(|(_, areas)| areas.contains(&code));
             match code.split("::").count() {
                 0 | 1 => {}
-                2 if !quoted || line.contains("AREA") => {}
+                2 if !quoted || area() => {}
                 _ => {
                     found.insert(code.to_owned());
                 }
@@ -110,16 +148,14 @@ fn last_words(code: &str, tuples: bool) -> BTreeSet<String> {
         let name = before.rfind(|c: char| !c.is_ascii_alphanumeric() && c != '_').map_or(0, |at| at + 1);
         let maker = MAKERS.contains(&&before[name..]);
         let tuple = tuples && name == at && !before.ends_with('!');
-        let mut rest = &code[at + 1..];
-        let mut last = None;
-        // A step of the ladder is given its letter first.
-        while let Some((word, after)) = literal(rest)
-            && let Some(after) = after.trim_start().strip_prefix(',')
-        {
-            (last, rest) = (Some(word), after);
+        if !maker && !tuple {
+            continue;
         }
-        if maker || tuple && rest.trim_start().starts_with("format!(") {
-            found.extend(last.map(str::to_owned));
+        let arguments = arguments(&code[at + 1..]);
+        let Some((_, but_last)) = arguments.split_last() else { continue };
+        if maker || arguments.get(1).is_some_and(|second| second.starts_with("format!(")) {
+            found
+                .extend(but_last.iter().take(3).rev().find_map(|argument| word(argument)).map(str::to_owned));
         }
     }
     found
@@ -158,7 +194,7 @@ fn explained() -> BTreeSet<&'static str> {
 fn the_shapes_of_codes_are_found() {
     let source = "let a = findings\n.error(\n\"one_word\",\nformat!(\"{x}\"));\nProblem::error(format!(\"{area}::two\"), m);\n\
         // .error(\"commented\", m)\nlet (code, m) = (\"three\", format!(\"\")); kmsg::error(\"no code here\");\n\
-        g.step(\"a\", \"four\", format!(\"\"), \"help\");\n\
+        g.step(\"a\", cost(1, 2), \"four\", format!(\"a \\\"word\\\", {}\", x), \"help\");\n\
         Failure::said(k, \"vmprof::os\", m); const AREA: &str = \"vmprof::area\"; #[error(\"word\")] code(vmprof::a::b)\n\
         #[cfg(test)]\nmod tests { x.error(\"in_a_test\", m) }";
     let code = code_of(source);
