@@ -2,13 +2,12 @@
 //! is left in the end is an [`Exit`]. The guest runs on its vCPU threads, block I/O on the IOThreads, and everything else on
 //! the emulator thread.
 
-use std::io;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
-use std::sync::{Arc, Weak};
+use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
 use std::time::{Duration, Instant};
 
-use vmprof_sys::{kick, memory};
+use vmprof_sys::kick;
 
 use crate::bus::Bus;
 use crate::config::{Cpus, VmConfig};
@@ -18,12 +17,17 @@ use crate::iothread::{Handle, IoThread};
 use crate::kvm::Usable;
 use crate::machine::{self, BuildError, Channels, Parts, Start};
 use crate::serial::outlet::{self, Flowing};
-use crate::stats::{ExitCounters, Stats, VcpuStats};
+use crate::stats::ExitCounters;
 use crate::thread::{Thread, ThreadError};
 use crate::vcpu::Vcpu;
 use crate::virtio::blk::{Blk, DiskStats};
 use crate::virtio::console::Console;
 use crate::virtio::device::VirtioDevice;
+
+mod control;
+
+pub use control::Control;
+use control::Shared;
 
 /// A machine in the stage `S`.
 #[derive(Debug)]
@@ -150,7 +154,7 @@ impl Vm<Built> {
         threads.extend(iothreads.iter().map(|iothread| (format!("IO {}", iothread.name()), iothread.tid())));
         let shared_bus = Arc::downgrade(&bus);
         let control =
-            Control(Arc::new(Shared { bus: shared_bus, ends, threads, counters, iothreads, disk_stats }));
+            Control::new(Shared { bus: shared_bus, ends, threads, counters, iothreads, disk_stats });
         let (emulator, killed) = (Some(emulator), false);
         Ok(Vm { stage: Running { control, bus, ended, stopping, vcpu_threads, emulator, serial, killed } })
     }
@@ -189,7 +193,7 @@ impl Vm<Running> {
                 Ok(Exit::Panicked) => break self.stage.hear_panic(),
                 Ok(exit) => break exit,
                 Err(RecvTimeoutError::Timeout) => {
-                    let mut iothreads = self.stage.control.0.iothreads.iter();
+                    let mut iothreads = self.stage.control.iothreads().iter();
                     if let Some(ended) = iothreads.find(|iothread| iothread.is_finished()) {
                         let thread = format!("IO {}", ended.name());
                         let panic = "it ended before the machine did".to_owned();
@@ -257,7 +261,7 @@ impl Running {
             let (name, _) = emulator.thread();
             note(name, emulator.stop());
         }
-        for iothread in &self.control.0.iothreads {
+        for iothread in self.control.iothreads() {
             note(format!("IO {}", iothread.name()), iothread.stop().map_err(|error| error.to_string()));
         }
         // Last, since whoever reads the console may take long, or have stopped: then only a kill ends the wait.
@@ -279,62 +283,6 @@ impl Drop for Running {
         // Who drops it waits for nobody. After `wait` there is nothing left to stop.
         self.killed = true;
         self.shut_down();
-    }
-}
-
-/// A handle on a running machine: cheap to clone, good on any thread, harmless after the end.
-#[derive(Debug, Clone)]
-pub struct Control(Arc<Shared>);
-
-#[derive(Debug)]
-struct Shared {
-    /// The guest's memory goes with the machine, not with the last who could have controlled it.
-    bus: Weak<Bus>,
-    ends: Sender<Exit>,
-    threads: Vec<(String, i32)>,
-    counters: Vec<(u32, String, i32, Arc<ExitCounters>)>,
-    iothreads: Vec<Handle>,
-    disk_stats: Vec<DiskStats>,
-}
-
-impl Control {
-    /// Presses the power button: the guest is asked to power off, and may take its time or not listen.
-    pub fn power_button(&self) {
-        if let Some(bus) = self.0.bus.upgrade() {
-            bus.power.press_button();
-        }
-    }
-
-    /// Ends the machine at once, as pulling the plug does.
-    pub fn kill(&self) {
-        // A machine that has ended needs no killing.
-        let _ = self.0.ends.send(Exit::Killed);
-    }
-
-    /// Every thread of the machine: its name, and the kernel's id of it as in /proc/PID/task.
-    pub fn threads(&self) -> Vec<(String, i32)> {
-        self.0.threads.clone()
-    }
-
-    /// Where the guest's memory lies now: of up to `samples` pages, how many are on each NUMA node of the host. Pages that
-    /// the guest has not used are nowhere; after the end all of them are.
-    pub fn memory_nodes(&self, samples: usize) -> io::Result<Vec<(u32, usize)>> {
-        let bus = self.0.bus.upgrade();
-        bus.map_or(Ok(Vec::new()), |bus| memory::sample_nodes(bus.interrupts.vm().ram(), samples))
-    }
-
-    pub fn stats(&self) -> Stats {
-        let vcpu = |(id, name, tid, counters): &(u32, String, i32, Arc<ExitCounters>)| VcpuStats {
-            id: *id,
-            name: name.clone(),
-            tid: *tid,
-            exits: counters.snapshot(),
-        };
-        Stats {
-            vcpus: self.0.counters.iter().map(vcpu).collect(),
-            iothreads: self.0.iothreads.iter().map(Handle::snapshot).collect(),
-            disks: self.0.disk_stats.iter().map(DiskStats::snapshot).collect(),
-        }
     }
 }
 

@@ -3,6 +3,7 @@
 use super::*;
 use crate::layout;
 use crate::pci;
+use crate::stats::Stats;
 use crate::virtio::device::{ActivateError, ActiveQueue};
 
 /// What the test has of the device once the transport owns it.
