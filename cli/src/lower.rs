@@ -52,9 +52,11 @@ pub fn machine(name: &str, plan: &Plan, image: &BootImage, sources: &[PathBuf]) 
         memory: config::Memory {
             bytes: plan.memory.bytes,
             nodes: plan.memory.nodes.as_ref().map(cpus).unwrap_or_default(),
+            mode: memory_mode(plan.memory.mode),
             hugepage_bytes: plan.memory.hugepages.map(|size| size.bytes()),
         },
         vcpus: plan.vcpus.iter().map(|vcpu| config::Vcpu { id: vcpu.id, cpus: cpus(&vcpu.cpus) }).collect(),
+        threads_per_core: plan.guest.threads_per_core,
         emulator_cpus: cpus(&plan.emulator.cpus),
         iothreads: plan
             .iothreads
@@ -112,6 +114,14 @@ fn cache(mode: vmprof_profiles::CacheMode) -> config::CacheMode {
         vmprof_profiles::CacheMode::Writeback => config::CacheMode::Writeback,
         vmprof_profiles::CacheMode::Writethrough => config::CacheMode::Writethrough,
         vmprof_profiles::CacheMode::Unsafe => config::CacheMode::Unsafe,
+    }
+}
+
+fn memory_mode(mode: vmprof_profiles::MemoryMode) -> config::MemoryMode {
+    match mode {
+        vmprof_profiles::MemoryMode::Strict => config::MemoryMode::Strict,
+        vmprof_profiles::MemoryMode::Preferred => config::MemoryMode::Preferred,
+        vmprof_profiles::MemoryMode::Interleave => config::MemoryMode::Interleave,
     }
 }
 

@@ -1,7 +1,7 @@
 //! Boots a kernel and an initramfs from flags and shows what the guest says: for looking at the machine by itself.
 //!
-//!     boot --kernel vmlinux --initramfs init.cpio [--append TEXT] [--vcpus N] [--memory MIB] [--disk FILE[:QUEUES]]...
-//!          [--port NAME]... [--button SECONDS] [--kill SECONDS]
+//!     boot --kernel vmlinux --initramfs init.cpio [--append TEXT] [--vcpus N] [--threads N] [--memory MIB]
+//!          [--disk FILE[:QUEUES]]... [--port NAME]... [--button SECONDS] [--kill SECONDS]
 //!
 //! Each port echoes what the guest writes to it. With --button the power button is pressed after that many seconds.
 
@@ -11,7 +11,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
-use vmprof_vmm::config::{Boot, CacheMode, Disk, Engine, IoThread, Memory, Vcpu, VmConfig};
+use vmprof_vmm::config::{Boot, CacheMode, Disk, Engine, IoThread, Memory, MemoryMode, Vcpu, VmConfig};
 use vmprof_vmm::exit::Exit;
 use vmprof_vmm::{Channels, Port, Vm, kvm};
 
@@ -99,7 +99,7 @@ fn echo(name: &str, mut stream: UnixStream) {
 fn options(mut words: impl Iterator<Item = String>) -> Result<Options, Box<dyn std::error::Error>> {
     let mut boot =
         Boot { kernel: PathBuf::new(), initramfs: PathBuf::new(), cmdline: "console=ttyS0 panic=-1".into() };
-    let (mut vcpus, mut megabytes) = (1, 256);
+    let (mut vcpus, mut threads_per_core, mut megabytes) = (1, 1, 256);
     let (mut disks, mut ports, mut button, mut kill) = (Vec::new(), Vec::new(), None, None);
     while let Some(word) = words.next() {
         let value = words.next().ok_or_else(|| format!("{word} needs a value"))?;
@@ -111,6 +111,7 @@ fn options(mut words: impl Iterator<Item = String>) -> Result<Options, Box<dyn s
                 boot.cmdline.push_str(&value);
             }
             "--vcpus" => vcpus = value.parse()?,
+            "--threads" => threads_per_core = value.parse()?,
             "--memory" => megabytes = value.parse()?,
             "--disk" => disks.push(value),
             "--port" => ports.push(value),
@@ -138,8 +139,14 @@ fn options(mut words: impl Iterator<Item = String>) -> Result<Options, Box<dyn s
     let config = VmConfig {
         name: "boot".into(),
         boot,
-        memory: Memory { bytes: megabytes << 20, nodes: vec![], hugepage_bytes: None },
+        memory: Memory {
+            bytes: megabytes << 20,
+            nodes: vec![],
+            mode: MemoryMode::Strict,
+            hugepage_bytes: None,
+        },
         vcpus: (0..vcpus).map(|id| Vcpu { id, cpus: vec![] }).collect(),
+        threads_per_core,
         emulator_cpus: vec![],
         iothreads: (0..iothreads).map(iothread).collect(),
         disks,

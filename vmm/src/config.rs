@@ -13,7 +13,10 @@ pub struct VmConfig {
     pub name: String,
     pub boot: Boot,
     pub memory: Memory,
+    /// Numbered from 0 without a gap.
     pub vcpus: Vec<Vcpu>,
+    /// How many vCPUs in a row the guest sees as the SMT siblings of one core: 1, 2, 4 or 8.
+    pub threads_per_core: u32,
     /// The thread `vmprof`: device emulation that is not an IOThread's.
     pub emulator_cpus: Cpus,
     pub iothreads: Vec<IoThread>,
@@ -33,10 +36,25 @@ pub struct Boot {
 pub struct Memory {
     /// A multiple of 4 KiB, and of the huge page where one is asked for.
     pub bytes: u64,
-    /// NUMA nodes of the host that the guest's memory is bound to (MPOL_BIND); empty leaves the process's policy.
+    /// NUMA nodes of the host that the guest's memory comes from; empty leaves the process's policy.
     pub nodes: Vec<u32>,
+    /// How it is bound to them.
+    pub mode: MemoryMode,
     /// 2 MiB or 1 GiB pages of hugetlbfs; `None` is ordinary memory.
     pub hugepage_bytes: Option<u64>,
+}
+
+/// libvirt's words of `numatune`: how firmly memory belongs to its nodes.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum MemoryMode {
+    /// From these nodes and no other (MPOL_BIND).
+    #[default]
+    Strict,
+    /// From these nodes while they have room (MPOL_PREFERRED, and of several MPOL_PREFERRED_MANY, which is Linux 5.15's).
+    Preferred,
+    /// From these nodes in turn (MPOL_INTERLEAVE).
+    Interleave,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

@@ -9,7 +9,7 @@ use kvm_bindings::{CpuId, KVM_PIT_SPEAKER_DUMMY, kvm_cpuid_entry2, kvm_pit_confi
 use kvm_ioctls::{Cap, VmFd};
 use vm_memory::{Bytes, GuestAddress};
 use vmprof_sys::kvm::{GuestVcpu, GuestVm};
-use vmprof_sys::memory::{self, MemoryError};
+use vmprof_sys::memory::{self, Binding, MemoryError};
 
 use crate::acpi;
 use crate::backing::DiskError;
@@ -18,7 +18,7 @@ use crate::boot::kernel::{self, LoadError};
 use crate::boot::pvh;
 use crate::boot::registers::{self, RegisterError};
 use crate::bus::Bus;
-use crate::config::VmConfig;
+use crate::config::{MemoryMode, VmConfig};
 use crate::emulator::Handler;
 use crate::interrupts::{InterruptError, Interrupts};
 use crate::iothread::IoThreadError;
@@ -65,6 +65,8 @@ pub enum BuildError {
     TooManyVcpus { asked: usize, most: u32 },
     #[error("vCPUs are numbered from 0 without a gap, and number {position} of the list has id {found}")]
     VcpuIds { position: usize, found: u32 },
+    #[error("the machine asks for {asked} threads in a core, and a core has 1, 2, 4 or 8")]
+    ThreadsPerCore { asked: u32 },
     #[error("the machine asks for {bytes} bytes of memory, and {} is the least that a PC has", layout::HIGH_START * 2)]
     TooLittleMemory { bytes: u64 },
     #[error(transparent)]
@@ -116,6 +118,8 @@ pub(crate) enum Start<'a> {
     ProtectedMode { code: &'a [u8] },
 }
 
+const MOST_THREADS_PER_CORE: u32 = 8;
+
 pub(crate) fn check(host: &Usable, config: &VmConfig) -> Result<(), BuildError> {
     let asked = config.vcpus.len();
     if asked == 0 {
@@ -127,6 +131,11 @@ pub(crate) fn check(host: &Usable, config: &VmConfig) -> Result<(), BuildError> 
     let mut ids = config.vcpus.iter().map(|vcpu| vcpu.id).enumerate();
     if let Some((position, found)) = ids.find(|(position, id)| *position != *id as usize) {
         return Err(BuildError::VcpuIds { position, found });
+    }
+    let asked = config.threads_per_core;
+    // An APIC id numbers threads in bits of its own: other counts would leave gaps between the cores' numbers.
+    if !asked.is_power_of_two() || asked > MOST_THREADS_PER_CORE {
+        return Err(BuildError::ThreadsPerCore { asked });
     }
     if config.memory.bytes < layout::HIGH_START * 2 {
         return Err(BuildError::TooLittleMemory { bytes: config.memory.bytes });
@@ -145,7 +154,12 @@ pub(crate) fn assemble(
     check(host, config)?;
     let memory = &config.memory;
     let ranges = layout::memory(memory.bytes);
-    let ram = Arc::new(memory::allocate(&ranges, memory.hugepage_bytes, &memory.nodes)?);
+    let binding = match memory.mode {
+        MemoryMode::Strict => Binding::Strict,
+        MemoryMode::Preferred => Binding::Preferred,
+        MemoryMode::Interleave => Binding::Interleave,
+    };
+    let ram = Arc::new(memory::allocate(&ranges, memory.hugepage_bytes, binding, &memory.nodes)?);
     let vm = create(host)?;
     let vm =
         GuestVm::new(vm, ram.clone()).map_err(|source| BuildError::Kvm { what: "its memory", source })?;
@@ -219,7 +233,7 @@ fn processors(
     vm: &GuestVm,
     supported: &[kvm_cpuid_entry2],
 ) -> Result<Vec<GuestVcpu>, BuildError> {
-    let topology = cpuid::topology(&host.kvm, config.vcpus.len() as u32);
+    let topology = cpuid::topology(&host.kvm, config.vcpus.len() as u32, config.threads_per_core);
     let make = |vcpu: &crate::config::Vcpu| {
         let id = vcpu.id;
         let guest = vm.create_vcpu(id).map_err(|source| BuildError::Kvm { what: "a vCPU", source })?;

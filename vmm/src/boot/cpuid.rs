@@ -1,5 +1,6 @@
-//! What the guest's processors say about themselves: all that KVM supports on this host, with the topology made ours. N vCPUs
-//! are N cores of one socket with one thread each, whose APIC ids are their numbers, and which share the last-level cache.
+//! What the guest's processors say about themselves: all that KVM supports on this host, with the topology made ours. The
+//! vCPUs are the cores of one socket, or, in twos, fours or eights in a row, the SMT siblings of its cores. Their APIC ids are
+//! their numbers, so that the threads of a core differ in the lowest bits alone. All share the last-level cache.
 //!
 //! The host's own topology must not shine through: a guest that believes it would look for siblings it does not have.
 
@@ -13,12 +14,35 @@ const TSC_DEADLINE: u32 = 1 << 24;
 const HYPERVISOR: u32 = 1 << 31;
 /// Leaf 0x8000_0001, ECX, AMD: the logical processors of a package are cores.
 const CMP_LEGACY: u32 = 1 << 1;
+/// Leaf 0x8000_0001, ECX, AMD: leaves 0x8000_001d and 0x8000_001e are there.
+const TOPOLOGY_EXTENSIONS: u32 = 1 << 22;
+/// Leaf 0, EBX: `Auth` of AuthenticAMD and `Hygo` of HygonGenuine, which has AMD's leaves.
+const AMD_LIKE: [u32; 2] = [0x6874_7541, 0x6f67_7948];
 
 /// What of a machine the leaves depend on.
 #[derive(Debug, Clone, Copy)]
 pub struct Topology {
     pub vcpus: u32,
+    /// A power of two.
+    pub threads_per_core: u32,
     pub tsc_deadline: bool,
+}
+
+impl Topology {
+    /// vCPUs, with those that the last core lacks.
+    fn whole_cores(self) -> u32 {
+        self.vcpus.next_multiple_of(self.threads_per_core.max(1))
+    }
+
+    /// Bits of an APIC id that number a core's threads.
+    fn thread_bits(self) -> u32 {
+        self.threads_per_core.max(1).trailing_zeros()
+    }
+
+    /// Bits of an APIC id that number threads and cores. Fields that hold numbers of ids count in powers of two.
+    fn id_bits(self) -> u32 {
+        self.whole_cores().next_power_of_two().trailing_zeros()
+    }
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -42,8 +66,8 @@ pub fn supported(kvm: &Kvm) -> Result<Vec<kvm_cpuid_entry2>, CpuidError> {
 /// The leaves of the processor's name, which every 64-bit processor has.
 const BRAND: std::ops::RangeInclusive<u32> = 0x8000_0002..=0x8000_0004;
 
-pub fn topology(kvm: &Kvm, vcpus: u32) -> Topology {
-    Topology { vcpus, tsc_deadline: kvm.check_extension(Cap::TscDeadlineTimer) }
+pub fn topology(kvm: &Kvm, vcpus: u32, threads_per_core: u32) -> Topology {
+    Topology { vcpus, threads_per_core, tsc_deadline: kvm.check_extension(Cap::TscDeadlineTimer) }
 }
 
 /// Width of physical addresses in bits.
@@ -54,12 +78,13 @@ pub fn address_bits(supported: &[kvm_cpuid_entry2]) -> u8 {
 
 /// The leaves of the vCPU `id`.
 pub fn for_vcpu(supported: &[kvm_cpuid_entry2], topology: Topology, id: u32) -> Vec<kvm_cpuid_entry2> {
-    let vcpus = topology.vcpus;
-    // Fields that hold numbers of ids count in powers of two.
-    let id_bits = vcpus.next_power_of_two().trailing_zeros();
-    let several = vcpus > 1;
+    let (thread_bits, id_bits) = (topology.thread_bits(), topology.id_bits());
+    let several = topology.vcpus > 1;
     let mut entries: Vec<_> =
         supported.iter().filter(|entry| !is_topology(entry.function)).copied().collect();
+    if thread_bits > 0 {
+        extend_topology(&mut entries);
+    }
     for entry in &mut entries {
         match entry.function {
             0x1 => {
@@ -72,17 +97,23 @@ pub fn for_vcpu(supported: &[kvm_cpuid_entry2], topology: Topology, id: u32) -> 
             // Intel and AMD, caches: how many ids share this one, and on Intel how many cores the package has.
             0x4 | 0x8000_001d if entry.eax & 0x1f != 0 => {
                 let level = entry.eax >> 5 & 0b111;
-                let sharing = if level >= 3 { (1 << id_bits) - 1 } else { 0 };
+                let sharing = (1 << if level >= 3 { id_bits } else { thread_bits }) - 1;
                 entry.eax = entry.eax & 0x3fff | sharing << 14;
                 if entry.function == 0x4 {
-                    entry.eax |= ((1u32 << id_bits) - 1).min(63) << 26;
+                    entry.eax |= ((1u32 << (id_bits - thread_bits)) - 1).min(63) << 26;
                 }
             }
             0x8000_0001 if !several => entry.ecx &= !CMP_LEGACY,
-            // AMD: cores of the package less one, and how many bits of the APIC id number them.
-            0x8000_0008 => entry.ecx = entry.ecx & !0xf0ff | (vcpus - 1).min(255) | id_bits << 12,
-            // AMD: this core's id, one thread in it, one node.
-            0x8000_001e => (entry.eax, entry.ebx, entry.ecx) = (id, id & 0xff, 0),
+            // AMD: threads of the package less one, and how many bits of the APIC id number them.
+            0x8000_0008 => {
+                let most = topology.whole_cores().saturating_sub(1).min(255);
+                entry.ecx = entry.ecx & !0xf0ff | most | id_bits << 12;
+            }
+            // AMD: the APIC id, the core's number and its threads less one, and one node.
+            0x8000_001e => {
+                let core = id >> thread_bits & 0xff;
+                (entry.eax, entry.ebx, entry.ecx) = (id, core | ((1 << thread_bits) - 1) << 8, 0);
+            }
             _ => {}
         }
     }
@@ -90,19 +121,38 @@ pub fn for_vcpu(supported: &[kvm_cpuid_entry2], topology: Topology, id: u32) -> 
     for function in [0xb, 0x1f].into_iter().filter(|function| *function <= most_basic) {
         // AMD has no leaf 0x1f, and what is not there on the host need not be here.
         if supported.iter().any(|entry| entry.function == function) {
-            entries.extend(levels(function, vcpus, id_bits, id));
+            entries.extend(levels(function, topology, id));
         }
     }
     entries
 }
 
-/// Leaves that are made anew.
+/// Leaves that are made anew, and 0x8000_0026, whose host's levels nothing of ours replaces: a guest without it reads the others.
 fn is_topology(function: u32) -> bool {
-    matches!(function, 0xb | 0x1f)
+    matches!(function, 0xb | 0x1f | 0x8000_0026)
 }
 
-/// The levels of the extended topology: one thread in a core, all cores in the package, and the end.
-fn levels(function: u32, vcpus: u32, id_bits: u32, id: u32) -> [kvm_cpuid_entry2; 3] {
+/// AMD numbers the threads of a core in leaf 0x8000_001e alone. Every processor of theirs with SMT has it; where KVM does not
+/// offer it (an emulated processor lacks it), it can be shown all the same, since it only tells.
+fn extend_topology(entries: &mut Vec<kvm_cpuid_entry2>) {
+    const LEAF: u32 = 0x8000_001e;
+    if !entries.iter().any(|entry| entry.function == 0 && AMD_LIKE.contains(&entry.ebx)) {
+        return;
+    }
+    for entry in entries.iter_mut() {
+        match entry.function {
+            0x8000_0000 => entry.eax = entry.eax.max(LEAF),
+            0x8000_0001 => entry.ecx |= TOPOLOGY_EXTENSIONS,
+            _ => {}
+        }
+    }
+    if !entries.iter().any(|entry| entry.function == LEAF) {
+        entries.push(kvm_cpuid_entry2 { function: LEAF, ..Default::default() });
+    }
+}
+
+/// The levels of the extended topology: the threads in a core, all of them in the package, and the end.
+fn levels(function: u32, topology: Topology, id: u32) -> [kvm_cpuid_entry2; 3] {
     const THREAD: u32 = 1;
     const CORE: u32 = 2;
     let level = |index, eax, ebx, kind: u32| kvm_cpuid_entry2 {
@@ -115,7 +165,12 @@ fn levels(function: u32, vcpus: u32, id_bits: u32, id: u32) -> [kvm_cpuid_entry2
         edx: id,
         ..Default::default()
     };
-    [level(0, 0, 1, THREAD), level(1, id_bits, vcpus, CORE), level(2, 0, 0, 0)]
+    let (thread_bits, id_bits) = (topology.thread_bits(), topology.id_bits());
+    [
+        level(0, thread_bits, 1 << thread_bits, THREAD),
+        level(1, id_bits, topology.whole_cores(), CORE),
+        level(2, 0, 0, 0),
+    ]
 }
 
 fn set(register: &mut u32, bit: u32, on: bool) {
@@ -123,74 +178,4 @@ fn set(register: &mut u32, bit: u32, on: bool) {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn leaf(function: u32, index: u32, [eax, ebx, ecx, edx]: [u32; 4]) -> kvm_cpuid_entry2 {
-        kvm_cpuid_entry2 { function, index, eax, ebx, ecx, edx, ..Default::default() }
-    }
-
-    /// A host of 16 threads, as it would shine through.
-    fn host() -> Vec<kvm_cpuid_entry2> {
-        vec![
-            leaf(0, 0, [0x1f, 0, 0, 0]),
-            leaf(1, 0, [0x50657, 0x0910_0800, 0x1, HTT]),
-            leaf(4, 0, [0x1c00_4121, 0, 0, 0]),
-            leaf(4, 3, [0x1c03_c163, 0, 0, 0]),
-            leaf(0xb, 0, [1, 2, 0x100, 9]),
-            leaf(0xb, 1, [4, 16, 0x201, 9]),
-            leaf(0x8000_0008, 0, [0x3030, 0, 0x400f, 0]),
-            leaf(0x8000_001e, 0, [9, 0x104, 1, 0]),
-        ]
-    }
-
-    fn guest(vcpus: u32, id: u32) -> impl Fn(u32, u32) -> kvm_cpuid_entry2 {
-        let leaves = for_vcpu(&host(), Topology { vcpus, tsc_deadline: true }, id);
-        move |function, index| {
-            *leaves.iter().find(|leaf| (leaf.function, leaf.index) == (function, index)).unwrap()
-        }
-    }
-
-    #[test]
-    fn each_vcpu_has_its_number_as_its_apic_id_in_every_leaf() {
-        let guest = guest(4, 3);
-        assert_eq!(guest(1, 0).ebx >> 24, 3);
-        assert_eq!((guest(0xb, 0).edx, guest(0xb, 1).edx), (3, 3));
-        assert_eq!((guest(0x8000_001e, 0).eax, guest(0x8000_001e, 0).ebx), (3, 3));
-    }
-
-    #[test]
-    fn four_vcpus_are_four_cores_of_one_thread_in_one_package() {
-        let guest = guest(4, 0);
-        assert_eq!((guest(0xb, 0).eax, guest(0xb, 0).ebx), (0, 1));
-        assert_eq!((guest(0xb, 1).eax, guest(0xb, 1).ebx), (2, 4));
-        assert_eq!(guest(1, 0).ebx >> 16 & 0xff, 4);
-        assert_eq!(guest(0x8000_0008, 0).ecx & 0xf0ff, 2 << 12 | 3);
-        assert_eq!(guest(4, 0).eax >> 26, 3);
-    }
-
-    #[test]
-    fn the_last_level_cache_is_shared_and_the_first_is_not() {
-        let guest = guest(4, 0);
-        assert_eq!(guest(4, 0).eax >> 14 & 0xfff, 0);
-        assert_eq!(guest(4, 3).eax >> 14 & 0xfff, 3);
-    }
-
-    #[test]
-    fn one_vcpu_is_not_hyperthreaded() {
-        let guest = guest(1, 0);
-        assert_eq!((guest(1, 0).edx & HTT, guest(0xb, 1).eax, guest(0xb, 1).ebx), (0, 0, 1));
-    }
-
-    #[test]
-    fn three_vcpus_take_two_bits_of_id() {
-        let guest = guest(3, 2);
-        assert_eq!((guest(0xb, 1).eax, guest(0xb, 1).ebx), (2, 3));
-    }
-
-    #[test]
-    fn the_timer_of_kvm_is_offered_and_the_guest_knows_that_it_is_one() {
-        let ecx = guest(2, 0)(1, 0).ecx;
-        assert_eq!(ecx & (HYPERVISOR | TSC_DEADLINE), HYPERVISOR | TSC_DEADLINE);
-    }
-}
+mod tests;

@@ -118,7 +118,7 @@ mod tests {
     const MIB: u64 = 1 << 20;
 
     fn ram() -> GuestRam {
-        memory::allocate(&layout::memory(16 * MIB), None, &[]).unwrap()
+        memory::allocate(&layout::memory(16 * MIB), None, memory::Binding::Strict, &[]).unwrap()
     }
 
     fn file(bytes: &[u8]) -> tempfile::NamedTempFile {

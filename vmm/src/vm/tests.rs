@@ -4,7 +4,8 @@ use std::io::{self, Write};
 use std::sync::Mutex;
 
 use super::*;
-use crate::config::{Boot, Memory};
+use crate::boot::cpuid;
+use crate::config::{Boot, Memory, MemoryMode};
 use crate::kvm;
 
 /// A machine for `code`, or `None`, said by name, where there is no /dev/kvm that opens.
@@ -40,8 +41,9 @@ fn config(vcpus: u32) -> VmConfig {
     VmConfig {
         name: "bare".into(),
         boot: Boot { kernel: "".into(), initramfs: "".into(), cmdline: String::new() },
-        memory: Memory { bytes: 2 << 20, nodes: vec![], hugepage_bytes: None },
+        memory: Memory { bytes: 2 << 20, nodes: vec![], mode: MemoryMode::Strict, hugepage_bytes: None },
         vcpus: (0..vcpus).map(|id| crate::config::Vcpu { id, cpus: vec![] }).collect(),
+        threads_per_core: 1,
         emulator_cpus: vec![],
         iothreads: vec![],
         disks: vec![],
@@ -213,6 +215,38 @@ fn a_machine_without_vcpus_or_with_gaps_is_refused() {
     let mut gap = config(2);
     gap.vcpus[1].id = 2;
     assert!(matches!(machine::check(&host, &gap), Err(BuildError::VcpuIds { position: 1, found: 2 })));
+    for asked in [0, 3, 6, 16, u32::MAX] {
+        let odd = VmConfig { threads_per_core: asked, ..config(2) };
+        let error = machine::check(&host, &odd).unwrap_err();
+        assert!(matches!(error, BuildError::ThreadsPerCore { asked: found } if found == asked), "{error}");
+    }
+}
+
+#[test]
+fn the_guest_reads_its_siblings_from_its_processor() {
+    let Ok(host) = kvm::open_any() else { return eprintln!("skipped: siblings: no /dev/kvm") };
+    #[rustfmt::skip]
+    let code = ending_in_power_off(&[
+        0x66, 0xb8, 0x01, 0x00, 0x00, 0x00, 0x0f, 0xa2, // leaf 1: EBX's third byte are the package's ids
+        0x66, 0xc1, 0xeb, 0x10,                         // shr ebx, 16
+        0xba, 0xf8, 0x03, 0x88, 0xd8, 0xee,             // out 0x3f8, bl
+        0x66, 0xb8, 0x0b, 0x00, 0x00, 0x00, 0x66, 0x31, 0xc9, 0x0f, 0xa2, // leaf 0xb, the threads of a core
+        0xba, 0xf8, 0x03, 0x88, 0xd8, 0xee,
+    ]);
+    // A processor without leaf 0xb answers with the last that it has.
+    let has_levels = cpuid::supported(&host.kvm).unwrap().iter().any(|leaf| leaf.function == 0xb);
+    for (threads_per_core, vcpus) in [(1, 4), (2, 4), (4, 8)] {
+        let config = VmConfig { threads_per_core, ..config(vcpus) };
+        let outside = Outside::default();
+        let channels = Channels { ports: vec![], serial_out: Box::new(outside.clone()), serial_in: None };
+        let vm = Vm::build_with(&host, &config, channels, Start::RealMode { code: &code });
+        assert!(matches!(vm.unwrap().start().unwrap().wait(), Exit::PowerOff));
+        let said = outside.0.lock().unwrap().clone();
+        assert_eq!(said.first(), Some(&(vcpus as u8)), "{said:?}");
+        if has_levels {
+            assert_eq!(said.get(1), Some(&(threads_per_core as u8)), "{said:?}");
+        }
+    }
 }
 
 mod driver;

@@ -1,6 +1,6 @@
-//! Guest memory: one memfd, ordinary or huge pages, mapped shared, bound to NUMA nodes before anything touches it.
+//! Guest memory: one memfd, ordinary or huge pages, mapped shared, given its NUMA policy before anything touches it.
 //!
-//! The safe parts are rustix's and vm-memory's; binding lives in [`crate::mempolicy`].
+//! The safe parts are rustix's and vm-memory's; the policy's system calls live in [`crate::mempolicy`].
 
 use std::fs::File;
 use std::io;
@@ -11,6 +11,7 @@ use vm_memory::mmap::MmapRegionBuilder;
 use vm_memory::{FileOffset, GuestAddress, GuestMemoryBackend, GuestMemoryRegion, GuestRegionMmap};
 
 use crate::mempolicy;
+pub use crate::mempolicy::{Binding, Policy};
 
 /// The guest's memory, shared by every thread that serves it.
 pub type GuestRam = vm_memory::GuestMemoryMmap<()>;
@@ -32,26 +33,50 @@ pub enum MemoryError {
     Reserve { bytes: u64, huge: Option<u64>, source: io::Error },
     #[error("guest memory could not be mapped: {0}")]
     Map(String),
-    #[error("guest memory was to come from NUMA nodes {nodes:?} alone, and the kernel refused")]
-    Bind { nodes: Vec<u32>, source: io::Error },
+    #[error("guest memory was to come from {}, and the kernel refused{}", wish(*.binding, .nodes), kernel_note(*.binding, .nodes, .source))]
+    Bind { binding: Binding, nodes: Vec<u32>, source: io::Error },
     #[error("NUMA nodes {nodes:?} have no {bytes} bytes left in pages of {page} bytes for guest memory")]
     HugeOnNodes { nodes: Vec<u32>, bytes: u64, page: u64, source: io::Error },
     #[error(
-        "guest memory was to come from NUMA nodes {asked:?} alone, but the kernel has it bound to {found:?}"
+        "guest memory was to come from NUMA nodes {nodes:?} in turn, in pages of {page} bytes, but some came from \
+         nodes {found:?}: the others have too few"
     )]
-    Drifted { asked: Vec<u32>, found: Vec<u32> },
+    HugeElsewhere { nodes: Vec<u32>, page: u64, found: Vec<u32> },
+    #[error("guest memory was to come from {}, but the kernel has {found}", wish(*.binding, .nodes))]
+    Drifted { binding: Binding, nodes: Vec<u32>, found: String },
+}
+
+/// Where memory is to come from, in words.
+fn wish(binding: Binding, nodes: &[u32]) -> String {
+    match binding {
+        Binding::Strict => format!("NUMA nodes {nodes:?} alone"),
+        Binding::Preferred => format!("NUMA nodes {nodes:?} as long as they have room"),
+        Binding::Interleave => format!("NUMA nodes {nodes:?} in turn"),
+    }
+}
+
+/// The one refusal that an older kernel explains.
+fn kernel_note(binding: Binding, nodes: &[u32], source: &io::Error) -> &'static str {
+    let invalid = source.raw_os_error() == Some(libc::EINVAL);
+    match binding {
+        Binding::Preferred if invalid && nodes.len() > 1 => {
+            ": a node is not there, or the kernel is older than 5.15, which prefers one node at most"
+        }
+        _ => "",
+    }
 }
 
 fn huge_note(huge: &Option<u64>) -> String {
     huge.map_or_else(String::new, |page| format!(" in pages of {page} bytes"))
 }
 
-/// Allocates `ranges`, in ascending order, with `hugepage_bytes` pages (`None`: ordinary ones), bound to `nodes` (empty: as
-/// the process has it). Nothing is touched: pages come into being where the policy says, when the guest first uses them.
+/// Allocates `ranges`, in ascending order, with `hugepage_bytes` pages (`None`: ordinary ones), from `nodes` as `binding`
+/// says (empty: as the process has it). Nothing is touched: pages come into being where the policy says, when the guest first uses them.
 /// Huge pages are reserved here, so that a host without them says so now and not with a SIGBUS later.
 pub fn allocate(
     ranges: &[Range],
     hugepage_bytes: Option<u64>,
+    binding: Binding,
     nodes: &[u32],
 ) -> Result<GuestRam, MemoryError> {
     let (flags, page) = match hugepage_bytes {
@@ -88,37 +113,71 @@ pub fn allocate(
         offset += range.len;
     }
     let ram = GuestRam::from_regions(regions).map_err(|error| MemoryError::Map(error.to_string()))?;
-    bind(&ram, nodes)?;
+    let nodes = ascending(nodes);
+    bind(&ram, binding, &nodes)?;
     if let (Some(page), false) = (hugepage_bytes, nodes.is_empty()) {
-        // What mmap set aside may be on any node: only taking the pages now shows whether these nodes have them.
-        let short = |source| MemoryError::HugeOnNodes { nodes: nodes.to_owned(), bytes: total, page, source };
-        ram.iter().try_for_each(mempolicy::populate).map_err(short)?;
+        place_huge(&ram, binding, nodes, total, page)?;
     }
     Ok(ram)
 }
 
-/// Binds every region and reads the binding back.
-fn bind(ram: &GuestRam, nodes: &[u32]) -> Result<(), MemoryError> {
+fn ascending(nodes: &[u32]) -> Vec<u32> {
+    let mut nodes = nodes.to_owned();
+    nodes.sort_unstable();
+    nodes.dedup();
+    nodes
+}
+
+/// Sets every region's policy and reads it back.
+fn bind(ram: &GuestRam, binding: Binding, nodes: &[u32]) -> Result<(), MemoryError> {
     if nodes.is_empty() {
         return Ok(());
     }
-    let mut asked = nodes.to_owned();
-    asked.sort_unstable();
-    asked.dedup();
+    let refused = |source| MemoryError::Bind { binding, nodes: nodes.to_owned(), source };
     for region in ram.iter() {
-        match mempolicy::bind(region, &asked) {
+        match mempolicy::bind(region, binding, nodes) {
             Ok(()) => {}
-            // A kernel without NUMA has all its memory on node 0: binding to that node holds by itself.
-            Err(source) if source.raw_os_error() == Some(libc::ENOSYS) && asked == [0] => continue,
-            Err(source) => return Err(MemoryError::Bind { nodes: asked, source }),
+            // A kernel without NUMA has all its memory on node 0: whatever is asked of that node holds by itself.
+            Err(source) if source.raw_os_error() == Some(libc::ENOSYS) && nodes == [0] => continue,
+            Err(source) => return Err(refused(source)),
         }
-        let found = mempolicy::bound_nodes(region)
-            .map_err(|source| MemoryError::Bind { nodes: asked.clone(), source })?;
-        if found.as_deref() != Some(&asked[..]) {
-            return Err(MemoryError::Drifted { asked, found: found.unwrap_or_default() });
+        let found = mempolicy::policy(region).map_err(refused)?;
+        if found.binding != Some(binding) || found.nodes != nodes {
+            let found = match found.binding {
+                Some(other) => wish(other, &found.nodes),
+                None => "no such policy".to_owned(),
+            };
+            return Err(MemoryError::Drifted { binding, nodes: nodes.to_owned(), found });
         }
     }
     Ok(())
+}
+
+/// Takes huge pages from their nodes now. What mmap set aside may be on any node: only taking the pages shows whether these
+/// nodes have them, and interleaving takes others in silence where one has not.
+fn place_huge(
+    ram: &GuestRam,
+    binding: Binding,
+    nodes: Vec<u32>,
+    bytes: u64,
+    page: u64,
+) -> Result<(), MemoryError> {
+    if binding == Binding::Preferred {
+        return Ok(());
+    }
+    if let Err(source) = ram.iter().try_for_each(mempolicy::populate) {
+        return Err(MemoryError::HugeOnNodes { nodes, bytes, page, source });
+    }
+    let mut found = Vec::new();
+    for region in ram.iter() {
+        let refused = |source| MemoryError::Bind { binding, nodes: nodes.clone(), source };
+        found.extend(mempolicy::nodes_of_pages(region, page).map_err(refused)?);
+    }
+    let found = ascending(&found);
+    match found.iter().all(|node| nodes.contains(node)) {
+        true => Ok(()),
+        false => Err(MemoryError::HugeElsewhere { nodes, page, found }),
+    }
 }
 
 fn huge_flag(bytes: u64) -> Result<MemfdFlags, MemoryError> {
@@ -155,7 +214,7 @@ mod tests {
     fn ranges_on_both_sides_of_a_hole_do_not_overlap_in_the_file() {
         let low = Range { start: 0, len: 4 * MIB };
         let high = Range { start: 64 * MIB, len: 4 * MIB };
-        let ram = allocate(&[low, high], None, &[]).unwrap();
+        let ram = allocate(&[low, high], None, Binding::Strict, &[]).unwrap();
         ram.write_obj(1u64, GuestAddress(0)).unwrap();
         ram.write_obj(2u64, GuestAddress(64 * MIB)).unwrap();
         assert_eq!(ram.read_obj::<u64>(GuestAddress(0)).unwrap(), 1);
@@ -164,13 +223,15 @@ mod tests {
 
     #[test]
     fn a_page_size_that_hugetlbfs_lacks_is_refused() {
-        let error = allocate(&[Range { start: 0, len: 4 * MIB }], Some(4 * MIB), &[]).unwrap_err();
+        let error =
+            allocate(&[Range { start: 0, len: 4 * MIB }], Some(4 * MIB), Binding::Strict, &[]).unwrap_err();
         assert!(matches!(error, MemoryError::PageSize { bytes } if bytes == 4 * MIB));
     }
 
     #[test]
     fn memory_that_is_no_whole_number_of_pages_is_refused() {
-        let error = allocate(&[Range { start: 0, len: 3 * MIB }], Some(2 * MIB), &[]).unwrap_err();
+        let error =
+            allocate(&[Range { start: 0, len: 3 * MIB }], Some(2 * MIB), Binding::Strict, &[]).unwrap_err();
         assert!(matches!(error, MemoryError::Partial { page, .. } if page == 2 * MIB));
     }
 
@@ -181,16 +242,48 @@ mod tests {
         online.trim_end().rsplit(['-', ',']).next().unwrap().parse().unwrap()
     }
 
+    const BINDINGS: [Binding; 3] = [Binding::Strict, Binding::Preferred, Binding::Interleave];
+
     #[test]
-    fn bound_memory_is_on_its_node_once_it_is_touched() {
+    fn memory_is_on_its_node_once_it_is_touched_however_it_is_bound() {
         let node = last_node();
-        let ram = allocate(&[Range { start: 0, len: 4 * MIB }], None, &[node]).unwrap();
-        assert_eq!(sample_nodes(&ram, 4).unwrap(), []);
-        ram.write_obj(1u8, GuestAddress(0)).unwrap();
-        ram.write_obj(1u8, GuestAddress(MIB)).unwrap();
-        let counts = sample_nodes(&ram, 4).unwrap();
-        // A kernel without NUMA cannot say where a page is; one with it says where it was told.
-        assert!(counts.is_empty() || counts == [(node, 2)], "{counts:?}");
+        for binding in BINDINGS {
+            let ram = allocate(&[Range { start: 0, len: 4 * MIB }], None, binding, &[node]).unwrap();
+            assert_eq!(sample_nodes(&ram, 4).unwrap(), []);
+            ram.write_obj(1u8, GuestAddress(0)).unwrap();
+            ram.write_obj(1u8, GuestAddress(MIB)).unwrap();
+            let counts = sample_nodes(&ram, 4).unwrap();
+            // A kernel without NUMA cannot say where a page is; one with it says where it was told.
+            assert!(counts.is_empty() || counts == [(node, 2)], "{binding:?}: {counts:?}");
+        }
+    }
+
+    #[test]
+    fn the_kernel_has_each_policy_as_it_was_asked_for() {
+        let node = last_node();
+        for binding in BINDINGS {
+            // Given twice, it is one node.
+            let ram = allocate(&[Range { start: 0, len: 4 * MIB }], None, binding, &[node, node]).unwrap();
+            for region in ram.iter() {
+                match mempolicy::policy(region) {
+                    Err(error) if error.raw_os_error() == Some(libc::ENOSYS) => {
+                        return eprintln!("skipped: memory policies: this kernel has no NUMA");
+                    }
+                    found => {
+                        assert_eq!(found.unwrap(), Policy { binding: Some(binding), nodes: vec![node] })
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn several_preferred_nodes_are_kept_or_refused_with_what_they_need() {
+        let nodes = [last_node(), 900];
+        // Node 900 is not there: the kernel leaves it out, which is noticed, or knows no such policy and says so.
+        let error = allocate(&[Range { start: 0, len: 4 * MIB }], None, Binding::Preferred, &nodes);
+        let text = error.unwrap_err().to_string();
+        assert!(text.contains("but the kernel has") || text.contains("5.15"), "{text}");
     }
 
     #[test]
@@ -202,16 +295,23 @@ mod tests {
             return eprintln!("skipped: huge pages of a node: node {node} has none free");
         }
         let range = |pages| [Range { start: 0, len: 2 * MIB * pages }];
-        let ram = allocate(&range(free), Some(2 * MIB), &[node]).unwrap();
+        let ram = allocate(&range(free), Some(2 * MIB), Binding::Strict, &[node]).unwrap();
         assert_eq!(sample_nodes(&ram, free as usize).unwrap(), [(node, free as usize)]);
         drop(ram);
-        let error = allocate(&range(free + 1), Some(2 * MIB), &[node]).unwrap_err();
+        let error = allocate(&range(free + 1), Some(2 * MIB), Binding::Strict, &[node]).unwrap_err();
         assert!(matches!(error, MemoryError::HugeOnNodes { .. } | MemoryError::Reserve { .. }), "{error}");
     }
 
     #[test]
-    fn a_node_that_is_not_there_is_refused_by_name() {
-        let error = allocate(&[Range { start: 0, len: 4 * MIB }], None, &[900]).unwrap_err();
-        assert!(matches!(&error, MemoryError::Bind { nodes, .. } if nodes == &[900]), "{error}");
+    fn a_node_that_is_not_there_or_that_no_kernel_has_is_refused_by_name() {
+        // 1024 is one beyond the mask; the last one would be beyond any memory if it were an index.
+        for node in [900, 1023, 1024, 65_536, u32::MAX] {
+            for binding in BINDINGS {
+                let error =
+                    allocate(&[Range { start: 0, len: 4 * MIB }], None, binding, &[node]).unwrap_err();
+                let named = matches!(&error, MemoryError::Bind { nodes, .. } if nodes == &[node]);
+                assert!(named && error.to_string().contains(&node.to_string()), "{binding:?}: {error}");
+            }
+        }
     }
 }
