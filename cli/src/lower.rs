@@ -30,6 +30,8 @@ pub fn machine(name: &str, plan: &Plan, image: &BootImage, sources: &[PathBuf]) 
             cache: config::CacheMode::Writeback,
             engine: config::Engine::IoUring,
             queue_size: 128,
+            logical_block_bytes: None,
+            physical_block_bytes: None,
             virtqueues: vec![plan.iothreads.first().map_or(0, |iothread| iothread.id)],
         });
     }
@@ -40,6 +42,8 @@ pub fn machine(name: &str, plan: &Plan, image: &BootImage, sources: &[PathBuf]) 
         cache: cache(disk.cache),
         engine: engine(disk.aio),
         queue_size: disk.queue_size,
+        logical_block_bytes: disk.logical_block_bytes,
+        physical_block_bytes: disk.physical_block_bytes,
         virtqueues: disk.virtqueues.iter().map(|virtqueue| virtqueue.iothread).collect(),
     }));
     let cmdline = match &image.cmdline {

@@ -130,6 +130,8 @@ fn options(mut words: impl Iterator<Item = String>) -> Result<Options, Box<dyn s
             cache: CacheMode::Writeback,
             engine: Engine::IoUring,
             queue_size: 128,
+            logical_block_bytes: None,
+            physical_block_bytes: None,
             virtqueues: (0..queues).map(|queue| queue % 2).collect(),
         })
     };

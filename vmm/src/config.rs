@@ -84,6 +84,10 @@ pub struct Disk {
     pub engine: Engine,
     /// Entries of each virtqueue, a power of two up to 32,768.
     pub queue_size: u16,
+    /// The unit in which the guest addresses the disk, a power of two from 512 to 4,096; `None` is 512 on every host.
+    pub logical_block_bytes: Option<u32>,
+    /// The unit that the guest is told to write whole, a power of two; `None` is the one that direct I/O asks for here.
+    pub physical_block_bytes: Option<u32>,
     /// Which IOThread serves each virtqueue: element k is the id of virtqueue k's. Its length is the number of queues.
     pub virtqueues: Vec<u32>,
 }

@@ -32,6 +32,20 @@ pub enum DiskError {
         path.display()
     )]
     PartialBlock { disk: String, path: PathBuf, size_bytes: u64, block_bytes: u64 },
+    #[error(
+        "disk `{disk}` asks for logical blocks of {block_bytes} bytes: they are powers of two from 512 to {most}"
+    )]
+    LogicalBlock { disk: String, block_bytes: u32, most: u32 },
+    #[error(
+        "disk `{disk}` asks for physical blocks of {block_bytes} bytes: they are powers of two, from its logical blocks' \
+         {least} bytes to {most}"
+    )]
+    PhysicalBlock { disk: String, block_bytes: u32, least: u32, most: u32 },
+    #[error(
+        "disk `{disk}`: {} has {size_bytes} bytes, which is no whole number of its logical blocks of {block_bytes}",
+        path.display()
+    )]
+    PartialLogicalBlock { disk: String, path: PathBuf, size_bytes: u64, block_bytes: u32 },
     #[error("disk `{disk}`: {} wants direct I/O in blocks of {block_bytes} bytes, and vmprof goes up to {most}", path.display())]
     BlocksTooLarge { disk: String, path: PathBuf, block_bytes: u64, most: u64 },
     #[error(

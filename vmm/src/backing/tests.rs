@@ -13,6 +13,8 @@ fn disk(path: &Path, cache: CacheMode) -> config::Disk {
         cache,
         engine: Engine::IoUring,
         queue_size: 64,
+        logical_block_bytes: None,
+        physical_block_bytes: None,
         virtqueues: vec![0],
     }
 }

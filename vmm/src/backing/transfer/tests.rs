@@ -24,6 +24,8 @@ fn backing(size_bytes: u64, alignment: Alignment) -> Backing {
         cache: CacheMode::None,
         engine: Engine::IoUring,
         queue_size: 64,
+        logical_block_bytes: None,
+        physical_block_bytes: None,
         virtqueues: vec![0],
     };
     Backing::new(&disk, file, size_bytes, alignment).unwrap()

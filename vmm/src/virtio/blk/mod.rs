@@ -14,10 +14,12 @@ use crate::iothread::counters::{QueueCounters, QueueSnapshot};
 use crate::iothread::service::Begin;
 use crate::iothread::{DeviceId, Handle};
 
+mod blocks;
 mod queue;
 pub mod request;
 mod space;
 
+use blocks::Blocks;
 use queue::{BlkQueue, ID_BYTES};
 use request::Limits;
 use space::{Space, WRITEBACK_AT};
@@ -29,6 +31,7 @@ const SEG_MAX: u64 = 1 << 2;
 const READ_ONLY: u64 = 1 << 5;
 const BLK_SIZE: u64 = 1 << 6;
 const FLUSH: u64 = 1 << 9;
+const TOPOLOGY: u64 = 1 << 10;
 const CONFIG_WCE: u64 = 1 << 11;
 const MULTI_QUEUE: u64 = 1 << 12;
 const INDIRECT_DESCRIPTORS: u64 = 1 << 28;
@@ -93,6 +96,7 @@ pub struct Blk {
     disk: Arc<Disk>,
     /// `blk data`, as messages have it.
     title: String,
+    blocks: Blocks,
     queue_sizes: Vec<u16>,
     /// Which thread serves each queue, by the queue's index.
     iothreads: Vec<Handle>,
@@ -121,7 +125,7 @@ impl Blk {
             found.ok_or_else(|| DiskError::NoSuchIoThread { disk: config.name.clone(), queue, iothread: *id })
         };
         let served_by = config.virtqueues.iter().enumerate().map(iothread).collect::<Result<Vec<_>, _>>()?;
-        Ok(Blk::with_backing(config, id, served_by, Backing::open(config)?))
+        Blk::with_backing(config, id, served_by, Backing::open(config)?)
     }
 
     fn with_backing(
@@ -129,7 +133,8 @@ impl Blk {
         id: [u8; ID_BYTES],
         iothreads: Vec<Handle>,
         backing: Backing,
-    ) -> Blk {
+    ) -> Result<Blk, DiskError> {
+        let blocks = Blocks::of(config, &backing)?;
         let limits = Limits {
             capacity_bytes: backing.capacity_bytes,
             read_only: config.read_only,
@@ -147,7 +152,7 @@ impl Blk {
         };
         let title = format!("blk {}", config.name);
         let queue_sizes = vec![config.queue_size; iothreads.len()];
-        Blk { disk: Arc::new(disk), title, queue_sizes, iothreads, live: None }
+        Ok(Blk { disk: Arc::new(disk), title, blocks, queue_sizes, iothreads, live: None })
     }
 
     pub fn stats(&self) -> DiskStats {
@@ -158,6 +163,7 @@ impl Blk {
         Space {
             capacity_bytes: self.disk.limits.capacity_bytes,
             most_segments: self.disk.limits.most_segments,
+            blocks: self.blocks,
             queues: self.queue_sizes.len() as u16,
             write_back: self.disk.cache.is_write_back(),
         }
@@ -192,7 +198,7 @@ impl VirtioDevice for Blk {
     }
 
     fn features(&self) -> u64 {
-        let mut features = SEG_MAX | BLK_SIZE | INDIRECT_DESCRIPTORS | EVENT_IDX;
+        let mut features = SEG_MAX | BLK_SIZE | TOPOLOGY | INDIRECT_DESCRIPTORS | EVENT_IDX;
         if self.queue_sizes.len() > 1 {
             features |= MULTI_QUEUE;
         }

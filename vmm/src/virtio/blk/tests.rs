@@ -31,6 +31,8 @@ fn disk_config(path: &Path, cache: CacheMode, virtqueues: &[u32]) -> config::Dis
         cache,
         engine: Engine::IoUring,
         queue_size: 64,
+        logical_block_bytes: None,
+        physical_block_bytes: None,
         virtqueues: virtqueues.to_vec(),
     }
 }
@@ -228,6 +230,53 @@ fn the_write_cache_is_shown_and_switched_as_the_mode_allows() {
         blk.reset();
         assert_eq!(cache_of(&blk), offered.into());
     }
+}
+
+#[test]
+fn the_guest_is_told_the_blocks_that_were_asked_for_and_else_those_of_direct_io() {
+    let directory = TempDir::new().unwrap();
+    let path = file_of(&directory, "disk", 64 << 10);
+    let config = |logical_block_bytes, physical_block_bytes| {
+        let plain = disk_config(&path, CacheMode::Writeback, &[0]);
+        config::Disk { logical_block_bytes, physical_block_bytes, ..plain }
+    };
+    let told = |config: &config::Disk, direct_block: u64| {
+        let file = std::fs::File::open(&path).unwrap();
+        let alignment = Alignment { offset: direct_block, memory: 1 };
+        let backing = Backing::new(config, file, 64 << 10, alignment).unwrap();
+        let blk = Blk::with_backing(config, [0; ID_BYTES], vec![iothread(0, 0)], backing).unwrap();
+        assert_ne!(blk.features() & BLK_SIZE, 0);
+        assert_ne!(blk.features() & TOPOLOGY, 0);
+        let (mut size, mut exponent) = ([0; 4], [0]);
+        blk.read_config(20, &mut size);
+        blk.read_config(24, &mut exponent);
+        let logical = u32::from_le_bytes(size);
+        (logical, logical << exponent[0])
+    };
+    assert_eq!(told(&config(None, None), 1), (512, 512), "the page cache asks for nothing");
+    assert_eq!(told(&config(None, None), 4096), (512, 4096), "a smaller write would be a read and a write");
+    assert_eq!(told(&config(Some(4096), None), 512), (4096, 4096));
+    assert_eq!(told(&config(None, Some(16 << 10)), 4096), (512, 16 << 10));
+    assert_eq!(told(&config(Some(2048), Some(4096)), 512), (2048, 4096));
+}
+
+#[test]
+fn blocks_that_no_guest_can_use_are_refused() {
+    let directory = TempDir::new().unwrap();
+    let path = file_of(&directory, "disk", 4096 + 512);
+    let refused = |logical_block_bytes, physical_block_bytes| {
+        let plain = disk_config(&path, CacheMode::Writeback, &[0]);
+        let config = config::Disk { logical_block_bytes, physical_block_bytes, ..plain };
+        Blk::new(&config, &[iothread(0, 0)]).unwrap_err()
+    };
+    for logical in [0, 1, 256, 513, 3072, 8192, u32::MAX] {
+        assert!(matches!(refused(Some(logical), None), DiskError::LogicalBlock { .. }), "{logical}");
+    }
+    for physical in [0, 256, 4097, 4 << 20, u32::MAX] {
+        assert!(matches!(refused(None, Some(physical)), DiskError::PhysicalBlock { .. }), "{physical}");
+    }
+    assert!(matches!(refused(Some(4096), Some(512)), DiskError::PhysicalBlock { least: 4096, .. }));
+    assert!(matches!(refused(Some(4096), None), DiskError::PartialLogicalBlock { size_bytes: 4608, .. }));
 }
 
 #[test]

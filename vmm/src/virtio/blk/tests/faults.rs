@@ -102,7 +102,7 @@ fn a_head_that_is_offered_again_in_flight_breaks_the_queue() {
     let (empty, mut filler) = std::io::pipe().unwrap();
     let file = std::fs::File::from(std::os::fd::OwnedFd::from(empty));
     let backing = Backing::new(&config, file, MIB as u64, Alignment::NONE).unwrap();
-    let mut blk = Blk::with_backing(&config, [0; ID_BYTES], vec![iothread(0, 0)], backing);
+    let mut blk = Blk::with_backing(&config, [0; ID_BYTES], vec![iothread(0, 0)], backing).unwrap();
     let mut driver = BlkDriver::new(&ram, 0, 64);
     blk.activate(ALL_FEATURES, vec![driver.queue.device_side(0)]).unwrap();
     let (tell, told) = std::sync::mpsc::channel();
@@ -157,7 +157,7 @@ fn a_write_that_finds_no_space_is_an_error() {
     let full = std::fs::OpenOptions::new().read(true).write(true).open("/dev/full").unwrap();
     let backing = Backing::new(&config, full, MIB as u64, Alignment::NONE).unwrap();
     let ram = mock::ram(4 * MIB);
-    let mut blk = Blk::with_backing(&config, [0; ID_BYTES], vec![iothread(0, 0)], backing);
+    let mut blk = Blk::with_backing(&config, [0; ID_BYTES], vec![iothread(0, 0)], backing).unwrap();
     let mut driver = BlkDriver::new(&ram, 0, 64);
     blk.activate(ALL_FEATURES, vec![driver.queue.device_side(0)]).unwrap();
     assert_eq!(driver.run(1, 0, 0, 4096).0, 1);
@@ -175,7 +175,7 @@ fn after_a_flush_that_failed_the_page_cache_is_not_believed_again() {
         // The file itself is sound: what fails is told to the cache here, as a flush that the kernel refuses tells it.
         let file = std::fs::OpenOptions::new().read(true).write(true).open(&path).unwrap();
         let backing = Backing::new(&config, file, MIB as u64, Alignment::NONE).unwrap();
-        let mut blk = Blk::with_backing(&config, [0; ID_BYTES], vec![thread], backing);
+        let mut blk = Blk::with_backing(&config, [0; ID_BYTES], vec![thread], backing).unwrap();
         let mut driver = BlkDriver::new(&ram, 0, 64);
         blk.activate(ALL_FEATURES, vec![driver.queue.device_side(0)]).unwrap();
         assert_eq!(driver.run(4, 0, 0, 0).0, 0);

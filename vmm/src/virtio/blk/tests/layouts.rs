@@ -85,7 +85,7 @@ fn a_request_behind_one_in_flight_does_not_wait_for_it() {
     let (empty, mut filler) = std::io::pipe().unwrap();
     let file = std::fs::File::from(std::os::fd::OwnedFd::from(empty));
     let backing = Backing::new(&config, file, MIB as u64, Alignment::NONE).unwrap();
-    let mut blk = Blk::with_backing(&config, [0; ID_BYTES], vec![thread], backing);
+    let mut blk = Blk::with_backing(&config, [0; ID_BYTES], vec![thread], backing).unwrap();
     for event_idx in [true, false] {
         let mut driver = BlkDriver::with_events(&ram, 0, 64, event_idx);
         blk.activate(ALL_FEATURES, vec![driver.queue.device_side(0)]).unwrap();
@@ -200,7 +200,8 @@ fn sectors_of_one_block_written_from_two_iothreads_are_all_there() {
     let blocks = Alignment { offset: 4096, memory: 4096 };
     let backing = Backing::new(&config, file, MIB as u64, blocks).unwrap();
     let ram = mock::ram(8 * MIB);
-    let mut blk = Blk::with_backing(&config, [0; ID_BYTES], vec![iothread(0, 0), iothread(1, 0)], backing);
+    let mut blk =
+        Blk::with_backing(&config, [0; ID_BYTES], vec![iothread(0, 0), iothread(1, 0)], backing).unwrap();
     let mut drivers = [0, 2].map(|region| BlkDriver::new(&ram, region, 64));
     let queues = (0..).zip(&drivers).map(|(index, driver)| driver.queue.device_side(index)).collect();
     blk.activate(ALL_FEATURES, queues).unwrap();
