@@ -9,7 +9,7 @@ use vmprof_job::{Bytes, Command, DeviceLink, JOB_SCHEMA, Job, Root, Streams};
 use vmprof_profiles::{CpuSet, Plan};
 use vmprof_vmm::config;
 
-use crate::up::BootImage;
+use crate::up::{BootImage, promises};
 
 /// Serial of the disk that holds the guest's root, in the guest and as a drive of the lab; a profile's disk cannot have it, for their names begin otherwise.
 pub const ROOT_SERIAL: &str = "vmprof-root";
@@ -40,7 +40,8 @@ pub fn machine(name: &str, plan: &Plan, image: &BootImage, sources: &[PathBuf]) 
         path: source.clone(),
         read_only: disk.readonly,
         cache: cache(disk.cache),
-        engine: engine(disk.aio),
+        // Without one the machine refuses the disk by the engine that was asked for.
+        engine: engine(promises::engine(disk).unwrap_or(disk.aio)),
         queue_size: disk.queue_size,
         logical_block_bytes: disk.logical_block_bytes,
         physical_block_bytes: disk.physical_block_bytes,

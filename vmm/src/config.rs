@@ -92,6 +92,13 @@ pub struct Disk {
     pub virtqueues: Vec<u32>,
 }
 
+/// Header, at least one data buffer, status: the least that a queue of a disk can hold is the next power of two.
+pub const FEWEST_QUEUE_ENTRIES: u16 = 4;
+/// Linux takes no larger logical block than its page.
+pub const LARGEST_LOGICAL_BLOCK_BYTES: u32 = 4_096;
+/// The device tells the guest in sixteen bits how many of the smallest logical blocks it is.
+pub const LARGEST_PHYSICAL_BLOCK_BYTES: u32 = 2 << 20;
+
 /// QEMU's cache modes: whether the host's page cache is used, and what a completed write or flush promises.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]

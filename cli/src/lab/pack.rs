@@ -4,7 +4,7 @@
 use std::fs;
 use std::io::{self, Write};
 use std::os::fd::OwnedFd;
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path};
 
 use rustix::fs::MemfdFlags;
 
@@ -19,12 +19,23 @@ impl Inside {
     pub const KERNEL: &'static str = "/vmprof/kernel";
     pub const INITRAMFS: &'static str = "/vmprof/initramfs";
     pub const ROOT: &'static str = "/vmprof/root";
+    const FILES: &'static str = "/vmprof/files";
     pub const STATE: &'static str = "/vmprof/state";
     pub const STORE: &'static str = "/vmprof/store";
     pub const RUNTIME: &'static str = "/run/vmprof";
 
-    pub fn profile(outside: &Path) -> PathBuf {
-        Path::new("/vmprof/profiles").join(outside.file_name().unwrap_or("profile.kdl".as_ref()))
+    /// Where a file of the profile lies, given its absolute path outside: below one directory all keep their places, so that
+    /// what one says of another's path holds. `..` is taken by the names, as it is inside, where no link is in the way.
+    pub fn file(outside: &Path) -> String {
+        let mut places = Vec::new();
+        for component in outside.components() {
+            match component {
+                Component::Normal(name) => places.push(name.to_string_lossy()),
+                Component::ParentDir => drop(places.pop()),
+                Component::RootDir | Component::CurDir | Component::Prefix(_) => {}
+            }
+        }
+        format!("{}/{}", Inside::FILES, places.join("/"))
     }
 }
 
@@ -41,4 +52,17 @@ pub fn pack(base: &Path, archive: &[u8]) -> Result<OwnedFd, LabError> {
     memory.write_all(&padding[..(4 - length as usize % 4) % 4]).map_err(failed)?;
     memory.write_all(archive).map_err(failed)?;
     Ok(memory.into())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn files_keep_their_places_to_one_another() {
+        let place = |outside: &str| Inside::file(outside.as_ref());
+        assert_eq!(place("/home/u/profiles/db.kdl"), "/vmprof/files/home/u/profiles/db.kdl");
+        assert_eq!(place("/home/u/profiles/../base/./db.kdl"), "/vmprof/files/home/u/base/db.kdl");
+        assert_eq!(place("/../../etc/passwd"), "/vmprof/files/etc/passwd", "no path leads out of there");
+    }
 }

@@ -16,7 +16,7 @@ use vmprof_vmm::kvm::Usable;
 use vmprof_vmm::vm::{Control, StartError};
 use vmprof_vmm::{BuildError, Channels, Port, Vm, thread};
 
-use super::{Upping, sources};
+use super::{Upping, promises, sources};
 use crate::failure::{Failure, Kind};
 use crate::lower;
 use crate::profile;
@@ -39,7 +39,17 @@ pub fn up(upping: &Upping, kvm: &Usable) -> Result<u8, Failure> {
     let paths = sources::paths(&upping.profile, &directory);
     let host = profile::Host::live(&upping.profile, &directory, &record::running(&upping.places));
     let plan = host.plan(&upping.profile)?;
+    promises::of_plan(&plan)?;
     report.text(&host.text(&plan, false));
+    for disk in &plan.disks {
+        if let Some(taken) = promises::engine(disk).filter(|taken| *taken != disk.aio) {
+            let (first, taken) = (promises::engine_word(disk.aio), promises::engine_word(taken));
+            report.notice(format_args!(
+                "disk `{}`: the machine has no aio={first}; its fallback aio={taken} is taken",
+                disk.name
+            ));
+        }
+    }
 
     let store = Store::open(&upping.places.store)?;
     let image = upping.image(&store)?;
@@ -143,12 +153,19 @@ fn not_built(error: BuildError) -> Failure {
         BuildError::Disk(DiskError::InUse { .. }) => {
             (Kind::Failure, "`vmprof ps` lists this user's running VMs")
         }
+        BuildError::Disk(DiskError::PartialLogicalBlock { .. }) => (
+            Kind::HostCannot,
+            "give the source a size that is a multiple of the block, or leave the logical block's size out",
+        ),
         BuildError::Disk(_) => (Kind::Failure, ""),
         BuildError::Memory(_) => {
             (Kind::HostCannot, "`vmprof host` shows each node's memory and free huge pages")
         }
         BuildError::IoThread(_) => {
             (Kind::HostCannot, "vmprof starts no run whose threads or engines are not as planned")
+        }
+        BuildError::ThreadsPerCore { .. } => {
+            (Kind::HostCannot, "this host's siblings cannot be shown to a guest: leave `smt require` out")
         }
         BuildError::TooManyVcpus { .. } => (Kind::HostCannot, "give the profile fewer vCPUs"),
         _ => (Kind::Failure, ""),

@@ -121,14 +121,13 @@ fn in_the_lab(error: vmprof_guests::GuestError) -> Failure {
 /// What the emulated host's first process shall do: run the inner `up`, with its disks where the profile has them.
 fn job(upping: &Upping, paths: &[PathBuf], image: &BootImage) -> Job {
     let arguments = &upping.arguments;
-    let profile = Inside::profile(&upping.path);
     let mut argv: Vec<Bytes> =
         [Inside::VMPROF, "up", "--on", "kvm", "--image", Inside::IMAGE].map(Into::into).into();
     argv.extend(["--name".into(), upping.name.as_str().into()]);
     if arguments.console {
         argv.push("--console".into());
     }
-    argv.push(bytes(profile.as_os_str()));
+    argv.push(Inside::file(&upping.path).as_str().into());
     if upping.with_command() {
         argv.push("--".into());
         argv.extend(arguments.command.iter().map(|word| bytes(word)));
@@ -213,14 +212,13 @@ fn archive(upping: &Upping, image: &BootImage, job: &Job) -> Result<Vec<u8>, Fai
     };
     let description = serde_json::to_vec(&inside)
         .map_err(|error| Failure::os("the image cannot be described", error.into()))?;
-    let profile = Inside::profile(&upping.path);
     let name = |path: &str| path.trim_start_matches('/').to_owned();
     let mut files = [
         (name(Inside::VMPROF), 0o755, read("/proc/self/exe".as_ref())?),
         (name(Inside::KERNEL), 0o444, read(&image.kernel)?),
         (name(Inside::INITRAMFS), 0o444, read(&image.initramfs)?),
         (name(Inside::IMAGE), 0o444, description),
-        (name(&profile.to_string_lossy()), 0o444, read(&upping.path)?),
+        (name(&Inside::file(&upping.path)), 0o444, read(&upping.path)?),
         (JOB_PATH.to_owned(), 0o600, vmprof_job::line(job)),
     ];
     let files: Vec<(&str, u16, Vec<u8>)> =

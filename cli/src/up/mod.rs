@@ -3,6 +3,7 @@
 mod here;
 mod image;
 mod inside;
+pub mod promises;
 mod sources;
 
 use std::path::PathBuf;
@@ -48,6 +49,7 @@ pub fn up(arguments: UpArguments, report: Report) -> u8 {
 fn try_up(arguments: UpArguments, report: Report) -> Result<u8, Failure> {
     let places = Places::from_environment()?;
     let (path, profile) = profile::read(&arguments.profile)?;
+    promises::of_profile(&profile)?;
     let name = arguments.name.clone().unwrap_or_else(|| profile.name.clone());
     let upping = Upping { arguments, profile, path, name, places, report };
     match (upping.arguments.on, kvm::probe()) {

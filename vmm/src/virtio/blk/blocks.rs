@@ -2,12 +2,7 @@
 //! it should write whole. The protocol counts in sectors of 512 bytes whatever they are.
 
 use crate::backing::{Backing, DiskError, SECTOR_BYTES};
-use crate::config;
-
-/// Linux takes no larger logical block than its page.
-const LARGEST_LOGICAL: u32 = 4_096;
-/// min_io_size counts logical blocks in sixteen bits.
-const LARGEST_PHYSICAL: u32 = 2 << 20;
+use crate::config::{self, LARGEST_LOGICAL_BLOCK_BYTES, LARGEST_PHYSICAL_BLOCK_BYTES};
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Blocks {
@@ -27,12 +22,12 @@ impl Blocks {
         let fits =
             |bytes: u32, least: u32, most: u32| bytes.is_power_of_two() && (least..=most).contains(&bytes);
         let disk = || config.name.clone();
-        if !fits(logical_bytes, SECTOR_BYTES as u32, LARGEST_LOGICAL) {
-            let most = LARGEST_LOGICAL;
+        if !fits(logical_bytes, SECTOR_BYTES as u32, LARGEST_LOGICAL_BLOCK_BYTES) {
+            let most = LARGEST_LOGICAL_BLOCK_BYTES;
             return Err(DiskError::LogicalBlock { disk: disk(), block_bytes: logical_bytes, most });
         }
-        if !fits(physical_bytes, logical_bytes, LARGEST_PHYSICAL) {
-            let (block_bytes, least, most) = (physical_bytes, logical_bytes, LARGEST_PHYSICAL);
+        if !fits(physical_bytes, logical_bytes, LARGEST_PHYSICAL_BLOCK_BYTES) {
+            let (block_bytes, least, most) = (physical_bytes, logical_bytes, LARGEST_PHYSICAL_BLOCK_BYTES);
             return Err(DiskError::PhysicalBlock { disk: disk(), block_bytes, least, most });
         }
         if !backing.capacity_bytes.is_multiple_of(logical_bytes.into()) {

@@ -37,8 +37,6 @@ const MULTI_QUEUE: u64 = 1 << 12;
 const INDIRECT_DESCRIPTORS: u64 = 1 << 28;
 const EVENT_IDX: u64 = 1 << 29;
 
-/// Header, at least one data buffer, status.
-const FEWEST_ENTRIES: u16 = 4;
 /// Data buffers of one request. readv takes 1,024 pieces, and a buffer that crosses from one region of guest memory into
 /// the next makes two.
 const MOST_DATA_SEGMENTS: u32 = 1_008;
@@ -109,7 +107,7 @@ impl Blk {
     pub fn new(config: &config::Disk, iothreads: &[Handle]) -> Result<Blk, DiskError> {
         let name = config.name.clone();
         let size = config.queue_size;
-        if !size.is_power_of_two() || !(FEWEST_ENTRIES..=32_768).contains(&size) {
+        if !size.is_power_of_two() || !(config::FEWEST_QUEUE_ENTRIES..=32_768).contains(&size) {
             return Err(DiskError::QueueSize { disk: name, size });
         }
         let mut id = [0; ID_BYTES];

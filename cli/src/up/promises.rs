@@ -1,0 +1,256 @@
+//! What a profile may promise and this version's machine does not keep. `up` refuses all of it at once and by name, before
+//! anything is built or booted; `plan` shows it, since a plan may be made for another program.
+
+use miette::Diagnostic;
+use vmprof_profiles::{Aio, DiskPlan, ErrorPolicy, Format, Plan, Profile};
+use vmprof_vmm::config::{FEWEST_QUEUE_ENTRIES, LARGEST_LOGICAL_BLOCK_BYTES, LARGEST_PHYSICAL_BLOCK_BYTES};
+
+use crate::failure::{Failure, Kind};
+
+/// Everything at once, each with what to write instead.
+#[derive(Debug, thiserror::Error, Diagnostic)]
+#[error("this version of `up` cannot do {} that the profile asks for", counted(.promises.len()))]
+#[diagnostic(
+    code(vmprof::up::not_in_this_version),
+    help("`vmprof plan` shows the plan of the profile all the same")
+)]
+struct NotInThisVersion {
+    #[related]
+    promises: Vec<Promise>,
+}
+
+/// One thing that is asked for.
+#[derive(Debug, thiserror::Error, Diagnostic, PartialEq, Eq)]
+#[error("{asked}")]
+#[diagnostic(help("{instead}"))]
+struct Promise {
+    asked: String,
+    instead: String,
+}
+
+fn counted(count: usize) -> String {
+    if count == 1 { "one thing".to_owned() } else { format!("{count} things") }
+}
+
+/// Looks at the profile: in milliseconds, and on any host. No condition of a profile changes its disks.
+pub fn of_profile(profile: &Profile) -> Result<(), Failure> {
+    let disks = profile.disks.iter().map(|disk| Wish {
+        name: &disk.name.value,
+        aio: disk.aio,
+        aio_fallback: disk.aio_fallback,
+        discard: disk.discard,
+        rerror: disk.rerror,
+        werror: disk.werror,
+        logical_block_bytes: disk.logical_block_bytes,
+        physical_block_bytes: disk.physical_block_bytes,
+        format: disk.format.as_ref().map(|format| &format.value),
+        queue_size: disk.queue_size,
+    });
+    refuse(disks.flat_map(|wish| wish.unkept()).chain(nets(profile.nets.len())).collect())
+}
+
+/// Looks at a plan, which another version may have made.
+pub fn of_plan(plan: &Plan) -> Result<(), Failure> {
+    let disks = plan.disks.iter().map(|disk| Wish {
+        name: &disk.name,
+        aio: disk.aio,
+        aio_fallback: disk.aio_fallback,
+        discard: disk.discard,
+        rerror: disk.rerror,
+        werror: disk.werror,
+        logical_block_bytes: disk.logical_block_bytes,
+        physical_block_bytes: disk.physical_block_bytes,
+        format: disk.format.as_ref(),
+        queue_size: disk.queue_size,
+    });
+    refuse(disks.flat_map(|wish| wish.unkept()).chain(nets(plan.nets.len())).collect())
+}
+
+/// The engine that moves a disk's bytes: the one asked for, or its fallback where the machine lacks that one.
+pub fn engine(disk: &DiskPlan) -> Option<Aio> {
+    engine_of(disk.aio, disk.aio_fallback)
+}
+
+fn engine_of(aio: Aio, fallback: Option<Aio>) -> Option<Aio> {
+    [Some(aio), fallback].into_iter().flatten().find(|aio| *aio == Aio::IoUring)
+}
+
+/// The word of the language.
+pub fn engine_word(aio: Aio) -> &'static str {
+    match aio {
+        Aio::IoUring => "io_uring",
+        Aio::Native => "native",
+        Aio::Threads => "threads",
+    }
+}
+
+fn refuse(promises: Vec<Promise>) -> Result<(), Failure> {
+    match promises.is_empty() {
+        true => Ok(()),
+        false => Err(Failure::new(Kind::HostCannot, NotInThisVersion { promises })),
+    }
+}
+
+fn nets(count: usize) -> Option<Promise> {
+    let devices =
+        if count == 1 { "one network device".to_owned() } else { format!("{count} network devices") };
+    (count > 0).then(|| Promise {
+        asked: format!("`net`: {devices}, and the machine has none to give"),
+        instead: "write `net none`, or leave `net` out: the guest then has its loopback alone".to_owned(),
+    })
+}
+
+/// What a disk asks for, of a profile or of a plan.
+struct Wish<'a> {
+    name: &'a str,
+    aio: Aio,
+    aio_fallback: Option<Aio>,
+    discard: bool,
+    rerror: ErrorPolicy,
+    werror: ErrorPolicy,
+    logical_block_bytes: Option<u32>,
+    physical_block_bytes: Option<u32>,
+    format: Option<&'a Format>,
+    queue_size: u16,
+}
+
+impl Wish<'_> {
+    fn unkept(&self) -> Vec<Promise> {
+        let mut unkept = Vec::new();
+        let mut promise = |asked: String, instead: &str| {
+            unkept.push(Promise {
+                asked: format!("disk `{}`: {asked}", self.name),
+                instead: instead.to_owned(),
+            });
+        };
+        if engine_of(self.aio, self.aio_fallback).is_none() {
+            promise(
+                format!("`aio={}`, and io_uring is the engine that there is", engine_word(self.aio)),
+                "write `aio=io_uring`, which works with every cache mode",
+            );
+        }
+        if self.discard {
+            promise(
+                "`discard=unmap`, and the guest is offered no discard".to_owned(),
+                "write `discard=ignore`, or leave it out: what the guest frees stays allocated",
+            );
+        }
+        for (word, policy, what) in
+            [("rerror", self.rerror, "read"), ("werror", self.werror, "write and flush")]
+        {
+            if policy != ErrorPolicy::Report {
+                promise(
+                    format!("`{word}={}`, and the guest is told of every failed {what}", policy.word()),
+                    &format!("write `{word}=report`, or leave it out"),
+                );
+            }
+        }
+        let (most_logical, most_physical) = (LARGEST_LOGICAL_BLOCK_BYTES, LARGEST_PHYSICAL_BLOCK_BYTES);
+        if let Some(bytes) = self.logical_block_bytes.filter(|bytes| *bytes > most_logical) {
+            promise(
+                format!("logical blocks of {bytes} bytes, and guests take {most_logical} at most"),
+                "write 512 or 4096, or leave them out for 512",
+            );
+        }
+        if let Some(bytes) = self.physical_block_bytes.filter(|bytes| *bytes > most_physical) {
+            promise(
+                format!(
+                    "physical blocks of {bytes} bytes, and {most_physical} is the most that the device can tell"
+                ),
+                "write fewer, or leave them out for those of the source",
+            );
+        }
+        if self.queue_size < FEWEST_QUEUE_ENTRIES {
+            promise(
+                format!("queues of {} entries, and a request takes three", self.queue_size),
+                "write `size=4` or more; 256 is usual",
+            );
+        }
+        if let Some(format) = self.format {
+            promise(
+                format!("`format {}`, and no filesystem is made on a disk", format.filesystem),
+                "leave `format` out, and let the guest's command make the filesystem, or bring a disk that has one",
+            );
+        }
+        unkept
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use vmprof_profiles::{Net, NetBackend, Written, read_profile};
+
+    use super::*;
+
+    fn profile() -> Profile {
+        let text = "profile p {\n guest \"g.kdl\"\n vcpu 1\n memory \"1GiB\"\n iothreads 1\n \
+                    disk data { source file=\"d.raw\"; driver raw; }\n disk log { source file=\"l.raw\"; driver raw; }\n}\n";
+        read_profile("p.kdl", text).unwrap().0
+    }
+
+    /// What is told of the profile, outermost first.
+    fn told(profile: &Profile) -> Vec<String> {
+        let Err(failure) = of_profile(profile) else { return Vec::new() };
+        assert_eq!(failure.kind, Kind::HostCannot);
+        assert_eq!(failure.problem.code().unwrap().to_string(), "vmprof::up::not_in_this_version");
+        let related: Vec<_> = failure.problem.related().unwrap().collect();
+        assert!(related.iter().all(|one| one.help().is_some()));
+        [failure.problem.to_string()].into_iter().chain(related.iter().map(|one| one.to_string())).collect()
+    }
+
+    #[test]
+    fn what_is_kept_is_not_refused() {
+        let mut profile = profile();
+        assert_eq!(told(&profile), [""; 0]);
+        let disk = &mut profile.disks[0];
+        (disk.logical_block_bytes, disk.physical_block_bytes) = (Some(4096), Some(16384));
+        (disk.aio, disk.aio_fallback) = (Aio::Native, Some(Aio::IoUring));
+        assert_eq!(told(&profile), [""; 0]);
+    }
+
+    #[test]
+    fn everything_is_refused_at_once_each_with_its_disk() {
+        let mut profile = profile();
+        profile.disks[0].discard = true;
+        (profile.disks[0].rerror, profile.disks[0].werror) = (ErrorPolicy::Stop, ErrorPolicy::Enospc);
+        let at = profile.disks[0].name.span;
+        let written = Written { value: Format { filesystem: "ext4".into(), mount: None }, span: at, line: 1 };
+        profile.disks[1].format = Some(written);
+        (profile.disks[1].aio, profile.disks[1].aio_fallback) = (Aio::Native, Some(Aio::Threads));
+        (profile.disks[1].logical_block_bytes, profile.disks[1].physical_block_bytes) =
+            (Some(65536), Some(4 << 20));
+        profile.disks[1].queue_size = 2;
+        profile.nets.push(Net {
+            backend: Written { value: NetBackend::Passt { forwards: vec![] }, span: at, line: 1 },
+            queues: 1,
+            queues_line: None,
+            queue_size: 256,
+            mac: None,
+        });
+        let told = told(&profile);
+        assert_eq!(told[0], "this version of `up` cannot do 9 things that the profile asks for");
+        let expected = [
+            ("`data`", "`discard=unmap`"),
+            ("`data`", "`rerror=stop`"),
+            ("`data`", "`werror=enospc`"),
+            ("`log`", "`aio=native`"),
+            ("`log`", "logical blocks of 65536"),
+            ("`log`", "physical blocks of 4194304"),
+            ("`log`", "queues of 2"),
+            ("`log`", "`format ext4`"),
+            ("`net`", "one network device"),
+        ];
+        assert_eq!(told.len(), 1 + expected.len(), "{told:?}");
+        for (message, (disk, what)) in told[1..].iter().zip(expected) {
+            assert!(message.contains(disk) && message.contains(what), "{message}");
+        }
+    }
+
+    #[test]
+    fn a_fallback_is_taken_where_the_first_engine_is_missing_and_only_there() {
+        assert_eq!(engine_of(Aio::IoUring, Some(Aio::Threads)), Some(Aio::IoUring));
+        assert_eq!(engine_of(Aio::Native, Some(Aio::IoUring)), Some(Aio::IoUring));
+        assert_eq!(engine_of(Aio::Native, None), None);
+        assert_eq!(engine_of(Aio::Threads, Some(Aio::Native)), None);
+    }
+}
