@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::fs;
 
 use serde_json::Value;
-use vmprof_tests::{Finished, Home, eventually, finish, finish_with_input, spawn, the_lab};
+use vmprof_tests::{Finished, Home, checkout, eventually, finish, finish_with_input, spawn, the_lab};
 
 /// Words before the profile: where to run.
 const LAB: [&str; 3] = ["up", "--on", "lab"];
@@ -143,6 +143,36 @@ fn threads_and_queues_are_where_the_plan_has_them() {
     // CMD was asked to end with SIGTERM, and did.
     assert_eq!(finished.status, Some(128 + 15), "{}", finished.stderr);
     assert!(finished.stdout.contains("[none]") && finished.stdout.contains("\n4\n"), "{}", finished.stdout);
+}
+
+/// The emulated host shows its cores' siblings: vCPUs that want none beside them are each on a core of their own.
+#[test]
+fn isolated_vcpus_have_their_cores_to_themselves() {
+    let _lab = the_lab();
+    let home = Home::new();
+    let profile = home.path().join("isolated.kdl");
+    let guest = checkout().join("guests/hello.kdl");
+    let text = format!(
+        "profile isolated {{\n    guest {guest:?}\n    host {{ smt isolate; }}\n    vcpu 4\n    memory \"256MiB\"\n    \
+         iothreads 1\n}}\n"
+    );
+    fs::write(&profile, text).unwrap();
+    let words = ["--lab", "nodes=12,threads=2", profile.to_str().unwrap(), "--", "sleep", "1000"];
+    let mut running = spawn(&mut home.vmprof(LAB.iter().chain(&words)));
+    let plan: Value = eventually("the plan in force", || {
+        assert!(!running.has_ended(), "the run ended early");
+        let answer = finish(&mut home.vmprof(["ask", "isolated", "plan"]));
+        (answer.status == Some(0)).then(|| serde_json::from_str(&answer.stdout).expect("JSON on stdout"))
+    });
+    // CPUs 2k and 2k+1 are core k.
+    let core = |thread: &Value| thread["cpus"].as_str().unwrap().parse::<u32>().expect("one CPU") / 2;
+    let mut cores: Vec<u32> =
+        ["vcpus", "iothreads"].iter().flat_map(|list| plan[list].as_array().unwrap()).map(core).collect();
+    cores.sort_unstable();
+    cores.dedup();
+    assert_eq!(cores.len(), 4 + 1, "{plan}");
+    home.run(["stop", "isolated"]).expect(0);
+    assert_eq!(running.finish().status, Some(128 + 15));
 }
 
 #[test]

@@ -167,7 +167,14 @@ fn keep_tail(from: impl Read + Send + 'static, tail: Arc<Mutex<Tail>>) -> io::Re
 }
 
 /// An EPYC with SVM and nested paging, less what TCG would warn about, once a CPU.
-const CPU: &str = "EPYC,+svm,+npt,-fxsr-opt,-misalignsse,-osvw,-topoext,-nrip-save,-xsavec";
+const CPU: &str = "EPYC,+svm,+npt,-fxsr-opt,-misalignsse,-osvw,-nrip-save,-xsavec";
+
+/// AMD numbers the threads of a core where the processor has topoext, which TCG does not take for one of its own: forced, it
+/// tells what it should all the same. Without siblings nothing is forced.
+fn processor(threads: u32) -> String {
+    let topology = if threads > 1 { "+topoext,x-force-features=on" } else { "-topoext" };
+    format!("{CPU},{topology}")
+}
 
 /// QEMU's arguments. Descriptors are passed by number; they must stay open until the emulator has started.
 fn arguments(start: &Start<'_>, console: &OwnedFd) -> Vec<OsString> {
@@ -178,9 +185,10 @@ fn arguments(start: &Start<'_>, console: &OwnedFd) -> Vec<OsString> {
     add("-M", "q35".into());
     // 11.1 with a thread a CPU is the way that neither loses nor doubles interrupts of a nested guest.
     add("-accel", "tcg,thread=multi".into());
-    add("-cpu", CPU.into());
-    let cores = shape.cores_per_socket();
-    add("-smp", format!("{0},sockets={1},cores={cores},threads=1", shape.cpus(), shape.cpus() / cores));
+    let (threads, cores) = (shape.threads, shape.cores_per_socket());
+    add("-cpu", processor(threads));
+    let sockets = shape.cpus() / (cores * threads);
+    add("-smp", format!("{},sockets={sockets},cores={cores},threads={threads}", shape.cpus()));
     add("-m", format!("{}M", shape.memory_mib));
     let (mut first_cpu, nodes) = (0, shape.nodes.len() as u64);
     for (node, &cpus) in shape.nodes.iter().enumerate() {
@@ -253,12 +261,15 @@ mod tests {
     use super::*;
 
     fn start(drives: Vec<Drive>) -> Vec<String> {
+        start_in(&Shape::default(), drives)
+    }
+
+    fn start_in(shape: &Shape, drives: Vec<Drive>) -> Vec<String> {
         let (one, other) = UnixStream::pair().unwrap();
-        let shape = Shape::default();
         let (kernel, initramfs, console) =
             ("/k".into(), one.try_clone().unwrap().into(), OwnedFd::from(other));
         let ports = vec![PortEnd { port: "vmprof.control", stream: one.into() }];
-        let start = Start { emulator: &[], shape: &shape, kernel, initramfs, drives, ports };
+        let start = Start { emulator: &[], shape, kernel, initramfs, drives, ports };
         arguments(&start, &console).into_iter().map(|word| word.into_string().unwrap()).collect()
     }
 
@@ -271,6 +282,16 @@ mod tests {
                 && line.contains("node,nodeid=1,cpus=8-11,memdev=m1")
         );
         assert_eq!(line.matches("size=3072M").count(), 2);
+    }
+
+    #[test]
+    fn siblings_are_shown_where_the_shape_has_them_and_nothing_is_forced_elsewhere() {
+        let shape = Shape { nodes: vec![8, 4], threads: 2, ..Shape::default() };
+        let line = start_in(&shape, vec![]).join(" ");
+        assert!(line.contains("-smp 12,sockets=3,cores=2,threads=2 "), "{line}");
+        assert!(line.contains("+topoext,x-force-features=on "), "{line}");
+        let line = start(vec![]).join(" ");
+        assert!(line.contains("-topoext ") && !line.contains("force"), "{line}");
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! The emulated host's shape: CPUs per NUMA node, NVMe drives, memory.
+//! The emulated host's shape: CPUs per NUMA node, threads per core, NVMe drives, memory.
 
 use std::fmt;
 use std::str::FromStr;
@@ -6,8 +6,10 @@ use std::str::FromStr;
 /// `nodes=8+4,nvme=2,memory=6GiB`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Shape {
-    /// CPUs of each NUMA node.
+    /// CPUs of each NUMA node, siblings counted: whole cores.
     pub nodes: Vec<u32>,
+    /// SMT siblings of a core: 1 or 2.
+    pub threads: u32,
     /// NVMe drives, each behind a PCIe root of a node, the nodes taken in turn. The profile's disks come first.
     pub nvme: u32,
     pub memory_mib: u64,
@@ -15,6 +17,8 @@ pub struct Shape {
 
 /// QEMU's q35 takes 255 CPUs without an extended interrupt controller.
 const MOST_CPUS: u32 = 255;
+/// A core of the emulated processor, an EPYC, has no more.
+const MOST_THREADS: u32 = 2;
 const MOST_NODES: usize = 16;
 const MOST_DRIVES: u32 = 16;
 /// What the emulated host itself needs before it can lend any to a guest.
@@ -22,7 +26,7 @@ const LEAST_MEMORY_MIB: u64 = 1024;
 
 impl Default for Shape {
     fn default() -> Self {
-        Shape { nodes: vec![8, 4], nvme: 2, memory_mib: 6 << 10 }
+        Shape { nodes: vec![8, 4], threads: 1, nvme: 2, memory_mib: 6 << 10 }
     }
 }
 
@@ -36,14 +40,18 @@ impl Shape {
         fn common(a: u32, b: u32) -> u32 {
             if b == 0 { a } else { common(b, a % b) }
         }
-        self.nodes.iter().copied().fold(0, common)
+        self.nodes.iter().copied().fold(0, common) / self.threads
     }
 }
 
 impl fmt::Display for Shape {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let nodes: Vec<String> = self.nodes.iter().map(u32::to_string).collect();
-        write!(f, "nodes={},nvme={},memory=", nodes.join("+"), self.nvme)?;
+        write!(f, "nodes={}", nodes.join("+"))?;
+        if self.threads > 1 {
+            write!(f, ",threads={}", self.threads)?;
+        }
+        write!(f, ",nvme={},memory=", self.nvme)?;
         match self.memory_mib {
             mib if mib % 1024 == 0 => write!(f, "{}GiB", mib >> 10),
             mib => write!(f, "{mib}MiB"),
@@ -62,12 +70,19 @@ impl FromStr for Shape {
                 part.split_once('=').ok_or_else(|| format!("`{part}` is not of the form key=value"))?;
             match key {
                 "nodes" => shape.nodes = nodes(value)?,
+                "threads" => shape.threads = number(key, value, 1, MOST_THREADS)?,
                 "nvme" => shape.nvme = number(key, value, 0, MOST_DRIVES)?,
                 "memory" => shape.memory_mib = memory_mib(value)?,
-                _ => return Err(format!("`{key}` is not known: there are nodes, nvme and memory")),
+                _ => return Err(format!("`{key}` is not known: there are nodes, threads, nvme and memory")),
             }
         }
-        Ok(shape)
+        match shape.nodes.iter().find(|cpus| !cpus.is_multiple_of(shape.threads)) {
+            None => Ok(shape),
+            Some(cpus) => Err(format!(
+                "a node of {cpus} CPUs has no whole cores of {} threads: write an even number in nodes=",
+                shape.threads
+            )),
+        }
     }
 }
 
@@ -131,6 +146,16 @@ mod tests {
     }
 
     #[test]
+    fn cores_may_have_two_threads_and_are_whole() {
+        let shape: Shape = "nodes=12+4,threads=2".parse().unwrap();
+        assert_eq!((shape.cpus(), shape.cores_per_socket()), (16, 2));
+        assert_eq!(shape.to_string(), "nodes=12+4,threads=2,nvme=2,memory=6GiB");
+        assert_eq!(shape.to_string().parse::<Shape>().unwrap(), shape);
+        let refused = "threads=2,nodes=4+3".parse::<Shape>().unwrap_err();
+        assert!(refused.contains("node of 3 CPUs"), "{refused}");
+    }
+
+    #[test]
     fn what_cannot_be_emulated_is_refused() {
         for bad in [
             "",
@@ -142,6 +167,8 @@ mod tests {
             "memory=1MiB",
             "nvme=17",
             "cpus=3",
+            "threads=0",
+            "threads=4",
             "nodes=1+x",
         ] {
             assert!(bad.parse::<Shape>().is_err(), "{bad}");

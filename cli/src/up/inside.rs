@@ -61,9 +61,12 @@ pub fn up(upping: &Upping) -> Result<u8, Failure> {
     let (ours, ports) =
         channels::open().map_err(|error| Failure::os("the channels to the lab cannot be opened", error))?;
     report.notice(format_args!(
-        "the lab: {} CPUs on {} nodes, emulated by QEMU {}",
+        "the lab: {} CPUs on {}, emulated by QEMU {}",
         shape.cpus(),
-        shape.nodes.len(),
+        match shape.nodes.len() {
+            1 => "one node".to_owned(),
+            nodes => format!("{nodes} nodes"),
+        },
         emulator.version
     ));
     let drives = drives(&upping.profile, &paths, &image, shape);
