@@ -126,7 +126,7 @@ impl Wish<'_> {
         if engine_of(self.aio, self.aio_fallback).is_none() {
             promise(
                 format!("`aio={}`, and io_uring is the engine that there is", engine_word(self.aio)),
-                "write `aio=io_uring`, which works with every cache mode",
+                "write `aio=io_uring`, which works with every cache mode, or `fallback=io_uring` beside it",
             );
         }
         if self.discard {
@@ -149,7 +149,7 @@ impl Wish<'_> {
         if let Some(bytes) = self.logical_block_bytes.filter(|bytes| *bytes > most_logical) {
             promise(
                 format!("logical blocks of {bytes} bytes, and guests take {most_logical} at most"),
-                "write 512 or 4096, or leave them out for 512",
+                "write `blockio logical=512` or `logical=4096`, or leave it out for 512",
             );
         }
         if let Some(bytes) = self.physical_block_bytes.filter(|bytes| *bytes > most_physical) {
@@ -157,13 +157,13 @@ impl Wish<'_> {
                 format!(
                     "physical blocks of {bytes} bytes, and {most_physical} is the most that the device can tell"
                 ),
-                "write fewer, or leave them out for those of the source",
+                "write fewer in `blockio physical=`, or leave it out for those of the source",
             );
         }
         if self.queue_size < FEWEST_QUEUE_ENTRIES {
             promise(
                 format!("queues of {} entries, and a request takes three", self.queue_size),
-                "write `size=4` or more; 256 is usual",
+                "write `size=4` or more in `queues`; 256 is usual",
             );
         }
         if let Some(format) = self.format {
