@@ -213,15 +213,20 @@ mod tests {
         let mut profile = profile();
         profile.disks[0].discard = true;
         (profile.disks[0].rerror, profile.disks[0].werror) = (ErrorPolicy::Stop, ErrorPolicy::Enospc);
-        let at = profile.disks[0].name.span;
-        let written = Written { value: Format { filesystem: "ext4".into(), mount: None }, span: at, line: 1 };
+        let (data, log) = (profile.disks[0].name.clone(), profile.disks[1].name.clone());
+        let format = Format { filesystem: "ext4".into(), mount: None };
+        let written = Written { value: format, span: log.span, line: log.line };
         profile.disks[1].format = Some(written);
         (profile.disks[1].aio, profile.disks[1].aio_fallback) = (Aio::Native, Some(Aio::Threads));
         (profile.disks[1].logical_block_bytes, profile.disks[1].physical_block_bytes) =
             (Some(65536), Some(4 << 20));
         profile.disks[1].queue_size = 2;
         profile.nets.push(Net {
-            backend: Written { value: NetBackend::Passt { forwards: vec![] }, span: at, line: 1 },
+            backend: Written {
+                value: NetBackend::Passt { forwards: vec![] },
+                span: data.span,
+                line: data.line,
+            },
             queues: 1,
             queues_line: None,
             queue_size: 256,
