@@ -22,7 +22,7 @@ struct NotInThisVersion {
 /// One thing that is asked for.
 #[derive(Debug, thiserror::Error, Diagnostic, PartialEq, Eq)]
 #[error("{asked}")]
-#[diagnostic(help("{instead}"))]
+#[diagnostic(code(vmprof::up::not_in_this_version), help("{instead}"))]
 struct Promise {
     asked: String,
     instead: String,
