@@ -12,6 +12,7 @@
 //! nothing; `vmprof` renders what it returns. It knows neither guests nor the machine monitor.
 
 mod decode;
+pub mod export;
 mod ledger;
 mod plan;
 mod profile;

@@ -3,6 +3,7 @@
 
 mod diagnostics;
 mod docs;
+mod exports;
 mod fixtures;
 mod golden;
 mod host;
