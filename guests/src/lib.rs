@@ -7,7 +7,7 @@
 //!                          kernel package ──► vmlinux, modules ──► initramfs ───┘
 //! ```
 //!
-//! What lives here: the recipe language, locks, the store, the image builder, the emulator's closure, the first process's
+//! What lives here: the recipe language, locks, the store, the image builder, the emulator and other tools, the first process's
 //! bytes. What does not: topologies, plans and VMs. `cli` calls this; nothing here prints.
 //!
 //! The promise: the same recipe and lock give the same digests in any store, directory, locale and time zone, for any
@@ -35,6 +35,7 @@ mod squashfs;
 mod store;
 #[cfg(test)]
 mod testing;
+mod toolset;
 mod tree;
 
 pub use builder::{Builder, GuestImage};
@@ -47,3 +48,4 @@ pub use lock::{Asked, Lock, LockedPackage, Release};
 pub use progress::{Progress, Silent};
 pub use recipe::{Compression, Distribution, Image, Packages, Place, Placed, Recipe};
 pub use store::{Claim, Entry, Record, RecordEntry, Store, TempDir, TempFile};
+pub use toolset::{Realised, Toolset};

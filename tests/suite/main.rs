@@ -4,6 +4,7 @@ mod boots;
 mod cli;
 mod docs;
 mod explain;
+mod exports;
 mod images;
 mod kills;
 

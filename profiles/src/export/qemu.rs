@@ -4,8 +4,9 @@
 //! QEMU pins no threads from its command line. That is a warning with the threads' names and what pins them from outside.
 
 use std::collections::BTreeSet;
+use std::fmt;
 
-use serde_json::{Map, Value, json};
+use serde_json::{Value, json};
 
 use super::remarks::{Remarks, engine};
 use super::shell::{command, quoted};
@@ -32,10 +33,12 @@ pub fn qemu(plan: &Plan, files: &BootFiles) -> Exported {
     line.machine(plan);
     plan.iothreads.iter().for_each(|iothread| {
         // Growth and shrinking as vmprof's own IOThreads have them: the window doubles, and closes at once.
-        line.object(
-            json!({ "qom-type": "iothread", "id": iothread.name, "poll-max-ns": iothread.poll_max_ns,
-            "poll-grow": 2, "poll-shrink": 0 }),
-        );
+        let mut object = Object::of("qom-type", "iothread");
+        object.set("id", &iothread.name);
+        object.set("poll-max-ns", iothread.poll_max_ns);
+        object.set("poll-grow", 2);
+        object.set("poll-shrink", 0);
+        line.json("-object", object);
     });
     let devices =
         plan.disks.len() + plan.nets.len() + usize::from(boot.is_some_and(|boot| boot.root.is_some()));
@@ -88,12 +91,8 @@ impl Line {
         self.options.push(vec![option.to_owned(), value.into()]);
     }
 
-    fn object(&mut self, object: Value) {
-        self.option("-object", object.to_string());
-    }
-
-    fn device(&mut self, device: Map<String, Value>) {
-        self.option("-device", Value::Object(device).to_string());
+    fn json(&mut self, option: &str, object: Object) {
+        self.option(option, object.to_string());
     }
 
     fn machine(&mut self, plan: &Plan) {
@@ -105,23 +104,32 @@ impl Line {
         let vcpus = plan.vcpus.len();
         self.option("-smp", format!("{vcpus},sockets=1,cores={cores},threads={threads}"));
         let memory = &plan.memory;
-        self.option("-m", format!("{}k", memory.bytes >> 10));
-        let mut backend = json!({ "qom-type": "memory-backend-memfd", "id": "memory", "size": memory.bytes });
+        self.option(
+            "-m",
+            match memory.bytes % (1 << 20) {
+                0 => format!("{}M", memory.bytes >> 20),
+                _ => format!("{}k", memory.bytes >> 10),
+            },
+        );
+        let mut backend = Object::of("qom-type", "memory-backend-memfd");
+        backend.set("id", "memory");
+        backend.set("size", memory.bytes);
         if let Some(size) = memory.hugepages {
-            backend["hugetlb"] = json!(true);
-            backend["hugetlbsize"] = json!(size.bytes());
+            backend.set("hugetlb", true);
+            backend.set("hugetlbsize", size.bytes());
             // A page that its node lacks ends the start, not the running guest.
-            backend["prealloc"] = json!(true);
+            backend.set("prealloc", true);
         }
         if let Some(nodes) = memory.nodes.as_ref().filter(|nodes| !nodes.is_empty()) {
-            backend["host-nodes"] = json!(nodes.iter().collect::<Vec<u32>>());
-            backend["policy"] = json!(match memory.mode {
+            backend.set("host-nodes", nodes.iter().collect::<Vec<u32>>());
+            let policy = match memory.mode {
                 MemoryMode::Strict => "bind",
                 MemoryMode::Preferred => "preferred",
                 MemoryMode::Interleave => "interleave",
-            });
+            };
+            backend.set("policy", policy);
         }
-        self.object(backend);
+        self.json("-object", backend);
     }
 
     /// Kernel, initramfs and, as `vmprof up` attaches it, the root image.
@@ -134,21 +142,24 @@ impl Line {
             self.option("-append", cmdline);
         }
         let Some(root) = boot.root else { return };
-        let node = json!({ "driver": "file", "node-name": ROOT_SERIAL, "filename": root, "read-only": true,
-            "aio": "io_uring", "cache": { "direct": false, "no-flush": false } });
-        self.option("-blockdev", node.to_string());
-        let mut device = Map::new();
-        device.insert("driver".into(), json!("virtio-blk-pci"));
-        device.insert("id".into(), json!(ROOT_SERIAL));
-        device.insert("drive".into(), json!(ROOT_SERIAL));
-        device.insert("serial".into(), json!(ROOT_SERIAL));
-        device.insert("num-queues".into(), json!(1));
-        device.insert("queue-size".into(), json!(128));
+        let mut node = Object::of("driver", "file");
+        node.set("node-name", ROOT_SERIAL);
+        node.set("filename", root);
+        node.set("aio", "io_uring");
+        node.set("cache", json!({ "direct": false, "no-flush": false }));
+        node.set("read-only", true);
+        self.json("-blockdev", node);
+        let mut device = Object::of("driver", "virtio-blk-pci");
+        device.set("id", ROOT_SERIAL);
+        device.set("drive", ROOT_SERIAL);
+        device.set("serial", ROOT_SERIAL);
+        device.set("num-queues", 1);
+        device.set("queue-size", 128);
         if let Some(iothread) = plan.iothreads.first() {
-            device.insert("iothread-vq-mapping".into(), json!([{ "iothread": iothread.name, "vqs": [0] }]));
+            device.set("iothread-vq-mapping", json!([{ "iothread": iothread.name, "vqs": [0] }]));
         }
         bus.place(&mut device);
-        self.device(device);
+        self.json("-device", device);
     }
 
     fn disk(&mut self, disk: &DiskPlan, files: &BootFiles, bus: &mut Bus, remarks: &mut Remarks) {
@@ -167,45 +178,40 @@ impl Line {
             DiskSource::File { .. } => "file",
             DiskSource::Device { .. } => "host_device",
         };
-        let node = json!({
-            "driver": driver,
-            "node-name": id,
-            "filename": path,
-            "aio": engine(disk.aio),
-            "cache": { "direct": disk.direct, "no-flush": disk.cache == CacheMode::Unsafe },
-            "discard": if disk.discard { "unmap" } else { "ignore" },
-            "read-only": disk.readonly,
-            "auto-read-only": false,
-        });
-        self.option("-blockdev", node.to_string());
-        let mut device = Map::new();
-        let mut set = |property: &str, value: Value| device.insert(property.to_owned(), value);
-        set("driver", json!("virtio-blk-pci"));
-        set("id", json!(id));
-        set("drive", json!(id));
-        set("serial", json!(name));
-        set("num-queues", json!(disk.queues));
-        set("queue-size", json!(disk.queue_size.max(LEAST_DISK_QUEUE)));
-        let mapping = served(disk).into_iter().map(|(iothread, vqs)| {
-            let thread = disk_thread(iothread);
-            json!({ "iothread": thread, "vqs": vqs })
-        });
-        set("iothread-vq-mapping", mapping.collect());
-        set("write-cache", json!(if disk.write_cache { "on" } else { "off" }));
-        set("rerror", json!(disk.rerror.word()));
-        set("werror", json!(disk.werror.word()));
+        let mut node = Object::of("driver", driver);
+        node.set("node-name", &id);
+        node.set("filename", path);
+        node.set("aio", engine(disk.aio));
+        node.set("cache", json!({ "direct": disk.direct, "no-flush": disk.cache == CacheMode::Unsafe }));
+        node.set("discard", if disk.discard { "unmap" } else { "ignore" });
+        node.set("read-only", disk.readonly);
+        node.set("auto-read-only", false);
+        self.json("-blockdev", node);
+        let mut device = Object::of("driver", "virtio-blk-pci");
+        device.set("id", &id);
+        device.set("drive", &id);
+        device.set("serial", name);
+        device.set("num-queues", disk.queues);
+        device.set("queue-size", disk.queue_size.max(LEAST_DISK_QUEUE));
+        let mapping = served(disk)
+            .into_iter()
+            .map(|(iothread, vqs)| json!({ "iothread": format!("iothread{iothread}"), "vqs": vqs }));
+        device.set("iothread-vq-mapping", mapping.collect::<Value>());
+        device.set("write-cache", if disk.write_cache { "on" } else { "off" });
+        device.set("rerror", disk.rerror.word());
+        device.set("werror", disk.werror.word());
         if let DiskSource::Device { .. } = disk.source {
             // What the profile leaves out is the device's own, as under vmprof.
-            set("backend_defaults", json!("on"));
+            device.set("backend_defaults", "on");
         }
         if let Some(bytes) = disk.logical_block_bytes {
-            set("logical_block_size", json!(bytes));
+            device.set("logical_block_size", bytes);
         }
         if let Some(bytes) = disk.physical_block_bytes {
-            set("physical_block_size", json!(bytes));
+            device.set("physical_block_size", bytes);
         }
         bus.place(&mut device);
-        self.device(device);
+        self.json("-device", device);
         if disk.queue_size < LEAST_DISK_QUEUE {
             remarks.warn(
                 "queue_size",
@@ -237,25 +243,25 @@ impl Line {
         let id = bus.id("net", name);
         remarks.net(net);
         let mut pairs = net.queues.max(1);
-        let mut netdev = Map::new();
-        netdev.insert("id".into(), json!(name));
-        match &net.backend {
+        let netdev = match &net.backend {
             NetBackend::Passt { forwards } => {
-                netdev.insert("type".into(), json!("passt"));
+                let mut netdev = Object::of("type", "passt");
+                netdev.set("id", name);
                 for (protocol, property) in [(Protocol::Tcp, "tcp-ports"), (Protocol::Udp, "udp-ports")] {
-                    let ports: Vec<String> = forwards
+                    let ports: Vec<Value> = forwards
                         .iter()
                         .filter(|forward| forward.protocol == protocol)
-                        .map(|forward| format!("{}:{}", forward.host, forward.guest))
+                        .map(|forward| json!({ "str": format!("{}:{}", forward.host, forward.guest) }))
                         .collect();
                     if !ports.is_empty() {
-                        netdev.insert(property.into(), json!(ports.join(",")));
+                        netdev.set(property, ports);
                     }
                 }
                 remarks.warn(
                     "qemu_passt",
                     format!("{name}: `-netdev passt` needs QEMU 10.1 or newer, and `passt` on its PATH"),
-                    "with QEMU 10.0: start `passt --socket SOCKET` first, and write `-netdev stream,server=off,addr.type=unix,addr.path=SOCKET` with the same id",
+                    "with QEMU 10.0: start `passt --socket SOCKET` with the ports first, and give the same id to \
+                     `-netdev stream,server=off,addr.type=unix,addr.path=SOCKET`",
                 );
                 if pairs > 1 {
                     remarks.warn(
@@ -265,22 +271,21 @@ impl Line {
                     );
                     pairs = 1;
                 }
+                netdev
             }
             NetBackend::Tap { name: tap } => {
-                for (property, value) in [
-                    ("type", json!("tap")),
-                    ("ifname", json!(tap)),
-                    ("script", json!("no")),
-                    ("downscript", json!("no")),
-                ] {
-                    netdev.insert(property.into(), value);
-                }
+                let mut netdev = Object::of("type", "tap");
+                netdev.set("id", name);
+                netdev.set("ifname", tap);
+                netdev.set("script", "no");
+                netdev.set("downscript", "no");
                 if pairs > 1 {
-                    netdev.insert("queues".into(), json!(pairs));
+                    netdev.set("queues", pairs);
                 }
+                netdev
             }
-        }
-        self.option("-netdev", Value::Object(netdev).to_string());
+        };
+        self.json("-netdev", netdev);
         let size = net.queue_size.clamp(*NET_QUEUE.start(), *NET_QUEUE.end());
         if net.queue_size != *NET_QUEUE.start() {
             remarks.warn(
@@ -293,28 +298,46 @@ impl Line {
                 format!("write `size={}` at its `queues`", NET_QUEUE.start()),
             );
         }
-        let mut device = Map::new();
-        let mut set = |property: &str, value: Value| device.insert(property.to_owned(), value);
-        set("driver", json!("virtio-net-pci"));
-        set("id", json!(id));
-        set("netdev", json!(name));
-        set("rx_queue_size", json!(size));
+        let mut device = Object::of("driver", "virtio-net-pci");
+        device.set("id", &id);
+        device.set("netdev", name);
+        device.set("rx_queue_size", size);
         if pairs > 1 {
-            set("mq", json!(true));
+            device.set("mq", true);
             // A vector per queue, one for the control queue, one for configuration changes.
-            set("vectors", json!(2 * pairs + 2));
+            device.set("vectors", 2 * pairs + 2);
         }
         if let Some(mac) = &net.mac {
-            set("mac", json!(mac));
+            device.set("mac", mac);
         }
         bus.place(&mut device);
-        self.device(device);
+        self.json("-device", device);
     }
 }
 
-/// The id of an IOThread's object.
-fn disk_thread(iothread: u32) -> String {
-    format!("iothread{iothread}")
+/// A JSON object whose members stand in the order in which people look for them: what it is, then its name.
+#[derive(Debug)]
+struct Object(Vec<(&'static str, Value)>);
+
+impl Object {
+    fn of(kind: &'static str, value: &str) -> Self {
+        Object(vec![(kind, json!(value))])
+    }
+
+    fn set(&mut self, member: &'static str, value: impl serde::Serialize) {
+        self.0.push((member, json!(value)));
+    }
+}
+
+impl fmt::Display for Object {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut before = '{';
+        for (member, value) in &self.0 {
+            write!(f, "{before}{}:{value}", json!(member))?;
+            before = ',';
+        }
+        f.write_str("}")
+    }
 }
 
 /// The ids that are taken, and the places on the PCI bus.
@@ -347,13 +370,13 @@ impl Bus {
         id
     }
 
-    fn place(&mut self, device: &mut Map<String, Value>) {
+    fn place(&mut self, device: &mut Object) {
         let Some(placed) = &mut self.placed else { return };
         let (slot, function) = (SLOTS.start + *placed / FUNCTIONS, *placed % FUNCTIONS);
         *placed += 1;
         if SLOTS.contains(&slot) {
-            device.insert("addr".to_owned(), json!(format!("{slot:x}.{function}")));
-            device.insert("multifunction".to_owned(), json!(true));
+            device.set("addr", format!("{slot:x}.{function}"));
+            device.set("multifunction", true);
         }
     }
 }
@@ -405,9 +428,9 @@ mod tests {
         let mut bus = Bus { reserved: BTreeSet::new(), used: BTreeSet::new(), placed: Some(0) };
         let places: BTreeSet<String> = (0..200)
             .map(|_| {
-                let mut device = Map::new();
+                let mut device = Object(Vec::new());
                 bus.place(&mut device);
-                device["addr"].to_string()
+                device.0[0].1.to_string()
             })
             .collect();
         assert_eq!(places.len(), 200);
