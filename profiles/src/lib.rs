@@ -13,6 +13,7 @@
 
 mod decode;
 pub mod export;
+pub mod import;
 mod ledger;
 mod plan;
 mod profile;
