@@ -248,7 +248,7 @@ fn mapping<'a, 'x>(
     disk: &mut Draft,
 ) {
     let origin = reading.origin(at, format!("{what}: its IOThreads"));
-    let mut mapping = Draft::new("iothread-vq-mapping", origin);
+    let mut mapping = Draft::new("iothread-vq-mapping", origin).container();
     let one = driver.and_then(|driver| driver.attribute("iothread"));
     let several: Vec<_> = driver
         .and_then(|driver| child(driver, "iothreads"))

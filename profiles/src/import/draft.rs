@@ -53,6 +53,8 @@ pub(super) struct Draft {
     children: Vec<Draft>,
     comments: Vec<String>,
     fate: Fate,
+    /// Without children it says nothing.
+    container: bool,
     /// Written behind `//`.
     commented: bool,
 }
@@ -70,6 +72,7 @@ impl Draft {
             children: Vec::new(),
             comments: Vec::new(),
             fate: Fate::Dropped,
+            container: false,
             commented: false,
         }
     }
@@ -77,6 +80,12 @@ impl Draft {
     /// A node without which there is no profile; its words may go all the same.
     pub(super) fn needed(mut self) -> Self {
         self.fate = Fate::Needed;
+        self
+    }
+
+    /// A node that goes with the last of its children.
+    pub(super) fn container(mut self) -> Self {
+        self.container = true;
         self
     }
 
@@ -97,7 +106,7 @@ impl Draft {
 
     /// A line of comment above the node.
     pub(super) fn comment(&mut self, text: impl AsRef<str>) {
-        self.comments.push(text.as_ref().chars().map(|c| if c.is_control() { ' ' } else { c }).collect());
+        self.comments.push(text.as_ref().chars().map(|c| if hidden(c) { ' ' } else { c }).collect());
     }
 
     /// Turns the node into a comment.
@@ -149,23 +158,30 @@ impl Draft {
             let (_, origin) = node.words.remove(*word);
             return Some(listed(&origin));
         }
-        for depth in (1..=path.len()).rev() {
-            let (above, at) = (path.get(..depth - 1)?, *path.get(depth - 1)?);
-            let parent = self.at(above)?;
-            let child = parent.children.get_mut(at)?;
-            match child.fate {
-                Fate::Needed => return None,
-                Fate::Kept => {
-                    child.commented = true;
-                    return Some(listed(&child.origin));
-                }
-                Fate::Dropped => {
-                    let child = parent.children.remove(at);
-                    return Some(listed(&child.origin));
-                }
+        let (at, above) = path.split_last()?;
+        let parent = self.at(above)?;
+        let child = parent.children.get_mut(*at)?;
+        let listed = listed(&child.origin);
+        match child.fate {
+            Fate::Needed => return None,
+            Fate::Kept => child.commented = true,
+            Fate::Dropped => {
+                parent.children.remove(*at);
+                self.clear(above);
             }
         }
-        None
+        Some(listed)
+    }
+
+    /// Removes a container that has no children left, and so on upwards.
+    fn clear(&mut self, path: &[usize]) {
+        let empty = self.at(path).is_some_and(|node| node.container && !node.has_children());
+        if let (true, Some((at, above))) = (empty, path.split_last()) {
+            if let Some(parent) = self.at(above) {
+                parent.children.remove(*at);
+            }
+            self.clear(above);
+        }
     }
 
     fn at(&mut self, path: &[usize]) -> Option<&mut Draft> {
@@ -229,17 +245,18 @@ pub(super) fn quoted(text: &str) -> String {
             '\n' => out.push_str("\\n"),
             '\r' => out.push_str("\\r"),
             '\t' => out.push_str("\\t"),
-            // What KDL does not let stand in a file, and what would hide the text around it.
-            c if c.is_control()
-                || "\u{200e}\u{200f}\u{feff}\u{2028}\u{2029}\u{85}".contains(c)
-                || ('\u{202a}'..='\u{202e}').contains(&c)
-                || ('\u{2066}'..='\u{2069}').contains(&c) =>
-            {
-                out.push_str(&format!("\\u{{{:x}}}", u32::from(c)));
-            }
+            c if hidden(c) => out.push_str(&format!("\\u{{{:x}}}", u32::from(c))),
             c => out.push(c),
         }
     }
     out.push('"');
     out
+}
+
+/// What KDL does not let stand in a file, what ends a line, and what would hide the text around it.
+fn hidden(c: char) -> bool {
+    c.is_control()
+        || matches!(c, '\u{200e}' | '\u{200f}' | '\u{feff}' | '\u{2028}' | '\u{2029}')
+        || ('\u{202a}'..='\u{202e}').contains(&c)
+        || ('\u{2066}'..='\u{2069}').contains(&c)
 }

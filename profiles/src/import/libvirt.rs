@@ -206,7 +206,7 @@ impl<'a, 'x> Reading<'a, 'x> {
             }
         }
         let mut guest = Draft::new("guest \"guest.kdl\"", Origin::new("the guest", line)).needed();
-        guest.comment("A domain has no recipe: name the one of this guest, as the docs on guests say.");
+        guest.comment("A domain has no recipe: name that of this guest (docs/guests.md).");
         profile.add(guest);
         self.left_out.push(LeftOut {
             line: None,
@@ -259,7 +259,7 @@ impl<'a, 'x> Reading<'a, 'x> {
             }
         }
         let mut vcpus = Draft::new(format!("vcpu {count}"), self.origin(at, "vcpu")).needed();
-        let mut pins = Draft::new("vcpupin", self.origin(at, "the vCPUs' pins"));
+        let mut pins = Draft::new("vcpupin", self.origin(at, "the vCPUs' pins")).container();
         let written = self.pins(tune, "vcpupin", "vcpu");
         for vcpu in 0..count {
             let (set, origin) = match (written.get(&vcpu), everyone) {
@@ -440,8 +440,8 @@ impl<'a, 'x> Reading<'a, 'x> {
             }
         }
         let node = siblings?;
-        let mut host = Draft::new("host", self.origin(node, "cpu topology threads"));
-        host.add(Draft::new("smt require", self.origin(node, "cpu topology threads")));
+        let mut host = Draft::new("host", self.origin(node, "topology threads")).container();
+        host.add(Draft::new("smt require", self.origin(node, "topology threads")));
         Some(host)
     }
 
@@ -475,7 +475,7 @@ impl<'a, 'x> Reading<'a, 'x> {
             ));
         }
         let written = self.pins(tune, "iothreadpin", "iothread");
-        let mut pins = Draft::new("iothreadpin", self.origin(at, "the IOThreads' pins"));
+        let mut pins = Draft::new("iothreadpin", self.origin(at, "the IOThreads' pins")).container();
         for (ours, id) in threads.ids.iter().enumerate() {
             let (set, origin) = match (written.get(id), everyone) {
                 (Some((set, origin)), _) => (set, origin.clone()),

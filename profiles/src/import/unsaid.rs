@@ -19,7 +19,7 @@ pub(super) fn why(parent: &str, element: &str) -> &'static str {
         ("domain", "memtune" | "blkiotune" | "resource" | "throttlegroups") => {
             "vmprof sets no cgroup limits; start it inside a cgroup that has them"
         }
-        ("domain", "seclabel" | "launchSecurity" | "keywrap") => "vmprof confines its process in its own way",
+        ("domain", "seclabel" | "launchSecurity" | "keywrap") => "vmprof runs as its caller, without labels",
         ("domain", "vcpus") => "all vCPUs are there from the start",
         ("domain", "sysinfo" | "idmap" | "bootloader" | "perf" | "cpuset") => "a profile has no word for it",
         ("domain", "defaultiothread") => "vmprof's emulator thread has no pool of its own",
@@ -42,7 +42,7 @@ pub(super) fn why(parent: &str, element: &str) -> &'static str {
             "a guest of vmprof has no display, sound or input"
         }
         ("devices", "memballoon") => "there is no balloon: memory is the guest's from the start",
-        ("devices", "rng") => "a profile has no word for it; the guest's kernel has RDRAND",
+        ("devices", "rng") => "vmprof has no such device",
         ("devices", "tpm" | "smartcard" | "watchdog" | "panic" | "nvram" | "pstore" | "crypto") => {
             "vmprof has no such device"
         }

@@ -7,6 +7,7 @@ mod exports;
 mod fixtures;
 mod golden;
 mod host;
+mod imports;
 mod ladder;
 mod language;
 mod properties;
