@@ -12,10 +12,10 @@ use serde_json::{Value, json};
 use vmprof_guests::{Builder, Emulator, Realised, Silent, Store, Toolset};
 use vmprof_profiles::export::{BootFiles, libvirt, qemu};
 use vmprof_profiles::{
-    Aio, ErrorPolicy, Forward, Ledger, MemoryMode, NetBackend, NetPlan, PageSize, Plan, Protocol, Source,
-    Storage, Topology, Virtqueue, plan, read_profile,
+    Aio, EmulatorPin, ErrorPolicy, Forward, HostWish, Hugepages, Ledger, MemoryMode, NetBackend, NetPlan,
+    PageSize, Plan, Profile, Protocol, Source, Storage, ThreadPins, Topology, Virtqueue, plan, read_profile,
 };
-use vmprof_tests::{Running, eventually, finish, finish_with_input, shared_store, spawn};
+use vmprof_tests::{Running, checkout, eventually, finish, finish_with_input, shared_store, spawn};
 
 /// libvirt's schemas and a program that knows the language they are written in; a megabyte and a half to fetch.
 const DOMAIN_SCHEMA: Toolset = Toolset {
@@ -52,10 +52,14 @@ fn schema() -> &'static Realised {
 fn planned(nodes: &str) -> Plan {
     let text = format!("profile trial {{\n guest \"g.kdl\"\n memory \"64MiB\"\n{nodes}\n}}\n");
     let (profile, _) = read_profile("trial.kdl", &text).expect("the profile is right");
+    resolved(&profile)
+}
+
+fn resolved(profile: &Profile) -> Plan {
     let source = Source::Live;
     let topology = Topology::read(&source);
-    let storage = Storage::read(&source, &profile, &topology, None);
-    plan(&profile, &topology, &storage, &Ledger::default()).expect("the profile can be planned here")
+    let storage = Storage::read(&source, profile, &topology, None);
+    plan(profile, &topology, &storage, &Ledger::default()).expect("the profile can be planned here")
 }
 
 /// The words that a shell makes of a command.
@@ -380,6 +384,25 @@ fn libvirts_schema_takes_every_exported_domain() {
     for plan in &plans {
         is_valid(&libvirt(plan, &files).text);
         is_valid(&libvirt(plan, &BootFiles::default()).text);
+    }
+}
+
+#[test]
+fn a_domain_that_was_imported_and_exported_again_is_still_one() {
+    for entry in std::fs::read_dir(checkout().join("profiles/fixtures/domains")).unwrap().flatten() {
+        let xml = std::fs::read_to_string(entry.path()).unwrap();
+        // What the imports are tested with are domains that libvirt would take.
+        is_valid(&xml);
+        let imported =
+            vmprof_profiles::import::libvirt("domain.xml", &xml).expect("the domain can be imported");
+        // The pins, nodes and siblings are those of another host.
+        let (mut profile, _) = read_profile("imported.kdl", &imported.profile).expect("an import reads");
+        profile.host = HostWish::default();
+        profile.vcpus.pin = ThreadPins::Auto;
+        profile.emulator = EmulatorPin::Auto;
+        profile.iothreads.pin = ThreadPins::Auto;
+        (profile.memory.nodes, profile.memory.hugepages) = (None, Hugepages::None);
+        is_valid(&libvirt(&resolved(&profile), &BootFiles::default()).text);
     }
 }
 

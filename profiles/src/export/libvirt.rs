@@ -3,9 +3,7 @@
 //! libvirt counts IOThreads from 1 and virtqueues from 0, so every IOThread's id is one more than vmprof's. The order of
 //! elements is the order in which libvirt prints them.
 
-use quick_xml::events::{BytesDecl, BytesText, Event};
-use quick_xml::writer::Writer;
-
+use super::element::{Element, document};
 use super::remarks::{Remarks, engine};
 use super::{Boot, BootFiles, Exported, ROOT_SERIAL, cores_and_threads, served};
 use crate::plan::{DiskPlan, NetPlan, Plan};
@@ -259,7 +257,7 @@ fn interface(net: &NetPlan, remarks: &mut Remarks) -> Element {
                 for one in forwards.iter().filter(|forward| forward.protocol == protocol) {
                     forward.add(Element::new("range").with("start", one.host).with("to", one.guest));
                 }
-                if !forward.children.is_empty() {
+                if !forward.is_empty() {
                     interface.add(forward);
                 }
             }
@@ -328,62 +326,6 @@ fn target(index: u32) -> String {
     format!("vd{}", letters.iter().rev().collect::<String>())
 }
 
-/// An element with its attributes, text or children.
-#[derive(Debug)]
-struct Element {
-    name: &'static str,
-    attributes: Vec<(&'static str, String)>,
-    text: Option<String>,
-    children: Vec<Element>,
-}
-
-impl Element {
-    fn new(name: &'static str) -> Self {
-        Element { name, attributes: Vec::new(), text: None, children: Vec::new() }
-    }
-
-    fn with(mut self, name: &'static str, value: impl ToString) -> Self {
-        self.attributes.push((name, value.to_string()));
-        self
-    }
-
-    fn text(mut self, text: impl ToString) -> Self {
-        self.text = Some(text.to_string());
-        self
-    }
-
-    fn add(&mut self, child: Element) {
-        self.children.push(child);
-    }
-
-    fn leaf(&mut self, name: &'static str, text: &str) {
-        self.add(Element::new(name).text(text));
-    }
-}
-
-/// The whole document.
-fn document(root: &Element) -> String {
-    let mut writer = Writer::new_with_indent(Vec::new(), b' ', 2);
-    // Writing into a vector cannot fail.
-    let _ = writer.write_event(Event::Decl(BytesDecl::new("1.0", Some("UTF-8"), None)));
-    let _ = write(&mut writer, root);
-    let mut text = String::from_utf8_lossy(&writer.into_inner()).into_owned();
-    text.push('\n');
-    text
-}
-
-fn write(writer: &mut Writer<Vec<u8>>, element: &Element) -> std::io::Result<()> {
-    let attributes = element.attributes.iter().map(|(name, value)| (*name, value.as_str()));
-    let start = writer.create_element(element.name).with_attributes(attributes);
-    match &element.text {
-        Some(text) => start.write_text_content(BytesText::new(text)),
-        None if element.children.is_empty() => start.write_empty(),
-        None => start
-            .write_inner_content(|inner| element.children.iter().try_for_each(|child| write(inner, child))),
-    }?;
-    Ok(())
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -392,15 +334,5 @@ mod tests {
     fn targets_count_on_after_z() {
         let names: Vec<String> = [0, 1, 25, 26, 27, 51, 52, 701, 702].map(target).into();
         assert_eq!(names, ["vda", "vdb", "vdz", "vdaa", "vdab", "vdaz", "vdba", "vdzz", "vdaaa"]);
-    }
-
-    #[test]
-    fn text_and_attributes_are_escaped() {
-        let mut outer = Element::new("a").with("b", "<\"&'>");
-        outer.leaf("c", "1 < 2 & 3");
-        let text = document(&outer);
-        let read = roxmltree::Document::parse(&text).unwrap();
-        assert_eq!(read.root_element().attribute("b"), Some("<\"&'>"));
-        assert_eq!(read.root_element().first_element_child().and_then(|c| c.text()), Some("1 < 2 & 3"));
     }
 }

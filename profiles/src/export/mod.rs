@@ -3,7 +3,10 @@
 //!
 //! The functions here only write text. They look at no file: what lies where is told to them.
 
+mod bus;
+mod element;
 mod libvirt;
+mod object;
 mod qemu;
 mod remarks;
 mod shell;

@@ -3,11 +3,10 @@
 //!
 //! QEMU pins no threads from its command line. That is a warning with the threads' names and what pins them from outside.
 
-use std::collections::BTreeSet;
-use std::fmt;
-
 use serde_json::{Value, json};
 
+use super::bus::Bus;
+use super::object::Object;
 use super::remarks::{Remarks, engine};
 use super::shell::{command, quoted};
 use super::{Boot, BootFiles, Exported, ROOT_SERIAL, cores_and_threads, served};
@@ -15,11 +14,6 @@ use crate::plan::{DiskPlan, NetPlan, Plan};
 use crate::profile::{CacheMode, DiskSource, MemoryMode, NetBackend, Protocol};
 
 const PROGRAM: &str = "qemu-system-x86_64";
-/// Beyond so many devices each gets its place on the PCI bus, eight to a slot: q35 has 29 free slots.
-const MOST_UNPLACED: usize = 24;
-/// The first slot that is placed, and how many follow it: 0 is the host bridge, 31 the chipset.
-const SLOTS: std::ops::Range<usize> = 2..31;
-const FUNCTIONS: usize = 8;
 /// QEMU's virtio-blk wants more than two descriptors: a header and a status are two already.
 const LEAST_DISK_QUEUE: u16 = 4;
 /// The sizes of a virtio-net queue in QEMU; transmit queues of this backend have the least one only.
@@ -43,12 +37,12 @@ pub fn qemu(plan: &Plan, files: &BootFiles) -> Exported {
     let devices =
         plan.disks.len() + plan.nets.len() + usize::from(boot.is_some_and(|boot| boot.root.is_some()));
     let mut bus = Bus::new(plan, devices);
-    if devices > SLOTS.len() * FUNCTIONS {
+    if devices > Bus::PLACES {
         remarks.warn(
             "too_many_devices",
             format!(
                 "{devices} devices are more than QEMU's q35 has places for, which is {}: it will not start",
-                SLOTS.len() * FUNCTIONS
+                Bus::PLACES
             ),
             "use fewer disks",
         );
@@ -315,78 +309,6 @@ impl Line {
     }
 }
 
-/// A JSON object whose members stand in the order in which people look for them: what it is, then its name.
-#[derive(Debug)]
-struct Object(Vec<(&'static str, Value)>);
-
-impl Object {
-    fn of(kind: &'static str, value: &str) -> Self {
-        Object(vec![(kind, json!(value))])
-    }
-
-    fn set(&mut self, member: &'static str, value: impl serde::Serialize) {
-        self.0.push((member, json!(value)));
-    }
-}
-
-impl fmt::Display for Object {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let mut before = '{';
-        for (member, value) in &self.0 {
-            write!(f, "{before}{}:{value}", json!(member))?;
-            before = ',';
-        }
-        f.write_str("}")
-    }
-}
-
-/// The ids that are taken, and the places on the PCI bus.
-#[derive(Debug)]
-struct Bus {
-    /// Names of disks that are ids: each goes to its disk.
-    reserved: BTreeSet<String>,
-    used: BTreeSet<String>,
-    /// How many have been placed; `None` leaves the places to QEMU.
-    placed: Option<usize>,
-}
-
-impl Bus {
-    fn new(plan: &Plan, devices: usize) -> Self {
-        let reserved = plan.disks.iter().map(|disk| disk.name.clone()).filter(|name| is_id(name)).collect();
-        Bus { reserved, used: BTreeSet::new(), placed: (devices > MOST_UNPLACED).then_some(0) }
-    }
-
-    /// The device's id: its name, where that is one; else the name behind a word, and a number where that is taken.
-    fn id(&mut self, kind: &str, name: &str) -> String {
-        let id = if is_id(name) && !self.used.contains(name) {
-            name.to_owned()
-        } else {
-            let base = format!("{kind}-{name}");
-            let mut candidates = std::iter::once(base.clone()).chain((2u32..).map(|n| format!("{base}-{n}")));
-            let free = |id: &String| !self.used.contains(id) && !self.reserved.contains(id);
-            candidates.find(free).unwrap_or(base)
-        };
-        self.used.insert(id.clone());
-        id
-    }
-
-    fn place(&mut self, device: &mut Object) {
-        let Some(placed) = &mut self.placed else { return };
-        let (slot, function) = (SLOTS.start + *placed / FUNCTIONS, *placed % FUNCTIONS);
-        *placed += 1;
-        if SLOTS.contains(&slot) {
-            device.set("addr", format!("{slot:x}.{function}"));
-            device.set("multifunction", true);
-        }
-    }
-}
-
-/// Whether QEMU takes a word as an id.
-fn is_id(word: &str) -> bool {
-    word.starts_with(|c: char| c.is_ascii_alphabetic())
-        && word.bytes().all(|b| b.is_ascii_alphanumeric() || b"-._".contains(&b))
-}
-
 /// The pins, and how to make them from outside.
 fn pins(plan: &Plan, remarks: &mut Remarks) {
     let emulator = ("the emulator".to_owned(), plan.emulator.cpus.to_string());
@@ -407,33 +329,4 @@ fn pins(plan: &Plan, remarks: &mut Remarks) {
         help.push_str(&format!("\npin {} {cpus}", quoted(name)));
     }
     remarks.warn("qemu_pins", format!("QEMU's command line pins no thread: {}", list.join(", ")), help);
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_name_that_is_an_id_keeps_it_and_any_other_gets_one_of_its_own() {
-        let reserved = ["disk-0", "data", "net0"].map(str::to_owned).into();
-        let mut bus = Bus { reserved, used: BTreeSet::new(), placed: None };
-        let disks: Vec<String> =
-            ["0", "disk-0", "_x", "data", "net0"].iter().map(|name| bus.id("disk", name)).collect();
-        assert_eq!(disks, ["disk-0-2", "disk-0", "disk-_x", "data", "net0"]);
-        assert_eq!(bus.id("net", "net0"), "net-net0", "a disk has that name already");
-    }
-
-    #[test]
-    fn two_hundred_devices_have_places_of_their_own() {
-        let mut bus = Bus { reserved: BTreeSet::new(), used: BTreeSet::new(), placed: Some(0) };
-        let places: BTreeSet<String> = (0..200)
-            .map(|_| {
-                let mut device = Object(Vec::new());
-                bus.place(&mut device);
-                device.0[0].1.to_string()
-            })
-            .collect();
-        assert_eq!(places.len(), 200);
-        assert!(places.contains("\"2.0\"") && places.contains("\"1a.7\""));
-    }
 }

@@ -119,7 +119,7 @@ impl Draft {
     }
 
     /// Writes the profile, until the language takes it.
-    pub(super) fn settle(mut self, name: &str) -> Result<(String, Vec<LeftOut>), Refused> {
+    pub(super) fn settle(mut self, name: &str) -> Result<(String, Vec<LeftOut>), Box<Refused>> {
         let mut left_out = Vec::new();
         loop {
             let (text, parts) = self.text();
@@ -139,7 +139,7 @@ impl Draft {
             });
             match struck {
                 Some(struck) => left_out.push(struck),
-                None => return Err(refused),
+                None => return Err(Box::new(refused)),
             }
         }
     }
@@ -259,4 +259,12 @@ fn hidden(c: char) -> bool {
         || matches!(c, '\u{200e}' | '\u{200f}' | '\u{feff}' | '\u{2028}' | '\u{2029}')
         || ('\u{202a}'..='\u{202e}').contains(&c)
         || ('\u{2066}'..='\u{2069}').contains(&c)
+}
+
+/// The name with nothing in it that names of the language cannot have.
+pub(super) fn plain_name(name: &str, longest: usize, otherwise: &str) -> String {
+    let plain = |c: char| if c.is_ascii_alphanumeric() || "._-".contains(c) { c } else { '-' };
+    let plain: String = name.chars().map(plain).collect();
+    let plain: String = plain.trim_start_matches(['.', '-']).chars().take(longest).collect();
+    if plain.is_empty() { otherwise.to_owned() } else { plain }
 }

@@ -3,13 +3,21 @@
 //! What comes out is always a profile that [`crate::read_profile`] takes, and a list of everything it does not say. A value
 //! that the language refuses is not written: its refusal is the reason in that list.
 
-mod devices;
+mod disk;
 mod draft;
+mod interface;
 mod libvirt;
+mod memory;
 mod quantities;
+mod refusals;
+mod threads;
 mod unsaid;
+mod xml;
 
 pub use libvirt::libvirt;
+
+/// The prefix of every problem's code.
+const AREA: &str = "vmprof::import";
 
 /// A profile made of something else.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -22,6 +22,9 @@ pub(super) fn why(parent: &str, element: &str) -> &'static str {
         ("domain", "seclabel" | "launchSecurity" | "keywrap") => "vmprof runs as its caller, without labels",
         ("domain", "vcpus") => "all vCPUs are there from the start",
         ("domain", "sysinfo" | "idmap" | "bootloader" | "perf" | "cpuset") => "a profile has no word for it",
+        ("domain", "commandline" | "capabilities" | "deprecation" | "override") => {
+            "it is for QEMU, and vmprof is the VM's own monitor"
+        }
         ("domain", "defaultiothread") => "vmprof's emulator thread has no pool of its own",
         ("cputune", "vcpusched" | "iothreadsched" | "emulatorsched") => {
             "vmprof does not set scheduling classes"

@@ -295,6 +295,7 @@ fn what_is_no_domain_is_called_what_it_is() {
         ("<domain><memory>lots</memory></domain>", "bad_value", "<memory>"),
         ("<domain><memory>1048576</memory><vcpu>many</vcpu></domain>", "bad_value", "<vcpu>"),
         ("<domain><memory>1048576</memory><vcpu>4096</vcpu></domain>", "refused", "vcpu"),
+        ("<domain><memory>1048576</memory><vcpu cpuset='0'>4000000000</vcpu></domain>", "refused", "vcpu"),
         ("<domain><memory>1024</memory></domain>", "refused", "memory"),
     ] {
         let problems = libvirt("it.xml", xml).expect_err(xml);

@@ -1,9 +1,11 @@
-//! A domain's disks and network devices as nodes of a profile. All its other devices are left out by name.
+//! A domain's disks.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 
-use super::draft::{Draft, quoted, string};
-use super::libvirt::{Reading, Threads, Xml, child, children, elements, plain_name, text};
+use super::draft::{Draft, plain_name, quoted, string};
+use super::libvirt::Reading;
+use super::threads::Threads;
+use super::xml::{Xml, child, children, elements, text};
 use super::{quantities, unsaid};
 
 /// What a serial can hold (virtio 1.3, 5.2.6).
@@ -11,26 +13,8 @@ const SERIAL_BYTES: usize = 20;
 /// The disk that vmprof's own exports add for the guest's root.
 const OWN_PREFIX: &str = "vmprof";
 
-/// Reads `<devices>` into the profile.
-pub(super) fn read<'a, 'x>(
-    reading: &mut Reading<'a, 'x>,
-    devices: Xml<'a, 'x>,
-    threads: &Threads,
-    profile: &mut Draft,
-) {
-    let mut names = BTreeSet::new();
-    for node in elements(devices) {
-        match node.tag_name().name() {
-            "disk" => disk(reading, node, threads, &mut names).into_iter().for_each(|disk| profile.add(disk)),
-            "interface" => interface(reading, node).into_iter().for_each(|net| profile.add(net)),
-            // Nothing is lost where there is none, and one serial console is what every guest has.
-            "memballoon" if node.attribute("model") == Some("none") => {}
-            _ => reading.leave_whole("devices", node),
-        }
-    }
-}
-
-fn disk<'a, 'x>(
+/// Reads one, where its bytes lie where vmprof can have them. `names` are those of the disks before it.
+pub(super) fn disk<'a, 'x>(
     reading: &mut Reading<'a, 'x>,
     node: Xml<'a, 'x>,
     threads: &Threads,
@@ -315,120 +299,4 @@ fn block_sizes<'a, 'x>(reading: &mut Reading<'a, 'x>, node: Xml<'a, 'x>, what: &
         disk.add(words);
     }
     reading.leave_attributes(what, sizes, &["logical_block_size", "physical_block_size"]);
-}
-
-fn interface<'a, 'x>(reading: &mut Reading<'a, 'x>, node: Xml<'a, 'x>) -> Option<Draft> {
-    let kind = node.attribute("type").unwrap_or_default();
-    let mac = child(node, "mac").and_then(|mac| mac.attribute("address"));
-    let what = match mac {
-        Some(mac) => format!("interface {mac}"),
-        None => format!("interface {kind}"),
-    };
-    let tap = child(node, "target").and_then(|target| target.attribute("dev"));
-    let mut net = match (kind, tap) {
-        ("user", _) => {
-            if child(node, "backend").and_then(|backend| backend.attribute("type")) != Some("passt") {
-                reading.leave(
-                    node,
-                    format!("{what}: QEMU's own user network"),
-                    "vmprof's is passt, which has the host's addresses and not 10.0.2.15",
-                );
-            }
-            let mut net = Draft::new("net passt", reading.origin(node, what.clone())).kept();
-            forwards(reading, node, &what, &mut net);
-            net
-        }
-        ("ethernet", Some(tap)) => {
-            if child(node, "target").and_then(|target| target.attribute("managed")) != Some("no") {
-                reading.leave(
-                    node,
-                    format!("{what}: managed"),
-                    format!("vmprof makes no tap device: `ip tuntap add {tap} mode tap` first"),
-                );
-            }
-            let origin = reading.origin(node, what.clone());
-            Draft::new(format!("net tap name={}", string(tap)), origin).kept()
-        }
-        _ => {
-            let source = child(node, "source");
-            let named = ["bridge", "network", "dev"]
-                .iter()
-                .find_map(|name| source?.attribute(*name))
-                .unwrap_or("the network");
-            reading.leave(node, format!("{what}, of the type {kind}"), format!("vmprof's networks are passt and tap devices that exist: put a tap device on {named}, and name it"));
-            return None;
-        }
-    };
-    if let Some(mac) = mac {
-        net.add(Draft::new(
-            format!("mac {}", quoted(mac)),
-            reading.origin(node, format!("{what}: its address")),
-        ));
-    }
-    if let Some(model) = child(node, "model")
-        .and_then(|model| model.attribute("type"))
-        .filter(|model| !model.starts_with("virtio"))
-    {
-        reading.leave(node, format!("{what}: model '{model}'"), "the guest sees a virtio-net device");
-    }
-    if let Some(driver) = child(node, "driver") {
-        if let Some(queues) = driver
-            .attribute("queues")
-            .and_then(|queues| queues.parse::<u32>().ok())
-            .filter(|queues| *queues > 1)
-        {
-            net.add(Draft::new(
-                format!("queues {queues}"),
-                reading.origin(driver, format!("{what}: queues='{queues}'")),
-            ));
-        }
-        // Receive queues of 256 are everyone's.
-        let mut known = vec!["name", "queues"];
-        if driver.attribute("rx_queue_size") == Some("256") {
-            known.push("rx_queue_size");
-        }
-        reading.leave_attributes(&what, driver, &known);
-    }
-    for rest in elements(node) {
-        match rest.tag_name().name() {
-            "mac" | "model" | "driver" | "target" | "backend" | "portForward" | "source" | "address"
-            | "alias" => {}
-            element => reading.leave(rest, format!("{what}: {element}"), unsaid::why("interface", element)),
-        }
-    }
-    Some(net)
-}
-
-/// Ports of the host that reach the guest: single ones, each with its own.
-fn forwards<'a, 'x>(reading: &mut Reading<'a, 'x>, node: Xml<'a, 'x>, what: &str, net: &mut Draft) {
-    let mut seen = BTreeMap::new();
-    for forward in children(node, "portForward") {
-        let protocol = forward.attribute("proto").unwrap_or("tcp");
-        if forward.attribute("address").is_some() || forward.attribute("dev").is_some() {
-            reading.leave(
-                forward,
-                format!("{what}: the address of a port forward"),
-                "a port is forwarded on all of the host's addresses",
-            );
-        }
-        for range in children(forward, "range") {
-            let port = |name: &str| range.attribute(name).and_then(|port| port.parse::<u16>().ok());
-            let start = port("start");
-            let single = range.attribute("end").is_none() || port("end") == start;
-            match start {
-                Some(start) if single && range.attribute("exclude") != Some("yes") => {
-                    let guest = port("to").unwrap_or(start);
-                    let origin = reading.origin(range, format!("{what}: {protocol} port {start}"));
-                    if seen.insert((protocol, start), guest).is_none() {
-                        net.add(Draft::new(format!("forward {protocol} host={start} guest={guest}"), origin));
-                    }
-                }
-                _ => reading.leave(
-                    range,
-                    format!("{what}: a range of ports"),
-                    "ports are forwarded one by one: write each",
-                ),
-            }
-        }
-    }
 }
