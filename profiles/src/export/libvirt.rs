@@ -190,12 +190,6 @@ fn data_disk(
             sizes = sizes.with("physical_block_size", bytes);
         }
         disk.add(sizes);
-    } else if let DiskSource::Device { path } = &plan_disk.source {
-        remarks.warn(
-            "block_sizes",
-            format!("disk `{name}`: libvirt shows the guest sectors of 512 bytes unless told otherwise, vmprof those of {path}"),
-            "where that device has others (`blockdev --getss --getpbsz`), write the block sizes in the profile",
-        );
     }
     disk.add(Element::new("target").with("dev", target).with("bus", "virtio"));
     if plan_disk.readonly {

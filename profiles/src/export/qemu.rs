@@ -194,10 +194,6 @@ impl Line {
         device.set("write-cache", if disk.write_cache { "on" } else { "off" });
         device.set("rerror", disk.rerror.word());
         device.set("werror", disk.werror.word());
-        if let DiskSource::Device { .. } = disk.source {
-            // What the profile leaves out is the device's own, as under vmprof.
-            device.set("backend_defaults", "on");
-        }
         if let Some(bytes) = disk.logical_block_bytes {
             device.set("logical_block_size", bytes);
         }

@@ -86,6 +86,17 @@ impl Remarks {
                 format!("make it first: `truncate -s {bytes} {}`", super::shell::quoted(path)),
             );
         }
+        if let (DiskSource::Device { path }, None, None) =
+            (&disk.source, disk.logical_block_bytes, disk.physical_block_bytes)
+        {
+            self.warn(
+                "block_sizes",
+                format!(
+                    "disk `{name}`: {target} shows the guest sectors of 512 bytes unless told otherwise, vmprof those of {path}"
+                ),
+                "where that device has others (`blockdev --getss --getpbsz`), write them in the profile",
+            );
+        }
         if let Some(fallback) = disk.aio_fallback {
             self.warn(
                 "no_fallback",
