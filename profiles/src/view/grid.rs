@@ -1,59 +1,326 @@
-//! The host as a grid: a block per node, a group per L3 cache, a column per core, a row per sibling.
+//! The host as a grid: a block per node, a line per last-level cache, a column per core, a row per sibling. Packages, dies
+//! and clusters are named where there is more than one; efficiency cores have rows of their own.
+//!
+//! On large hosts runs of cores without threads fold into one word: `… 24 cores free`.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write;
 
-use crate::topology::Topology;
+use crate::topology::{CoreKind, Cpu, CpuSet, Topology};
 
-/// A node or a cache by its id; the unknown one comes last.
-type Group = (bool, Option<u32>);
-/// The CPUs of each core.
-type Cores = BTreeMap<u32, Vec<u32>>;
+use super::marks::Idle;
+use super::prose::{count, painted};
 
-/// Draws every online CPU as its id and its mark, wrapping groups so that lines stay within `width` columns.
+/// Hosts with more CPUs than this are folded.
+const WHOLE: usize = 64;
+/// Shorter runs of idle cores are drawn one by one.
+const SHORTEST_RUN: usize = 4;
+/// A longer list of CPUs is left out of a run's text.
+const LONGEST_LIST: usize = 40;
+
+/// How one CPU is drawn.
+#[derive(Debug, Clone)]
+pub(super) struct Cell {
+    pub text: String,
+    /// The colour, as SGR parameters.
+    pub paint: &'static str,
+    /// What the CPU is where no thread is on it: such cores may fold.
+    pub idle: Option<Idle>,
+}
+
+/// What a grid needs to know besides the topology.
+pub(super) struct Grid<'a> {
+    pub topology: &'a Topology,
+    pub width: usize,
+    pub colour: bool,
+    /// What a node's line says behind its name.
+    pub note: &'a dyn Fn(u32) -> String,
+    pub cell: &'a dyn Fn(u32) -> Cell,
+}
+
+/// Draws every online CPU as its id and its mark, within `width` columns, without folding.
 pub(super) fn grid(topology: &Topology, width: usize, mark: impl Fn(u32) -> String) -> String {
-    let mut places: BTreeMap<Group, BTreeMap<Group, Cores>> = BTreeMap::new();
-    for (id, cpu) in &topology.cpus {
-        let node = places.entry((cpu.node.is_none(), cpu.node)).or_default();
-        let cache = node.entry((cpu.l3.is_none(), cpu.l3)).or_default();
-        cache.entry(cpu.core).or_default().push(*id);
-    }
-    // CPU-less nodes are there too: their memory can be.
-    for id in topology.nodes.keys() {
-        places.entry((false, Some(*id))).or_default();
-    }
-    let id_width = topology.online.last().unwrap_or(0).to_string().len();
-    let mark_width = topology.cpus.keys().map(|id| mark(*id).chars().count()).max().unwrap_or(1);
-    let cell = id_width + 1 + mark_width;
-    let per_line = (width.saturating_sub(8) / (cell + 2)).max(1);
-    let mut text = String::new();
-    for ((_, node), caches) in &places {
-        let name = node.map_or("node ?".to_owned(), |n| format!("node {n}"));
-        if caches.is_empty() {
-            let _ = writeln!(text, "{name}  no CPUs");
-            continue;
+    let cell = |cpu| Cell { text: mark(cpu), paint: "", idle: None };
+    Grid { topology, width, colour: false, note: &|_| String::new(), cell: &cell }.draw()
+}
+
+/// An id that may be unknown; the unknown one comes last.
+type Known = (bool, Option<u32>);
+
+fn known(id: Option<u32>) -> Known {
+    (id.is_none(), id)
+}
+
+/// What the cores of one line share: package, die, last-level cache, and the kind of core.
+type Place = (Known, Known, Known, CoreKind);
+
+/// The cores of one place: their CPUs by the core's name, and the cluster of each.
+type Cores = BTreeMap<(Option<u32>, u32), Vec<u32>>;
+
+/// One line of a node before it is wrapped.
+struct Line {
+    label: String,
+    items: Vec<Item>,
+}
+
+enum Item {
+    Core {
+        cells: Vec<String>,
+        width: usize,
+        begins_cluster: bool,
+    },
+    /// Cores that are all idle alike.
+    Run {
+        cores: usize,
+        cpus: CpuSet,
+        idle: Vec<Idle>,
+    },
+}
+
+impl Grid<'_> {
+    pub(super) fn draw(&self) -> String {
+        let mut nodes: BTreeMap<Known, BTreeMap<Place, Cores>> = BTreeMap::new();
+        for (id, cpu) in &self.topology.cpus {
+            let place = (known(cpu.package), known(cpu.die), known(cpu.l3), cpu.kind);
+            let node = nodes.entry(known(cpu.node)).or_default();
+            node.entry(place).or_default().entry((cpu.cluster, cpu.core)).or_default().push(*id);
         }
-        for (at, ((_, l3), cores)) in caches.iter().enumerate() {
-            let head = match (at, l3) {
-                (0, Some(_)) => format!("{name}  L3 #{at}"),
-                (0, None) => name.clone(),
-                (_, Some(_)) => format!("{:w$}  L3 #{at}", "", w = name.len()),
-                (_, None) => format!("{:w$}  no L3", "", w = name.len()),
-            };
+        // Nodes without CPUs are there too: their memory can be.
+        for id in self.topology.nodes.keys() {
+            nodes.entry(known(Some(*id))).or_default();
+        }
+        let packages: BTreeSet<_> = self.topology.cpus.values().map(|cpu| cpu.package).collect();
+        let widths = self.widths();
+        let mut drawn: Vec<(String, Vec<Line>)> = Vec::new();
+        for ((_, node), places) in &nodes {
+            let mut head = vec![node.map_or("node ?".to_owned(), |n| format!("node {n}"))];
+            let here: BTreeSet<_> = places.keys().map(|place| place.0).collect();
+            if let (true, 1, Some((_, Some(package)))) = (packages.len() > 1, here.len(), here.first()) {
+                head.push(format!("package {package}"));
+            }
+            if places.is_empty() {
+                head.push("no CPUs".to_owned());
+            }
+            head.extend(node.map(|n| (self.note)(n)).filter(|note| !note.is_empty()));
+            drawn.push((head.join("  "), self.lines(places, here.len() > 1, widths)));
+        }
+        let all = drawn.iter().flat_map(|(_, lines)| lines);
+        let label = all.map(|line| line.label.chars().count()).max().unwrap_or(0);
+        let mut text = String::new();
+        for (head, lines) in &drawn {
             let _ = writeln!(text, "{head}");
-            let columns: Vec<&Vec<u32>> = cores.values().collect();
-            for line in columns.chunks(per_line) {
-                let deepest = line.iter().map(|core| core.len()).max().unwrap_or(0);
-                for row in 0..deepest {
-                    let cells = line.iter().map(|core| match core.get(row) {
-                        Some(cpu) => format!("{cpu:>id_width$} {:<mark_width$}", mark(*cpu)),
-                        None => " ".repeat(cell),
-                    });
-                    let cells: Vec<String> = cells.collect();
-                    let _ = writeln!(text, "    {}", cells.join("  ").trim_end());
+            lines.iter().for_each(|line| self.set(&mut text, line, label));
+        }
+        text
+    }
+
+    /// The lines of a node, those that are idle alike put together.
+    fn lines(
+        &self,
+        places: &BTreeMap<Place, Cores>,
+        several_packages: bool,
+        widths: (usize, usize),
+    ) -> Vec<Line> {
+        let caches: Vec<Known> = {
+            let mut seen = Vec::new();
+            places.keys().map(|place| place.2).for_each(|l3| {
+                if !seen.contains(&l3) {
+                    seen.push(l3)
+                }
+            });
+            seen
+        };
+        let dies: BTreeSet<Known> = places.keys().map(|place| place.1).collect();
+        let mut lines: Vec<Line> = Vec::new();
+        let mut drawn: Option<(Known, Known, Known)> = None;
+        for ((package, die, l3, kind), cores) in places {
+            let mut label = Vec::new();
+            if let (true, Some(package)) = (several_packages, package.1) {
+                label.push(format!("package {package}"));
+            }
+            if dies.len() > 1
+                && let Some(at) = dies.iter().position(|d| d == die).filter(|_| die.1.is_some())
+            {
+                label.push(format!("die {at}"));
+            }
+            let cache = caches.iter().position(|c| c == l3).unwrap_or(0);
+            match (l3.1, caches.len()) {
+                (Some(_), _) => label.push(format!("L3 #{cache}")),
+                (None, 1) => label.push("no L3".to_owned()),
+                (None, _) => label.push("other".to_owned()),
+            }
+            if *kind == CoreKind::Efficiency {
+                // Below the performance cores of the same cache the cache need not be named again.
+                if drawn == Some((*package, *die, *l3)) {
+                    label = vec![" ".repeat(label.join("  ").chars().count())];
+                }
+                label.push("efficiency".to_owned());
+            }
+            drawn = Some((*package, *die, *l3));
+            let line = Line { label: label.join("  "), items: self.items(cores, widths) };
+            match lines.last_mut() {
+                Some(last) if last.takes(&line) => last.take(line),
+                _ => lines.push(line),
+            }
+        }
+        lines
+    }
+
+    fn items(&self, cores: &Cores, (id_width, mark_width): (usize, usize)) -> Vec<Item> {
+        let width = id_width + 1 + mark_width;
+        let fold = self.topology.cpus.len() > WHOLE;
+        let sizes = cores.keys().fold(BTreeMap::<_, usize>::new(), |mut sizes, (cluster, _)| {
+            *sizes.entry(*cluster).or_default() += 1;
+            sizes
+        });
+        // Where each core is a cluster of its own, clusters say nothing.
+        let clustered = sizes.len() > 1 && sizes.values().any(|cores| *cores > 1);
+        let mut items: Vec<Item> = Vec::new();
+        let mut run: Vec<(&Vec<u32>, Vec<Idle>, Item)> = Vec::new();
+        let flush = |run: &mut Vec<(&Vec<u32>, Vec<Idle>, Item)>, items: &mut Vec<Item>| match run
+            .first()
+            .map(|(_, idle, _)| idle.clone())
+        {
+            Some(idle) if run.len() >= SHORTEST_RUN => {
+                let cpus = run.iter().flat_map(|(cpus, ..)| cpus.iter().copied()).collect();
+                items.push(Item::Run { cores: run.len(), cpus, idle });
+                run.clear();
+            }
+            _ => items.extend(run.drain(..).map(|(_, _, item)| item)),
+        };
+        let mut before: Option<Option<u32>> = None;
+        for ((cluster, _), cpus) in cores {
+            let drawn: Vec<Cell> = cpus.iter().map(|cpu| (self.cell)(*cpu)).collect();
+            let cells = cpus.iter().zip(&drawn).map(|(cpu, cell)| {
+                let mark = format!("{:<mark_width$}", cell.text);
+                format!("{cpu:>id_width$} {}", painted(&mark, cell.paint, self.colour))
+            });
+            let begins_cluster = clustered && before.is_some_and(|before| before != *cluster);
+            before = Some(*cluster);
+            let core = Item::Core { cells: cells.collect(), width, begins_cluster };
+            let idle: Option<Vec<Idle>> = drawn.iter().map(|cell| cell.idle).collect();
+            match idle.filter(|_| fold) {
+                Some(idle) => {
+                    if run.first().is_some_and(|(_, other, _)| *other != idle) {
+                        flush(&mut run, &mut items);
+                    }
+                    run.push((cpus, idle, core));
+                }
+                None => {
+                    flush(&mut run, &mut items);
+                    items.push(core);
                 }
             }
         }
+        flush(&mut run, &mut items);
+        items
     }
-    text
+
+    fn widths(&self) -> (usize, usize) {
+        let last = self.topology.cpus.last_key_value().map_or(0, |(id, _): (&u32, &Cpu)| *id);
+        let mark = self.topology.cpus.keys().map(|id| (self.cell)(*id).text.chars().count()).max();
+        (last.to_string().len(), mark.unwrap_or(1))
+    }
+
+    /// Writes a line of the picture, as many lines of text as it takes.
+    fn set(&self, text: &mut String, line: &Line, label: usize) {
+        let room = self.width.saturating_sub(label + 4);
+        let mut at = 0;
+        while let Some(first) = line.items.get(at) {
+            let mut used = first.width();
+            let mut next = at + 1;
+            while let Some(item) = line.items.get(next) {
+                used += item.gap().chars().count() + item.width();
+                if used > room {
+                    break;
+                }
+                next += 1;
+            }
+            let items = line.items.get(at..next).unwrap_or_default();
+            let deepest = items.iter().map(Item::depth).max().unwrap_or(1);
+            for row in 0..deepest {
+                let name = if at == 0 && row == 0 { line.label.as_str() } else { "" };
+                let mut whole = format!("  {name:<label$}  ");
+                for (number, item) in items.iter().enumerate() {
+                    if number > 0 {
+                        whole.push_str(item.gap());
+                    }
+                    whole.push_str(&item.row(row, self.colour));
+                }
+                let _ = writeln!(text, "{}", whole.trim_end());
+            }
+            at = next;
+        }
+    }
+}
+
+impl Line {
+    /// Whether both lines are nothing but cores that are idle alike.
+    fn takes(&self, next: &Line) -> bool {
+        match (self.items.as_slice(), next.items.as_slice()) {
+            ([Item::Run { idle: one, .. }], [Item::Run { idle: other, .. }]) => one == other,
+            _ => false,
+        }
+    }
+
+    fn take(&mut self, next: Line) {
+        let first = self.label.split("-").next().unwrap_or_default().to_owned();
+        // `L3 #1-7`, and where more than the number differs `die 0  L3 #3-die 1  L3 #0`.
+        let number = |label: &str| label.rsplit_once('#').map(|(head, at)| (head.to_owned(), at.to_owned()));
+        self.label = match (number(&first), number(&next.label)) {
+            (Some((one, from)), Some((other, to))) if one == other => format!("{one}#{from}-{to}"),
+            _ => format!("{first}-{}", next.label.trim_start()),
+        };
+        if let ([Item::Run { cores, cpus, .. }], Some(Item::Run { cores: more, cpus: others, .. })) =
+            (self.items.as_mut_slice(), next.items.into_iter().next())
+        {
+            *cores += more;
+            *cpus = cpus.or(&others);
+        }
+    }
+}
+
+impl Item {
+    fn width(&self) -> usize {
+        match self {
+            Item::Core { width, .. } => *width,
+            Item::Run { .. } => self.run().chars().count(),
+        }
+    }
+
+    fn depth(&self) -> usize {
+        match self {
+            Item::Core { cells, .. } => cells.len(),
+            Item::Run { .. } => 1,
+        }
+    }
+
+    /// What stands before it on a line.
+    fn gap(&self) -> &'static str {
+        match self {
+            Item::Core { begins_cluster: true, .. } => " | ",
+            _ => "  ",
+        }
+    }
+
+    fn row(&self, row: usize, colour: bool) -> String {
+        match (self, row) {
+            (Item::Core { cells, width, .. }, _) => {
+                cells.get(row).cloned().unwrap_or_else(|| " ".repeat(*width))
+            }
+            (Item::Run { idle, .. }, 0) => {
+                painted(&self.run(), idle.first().map_or("", |idle| idle.paint()), colour)
+            }
+            (Item::Run { .. }, _) => " ".repeat(self.width()),
+        }
+    }
+
+    fn run(&self) -> String {
+        let Item::Run { cores, cpus, idle } = self else { return String::new() };
+        let mut kinds: Vec<&str> = idle.iter().map(|idle| idle.words()).collect();
+        kinds.dedup();
+        let list = cpus.to_string();
+        let list = if list.len() <= LONGEST_LIST { format!(" ({list})") } else { String::new() };
+        format!("… {} {}{list}", count(*cores, "core"), kinds.join(" / "))
+    }
 }

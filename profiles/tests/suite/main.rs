@@ -13,3 +13,4 @@ mod language;
 mod properties;
 mod shipped;
 mod topology;
+mod views;
