@@ -19,6 +19,7 @@ mod plan;
 mod profile;
 mod reason;
 mod resolve;
+mod schema;
 mod storage;
 mod topology;
 mod validate;
@@ -39,6 +40,7 @@ pub use profile::{
 };
 pub use reason::Reason;
 pub use resolve::{HostCannot, plan};
+pub use schema::plan_schema;
 pub use storage::{DirectIoAlignment, Storage, StoragePlace};
 pub use topology::{
     BlockDevice, Capture, CaptureError, CoreKind, Cpu, CpuSet, ListError, Node, NodeSet, Source, Topology,

@@ -1,6 +1,7 @@
 //! The plan: plain data that is printed, stored, compared and obeyed. Its JSON is a contract (`vmprof.plan/1`): fields
 //! may be added, the named ones stay, in this order. CPU sets are kernel list strings; every id starts at 0.
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::profile::{Aio, CacheMode, DiskSource, ErrorPolicy, Format, MemoryMode, NetBackend, PageSize};
@@ -10,7 +11,7 @@ use crate::topology::{CpuSet, NodeSet};
 pub(crate) const RULES: &str = "vmprof.rules/1";
 
 /// Which thread runs where, which virtqueue is served by whom, and why.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Plan {
     /// `vmprof.plan/1`.
     pub schema: Schema,
@@ -45,7 +46,7 @@ pub struct Plan {
 }
 
 /// The version of the JSON.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub enum Schema {
     /// The only one so far.
     #[default]
@@ -54,7 +55,7 @@ pub enum Schema {
 }
 
 /// The host the plan is for.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct HostSize {
     /// Online CPUs.
     pub cpus: usize,
@@ -65,7 +66,7 @@ pub struct HostSize {
 }
 
 /// The best choice that was not made, and why not.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Rejected {
     /// What could have been, such as `CPU 6`.
     pub instead: String,
@@ -74,14 +75,14 @@ pub struct Rejected {
 }
 
 /// What the guest is shown of its CPUs.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct GuestCpus {
     /// SMT siblings per core: 2 where the profile pairs the guest's threads on siblings.
     pub threads_per_core: u32,
 }
 
 /// The node a VM lives on.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct HomePlan {
     /// The node; `null` where the host's are unknown.
     pub node: Option<u32>,
@@ -92,7 +93,7 @@ pub struct HomePlan {
 }
 
 /// How many IOThreads.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct IoThreadCountPlan {
     /// As many as the plan has.
     pub count: u32,
@@ -103,7 +104,7 @@ pub struct IoThreadCountPlan {
 }
 
 /// The guest's memory.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct MemoryPlan {
     /// How much.
     pub bytes: u64,
@@ -120,7 +121,7 @@ pub struct MemoryPlan {
 }
 
 /// One vCPU's thread.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct VcpuPlan {
     /// Its number.
     pub id: u32,
@@ -135,7 +136,7 @@ pub struct VcpuPlan {
 }
 
 /// One IOThread.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct IoThreadPlan {
     /// Its number.
     pub id: u32,
@@ -154,7 +155,7 @@ pub struct IoThreadPlan {
 }
 
 /// The thread `vmprof`: device emulation that is no IOThread's.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct EmulatorPlan {
     /// Where it may run.
     pub cpus: CpuSet,
@@ -167,7 +168,7 @@ pub struct EmulatorPlan {
 }
 
 /// One disk.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct DiskPlan {
     /// Its name, which is its serial.
     pub name: String,
@@ -216,7 +217,7 @@ pub struct DiskPlan {
 }
 
 /// One network device.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct NetPlan {
     /// `net0` and so on.
     pub name: String,
@@ -235,7 +236,7 @@ pub struct NetPlan {
 }
 
 /// One virtqueue and its IOThread.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Virtqueue {
     /// The virtqueue's index.
     pub vq: u32,
@@ -244,7 +245,7 @@ pub struct Virtqueue {
 }
 
 /// The block schedulers of a disk; `null` leaves what is there.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Scheduler {
     /// On the host: checked, never set.
     pub host: Option<String>,
@@ -253,7 +254,7 @@ pub struct Scheduler {
 }
 
 /// A remark on the plan.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Diagnostic {
     /// How much it matters.
     pub severity: Severity,
@@ -266,7 +267,7 @@ pub struct Diagnostic {
 }
 
 /// How much a remark matters.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Severity {
     /// Something was given up.

@@ -137,7 +137,7 @@ pub struct Memory {
 }
 
 /// How memory is bound to its nodes, in libvirt's words (`numatune`).
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, serde::Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, serde::Deserialize, schemars::JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum MemoryMode {
     /// There and nowhere else (MPOL_BIND).
@@ -172,7 +172,7 @@ pub enum Hugepages {
 }
 
 /// The hugepage sizes of x86-64.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, serde::Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, serde::Deserialize, schemars::JsonSchema)]
 pub enum PageSize {
     /// 2 MiB.
     #[serde(rename = "2MiB")]
@@ -259,7 +259,7 @@ pub struct Disk {
 }
 
 /// Where a disk's bytes lie.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, serde::Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, serde::Deserialize, schemars::JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum DiskSource {
     /// A raw image file.
@@ -278,7 +278,7 @@ pub enum DiskSource {
 }
 
 /// libvirt's and QEMU's cache modes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, serde::Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, serde::Deserialize, schemars::JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum CacheMode {
     /// O_DIRECT, the guest flushes.
@@ -317,7 +317,7 @@ impl CacheMode {
 }
 
 /// The engine that moves a disk's bytes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, serde::Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, serde::Deserialize, schemars::JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Aio {
     /// io_uring.
@@ -342,7 +342,7 @@ pub enum Mapping {
 }
 
 /// What a failed request does, in QEMU's words (`rerror`, `werror`).
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, serde::Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, serde::Deserialize, schemars::JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum ErrorPolicy {
     /// The guest is told.
@@ -369,7 +369,7 @@ impl ErrorPolicy {
 }
 
 /// `format ext4 mount="/srv"`.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, serde::Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, serde::Deserialize, schemars::JsonSchema)]
 pub struct Format {
     /// `ext4` or `xfs`.
     pub filesystem: String,
@@ -393,7 +393,7 @@ pub struct Net {
 }
 
 /// What carries a network device's packets.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, serde::Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, serde::Deserialize, schemars::JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum NetBackend {
     /// passt as a child process: no root, the host's own addresses.
@@ -409,7 +409,7 @@ pub enum NetBackend {
 }
 
 /// One port of the host that reaches the guest.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, serde::Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, serde::Deserialize, schemars::JsonSchema)]
 pub struct Forward {
     /// TCP or UDP.
     pub protocol: Protocol,
@@ -420,7 +420,7 @@ pub struct Forward {
 }
 
 /// The protocol of a forwarded port.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, serde::Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, serde::Deserialize, schemars::JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Protocol {
     /// TCP.

@@ -133,10 +133,8 @@ pub fn diff(from: (&Plan, &str), to: (&Plan, &str)) -> Diff {
             because: None,
         }));
     }
-    let (appeared, gone) = (
-        only_in(&to.0.diagnostics, &from.0.diagnostics),
-        only_in(&from.0.diagnostics, &to.0.diagnostics),
-    );
+    let (appeared, gone) =
+        (only_in(&to.0.diagnostics, &from.0.diagnostics), only_in(&from.0.diagnostics, &to.0.diagnostics));
     Diff {
         schema: "vmprof.diff/1",
         from: side(from),
@@ -362,7 +360,8 @@ impl Changed<'_> {
 
     /// Whether two threads that follow each other have moved alike, from one CPU each to one CPU each.
     fn joins(&self, next: &Self) -> bool {
-        let alike = |(one, because): (Vec<&Change>, Option<&str>), (other, why): (Vec<&Change>, Option<&str>)| {
+        let alike = |(one, because): (Vec<&Change>, Option<&str>),
+                     (other, why): (Vec<&Change>, Option<&str>)| {
             let values = |changes: &[&Change]| {
                 changes.iter().map(|c| (c.field, c.from.clone(), c.to.clone())).collect::<Vec<_>>()
             };
@@ -433,7 +432,9 @@ impl Changed<'_> {
         for change in self.0 {
             let field = plain(change.field);
             match (&change.from, &change.to) {
-                (Some(old), Some(new)) => hang(out, &format!("    {field}: "), &format!("{old} → {new}"), width),
+                (Some(old), Some(new)) => {
+                    hang(out, &format!("    {field}: "), &format!("{old} → {new}"), width)
+                }
                 (None, Some(new)) => hang(out, &format!("    {field}: "), new, width),
                 (_, None) => hang(out, &format!("    {field}: "), "none", width),
             }

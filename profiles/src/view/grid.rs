@@ -9,6 +9,7 @@ use std::fmt::Write;
 use crate::topology::{CoreKind, Cpu, CpuSet, Topology};
 
 use super::marks::Idle;
+use super::places::{Cores, Known, Names, Place, clustered, places};
 use super::prose::{count, painted};
 
 /// Hosts with more CPUs than this are folded.
@@ -44,19 +45,6 @@ pub(super) fn grid(topology: &Topology, width: usize, mark: impl Fn(u32) -> Stri
     Grid { topology, width, colour: false, note: &|_| String::new(), cell: &cell }.draw()
 }
 
-/// An id that may be unknown; the unknown one comes last.
-type Known = (bool, Option<u32>);
-
-fn known(id: Option<u32>) -> Known {
-    (id.is_none(), id)
-}
-
-/// What the cores of one line share: package, die, last-level cache, and the kind of core.
-type Place = (Known, Known, Known, CoreKind);
-
-/// The cores of one place: their CPUs by the core's name, and the cluster of each.
-type Cores = BTreeMap<(Option<u32>, u32), Vec<u32>>;
-
 /// One line of a node before it is wrapped.
 struct Line {
     label: String,
@@ -79,16 +67,7 @@ enum Item {
 
 impl Grid<'_> {
     pub(super) fn draw(&self) -> String {
-        let mut nodes: BTreeMap<Known, BTreeMap<Place, Cores>> = BTreeMap::new();
-        for (id, cpu) in &self.topology.cpus {
-            let place = (known(cpu.package), known(cpu.die), known(cpu.l3), cpu.kind);
-            let node = nodes.entry(known(cpu.node)).or_default();
-            node.entry(place).or_default().entry((cpu.cluster, cpu.core)).or_default().push(*id);
-        }
-        // Nodes without CPUs are there too: their memory can be.
-        for id in self.topology.nodes.keys() {
-            nodes.entry(known(Some(*id))).or_default();
-        }
+        let nodes = places(self.topology);
         let packages: BTreeSet<_> = self.topology.cpus.values().map(|cpu| cpu.package).collect();
         let widths = self.widths();
         let mut drawn: Vec<(String, Vec<Line>)> = Vec::new();
@@ -121,43 +100,20 @@ impl Grid<'_> {
         several_packages: bool,
         widths: (usize, usize),
     ) -> Vec<Line> {
-        let caches: Vec<Known> = {
-            let mut seen = Vec::new();
-            places.keys().map(|place| place.2).for_each(|l3| {
-                if !seen.contains(&l3) {
-                    seen.push(l3)
-                }
-            });
-            seen
-        };
-        let dies: BTreeSet<Known> = places.keys().map(|place| place.1).collect();
+        let names = Names::of(places, several_packages);
         let mut lines: Vec<Line> = Vec::new();
         let mut drawn: Option<(Known, Known, Known)> = None;
-        for ((package, die, l3, kind), cores) in places {
-            let mut label = Vec::new();
-            if let (true, Some(package)) = (several_packages, package.1) {
-                label.push(format!("package {package}"));
-            }
-            if dies.len() > 1
-                && let Some(at) = dies.iter().position(|d| d == die).filter(|_| die.1.is_some())
-            {
-                label.push(format!("die {at}"));
-            }
-            let cache = caches.iter().position(|c| c == l3).unwrap_or(0);
-            match (l3.1, caches.len()) {
-                (Some(_), _) => label.push(format!("L3 #{cache}")),
-                (None, 1) => label.push("no L3".to_owned()),
-                (None, _) => label.push("other".to_owned()),
-            }
+        for (place @ (package, die, l3, kind), cores) in places {
+            let mut label = names.name(place);
             if *kind == CoreKind::Efficiency {
                 // Below the performance cores of the same cache the cache need not be named again.
                 if drawn == Some((*package, *die, *l3)) {
-                    label = vec![" ".repeat(label.join("  ").chars().count())];
+                    label = " ".repeat(label.chars().count());
                 }
-                label.push("efficiency".to_owned());
+                label.push_str("  efficiency");
             }
             drawn = Some((*package, *die, *l3));
-            let line = Line { label: label.join("  "), items: self.items(cores, widths) };
+            let line = Line { label, items: self.items(cores, widths) };
             match lines.last_mut() {
                 Some(last) if last.takes(&line) => last.take(line),
                 _ => lines.push(line),
@@ -169,12 +125,7 @@ impl Grid<'_> {
     fn items(&self, cores: &Cores, (id_width, mark_width): (usize, usize)) -> Vec<Item> {
         let width = id_width + 1 + mark_width;
         let fold = self.topology.cpus.len() > WHOLE;
-        let sizes = cores.keys().fold(BTreeMap::<_, usize>::new(), |mut sizes, (cluster, _)| {
-            *sizes.entry(*cluster).or_default() += 1;
-            sizes
-        });
-        // Where each core is a cluster of its own, clusters say nothing.
-        let clustered = sizes.len() > 1 && sizes.values().any(|cores| *cores > 1);
+        let clustered = clustered(cores);
         let mut items: Vec<Item> = Vec::new();
         let mut run: Vec<(&Vec<u32>, Vec<Idle>, Item)> = Vec::new();
         let flush = |run: &mut Vec<(&Vec<u32>, Vec<Idle>, Item)>, items: &mut Vec<Item>| match run
@@ -192,8 +143,8 @@ impl Grid<'_> {
         for ((cluster, _), cpus) in cores {
             let drawn: Vec<Cell> = cpus.iter().map(|cpu| (self.cell)(*cpu)).collect();
             let cells = cpus.iter().zip(&drawn).map(|(cpu, cell)| {
-                let mark = format!("{:<mark_width$}", cell.text);
-                format!("{cpu:>id_width$} {}", painted(&mark, cell.paint, self.colour))
+                let blank = mark_width.saturating_sub(cell.text.chars().count());
+                format!("{cpu:>id_width$} {}{:blank$}", painted(&cell.text, cell.paint, self.colour), "")
             });
             let begins_cluster = clustered && before.is_some_and(|before| before != *cluster);
             before = Some(*cluster);
@@ -216,6 +167,13 @@ impl Grid<'_> {
         items
     }
 
+    /// How many cores a line of text gets, so that a line of the picture that needs several is cut evenly.
+    fn even(&self, items: &[Item], room: usize) -> usize {
+        let widest = items.iter().map(|item| item.width() + item.gap().chars().count()).max().unwrap_or(1);
+        let fit = ((room + 2) / widest.max(1)).max(1);
+        items.len().div_ceil(items.len().div_ceil(fit).max(1))
+    }
+
     fn widths(&self) -> (usize, usize) {
         let last = self.topology.cpus.last_key_value().map_or(0, |(id, _): (&u32, &Cpu)| *id);
         let mark = self.topology.cpus.keys().map(|id| (self.cell)(*id).text.chars().count()).max();
@@ -225,13 +183,14 @@ impl Grid<'_> {
     /// Writes a line of the picture, as many lines of text as it takes.
     fn set(&self, text: &mut String, line: &Line, label: usize) {
         let room = self.width.saturating_sub(label + 4);
+        let most = self.even(&line.items, room);
         let mut at = 0;
         while let Some(first) = line.items.get(at) {
             let mut used = first.width();
             let mut next = at + 1;
             while let Some(item) = line.items.get(next) {
                 used += item.gap().chars().count() + item.width();
-                if used > room {
+                if used > room || next - at == most {
                     break;
                 }
                 next += 1;

@@ -6,6 +6,7 @@ mod disks;
 mod grid;
 mod host;
 mod marks;
+mod places;
 mod plan;
 mod prose;
 //mod svg;

@@ -3,7 +3,8 @@
 use insta::assert_snapshot;
 use vmprof_profiles::view::{Backdrop, TextStyle, plan_text_on};
 use vmprof_profiles::{
-    CoreKind, CpuSet, ErrorPolicy, Format, Held, Ledger, Plan, Rejected, Source, Topology,
+    CoreKind, CpuSet, ErrorPolicy, Format, Forward, Held, Ledger, NetBackend, NetPlan, Plan, Protocol,
+    Rejected, Source, Topology, Virtqueue,
 };
 
 use crate::fixtures::source;
@@ -48,6 +49,52 @@ impl Shown {
     }
 }
 
+/// A hybrid host with dies, clusters, isolated and held CPUs, and a plan with everything that a plan can say.
+fn full() -> Shown {
+    let host = HostSpec {
+        isolated: set("4-7"),
+        affinity: Some(set("0-27")),
+        ..HostSpec::of(vec![
+            NodeSpec { l3_cores: 8, nvme: true, ..node(0, 16) },
+            NodeSpec { l3_cores: 8, ..node(1, 16) },
+        ])
+    };
+    let mut shown = Shown::of(&text_of("fixtures/profiles/far-drive.kdl"), &host.source());
+    for (id, cpu) in &mut shown.topology.cpus {
+        cpu.die = Some(id / 8 * 8);
+        cpu.cluster = Some(id / 4 * 4);
+        if id % 8 > 3 && *id > 15 {
+            cpu.kind = CoreKind::Efficiency;
+        }
+    }
+    shown.ledger.held = vec![Held { holder: "other".to_owned(), cpus: set("22-23"), pid: None }];
+    let plan = &mut shown.plan;
+    let not = |instead: &str, because: &str| {
+        Some(Rejected { instead: instead.to_owned(), because: because.to_owned() })
+    };
+    plan.vcpus[0].rejected = not("CPU 9", "its core belongs to another L3 cache than the other vCPUs'");
+    plan.iothread_count.because = "as many as the profile writes".to_owned();
+    plan.iothread_count.rejected = not("3", "no core is left for a third one");
+    plan.home.rejected = not("node 1", "disk `data` does not lie there");
+    let disk = &mut plan.disks[0];
+    (disk.discard, disk.rerror, disk.werror) = (true, ErrorPolicy::Stop, ErrorPolicy::Enospc);
+    (disk.logical_block_bytes, disk.physical_block_bytes) = (Some(512), Some(4096));
+    disk.format = Some(Format { filesystem: "ext4".to_owned(), mount: Some("/srv".to_owned()) });
+    disk.rejected = not("locality", "the vCPUs share one L3 cache, and so would the IOThreads");
+    plan.nets = vec![NetPlan {
+        name: "net0".to_owned(),
+        backend: NetBackend::Passt {
+            forwards: vec![Forward { protocol: Protocol::Tcp, host: 8080, guest: 80 }],
+        },
+        queues: 1,
+        queue_size: 256,
+        mac: None,
+        virtqueues: (0..3).map(|vq| Virtqueue { vq, iothread: 0 }).collect(),
+        because: "the IOThread with the fewest queues".to_owned(),
+    }];
+    shown
+}
+
 fn columns(width: usize) -> TextStyle {
     TextStyle { width, ..TextStyle::default() }
 }
@@ -83,9 +130,66 @@ fn ninety_six_queues_and_sixteen_iothreads_stay_readable() {
 }
 
 #[test]
+fn everything_that_a_plan_can_say_is_shown_and_explained() {
+    let shown = full();
+    assert_snapshot!("text-full", shown.text(columns(100)));
+    let explained = shown.text(TextStyle { explain: true, ..columns(80) });
+    assert_fits(&explained, 80);
+    for instead in ["not CPU 9: ", "not 3: ", "not node 1: ", "not locality: "] {
+        assert!(explained.contains(instead), "no `{instead}` in\n{explained}");
+        assert!(!shown.text(columns(80)).contains(instead));
+    }
+    assert_snapshot!("text-full-explained", explained);
+}
+
+#[test]
+fn colours_change_nothing_but_the_colours() {
+    let shown = full();
+    let plain = shown.text(columns(100));
+    let coloured = shown.text(TextStyle { colour: true, ..columns(100) });
+    let (mut bare, mut rest) = (String::new(), coloured.as_str());
+    while let Some((before, after)) = rest.split_once('\u{1b}') {
+        bare.push_str(before);
+        rest = after.split_once('m').unwrap().1;
+    }
+    bare.push_str(rest);
+    assert_ne!(coloured, plain);
+    assert_eq!(bare, plain);
+}
+
+#[test]
 fn eighty_columns_are_kept_on_every_fixture() {
     let db = text_of("db.kdl");
     for (name, _) in crate::fixtures::all() {
         assert_fits(&Shown::of(&db, &source(name)).text(columns(80)), 80);
     }
+}
+
+#[test]
+fn real_plans_fit_the_schema_and_spoilt_ones_do_not() {
+    let schema: serde_json::Value = serde_json::from_str(&vmprof_profiles::plan_schema()).unwrap();
+    let validator = jsonschema::validator_for(&schema).unwrap();
+    for file in ["db.kdl", "hello.kdl", "fixtures/profiles/far-drive.kdl"] {
+        for (name, _) in crate::fixtures::all() {
+            let plan = Shown::of(&text_of(file), &source(name)).plan;
+            let json = serde_json::to_value(&plan).unwrap();
+            let problems: Vec<String> = validator.iter_errors(&json).map(|e| e.to_string()).collect();
+            assert!(problems.is_empty(), "{file} on {name}: {problems:?}");
+        }
+    }
+    let mut json = serde_json::to_value(full().plan).unwrap();
+    assert!(validator.is_valid(&json));
+    for (pointer, wrong) in [
+        ("/vcpus/0/cpus", serde_json::json!("all")),
+        ("/disks/0/cache", serde_json::json!("maybe")),
+        ("/memory/bytes", serde_json::json!("1GiB")),
+        ("/schema", serde_json::json!("vmprof.plan/2")),
+    ] {
+        let whole = json.clone();
+        *json.pointer_mut(pointer).unwrap() = wrong;
+        assert!(!validator.is_valid(&json), "{pointer}");
+        json = whole;
+    }
+    json.as_object_mut().unwrap().remove("emulator");
+    assert!(!validator.is_valid(&json));
 }
