@@ -9,12 +9,12 @@ mod marks;
 mod places;
 mod plan;
 mod prose;
-//mod svg;
+mod svg;
 
 pub use diff::{Change, Diff, DiffSide, Kind as DiffKind, diff};
 pub use host::{host_json, host_text};
 pub use plan::{plan_text, plan_text_on};
-//pub use svg::plan_svg;
+pub use svg::plan_svg;
 
 use crate::ledger::Ledger;
 use crate::topology::{CpuSet, Topology};

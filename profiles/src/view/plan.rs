@@ -76,13 +76,13 @@ fn picture(plan: &Plan, on: Backdrop<'_>, style: TextStyle) -> String {
 }
 
 /// Of several threads on one CPU, the one whose colour the cell gets: IOThreads are few and matter most.
-fn loudest(threads: &[Who]) -> Option<Who> {
+pub(super) fn loudest(threads: &[Who]) -> Option<Who> {
     let iothread = threads.iter().find(|who| matches!(who, Who::IoThread(_)));
     iothread.or(threads.first()).copied()
 }
 
 /// What a node has to do with this VM.
-fn node_note(plan: &Plan, topology: &Topology, node: u32) -> String {
+pub(super) fn node_note(plan: &Plan, topology: &Topology, node: u32) -> String {
     let mut parts = Vec::new();
     if plan.home.node == Some(node) {
         parts.push("home".to_owned());

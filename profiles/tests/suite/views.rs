@@ -1,10 +1,10 @@
 //! What people see of a plan: the text, the picture, the difference. Looked at as snapshots, on small and large hosts.
 
 use insta::assert_snapshot;
-use vmprof_profiles::view::{Backdrop, TextStyle, plan_text_on};
+use vmprof_profiles::view::{Backdrop, TextStyle, plan_svg, plan_text_on};
 use vmprof_profiles::{
-    CoreKind, CpuSet, ErrorPolicy, Format, Forward, Held, Ledger, NetBackend, NetPlan, Plan, Protocol,
-    Rejected, Source, Topology, Virtqueue,
+    CoreKind, CpuSet, DiskSource, ErrorPolicy, Format, Forward, Held, Ledger, NetBackend, NetPlan, Plan,
+    Protocol, Rejected, Source, Topology, Virtqueue,
 };
 
 use crate::fixtures::source;
@@ -192,4 +192,58 @@ fn real_plans_fit_the_schema_and_spoilt_ones_do_not() {
     }
     json.as_object_mut().unwrap().remove("emulator");
     assert!(!validator.is_valid(&json));
+}
+
+/// Every picture, by name.
+fn pictures() -> Vec<(&'static str, String)> {
+    let db = text_of("db.kdl");
+    let shown = [
+        ("2-cpus", Shown::of(&db, &source("two-cpus"))),
+        ("16-cpus", Shown::of(&db, &source("smt2"))),
+        ("256-cpus", Shown::of(&wide(64, 16, 96), &server(2, 64))),
+        ("1024-cpus", Shown::of(&db, &server(8, 64))),
+        ("holes", Shown::of(&db, &source("holes"))),
+        ("full", full()),
+    ];
+    shown.into_iter().map(|(name, shown)| (name, plan_svg(&shown.plan, shown.on()))).collect()
+}
+
+/// With VMPROF_PICTURES set to a directory, the pictures are written there to be looked at.
+#[test]
+fn pictures_are_well_formed_and_hold_every_thread() {
+    for (name, svg) in pictures() {
+        if let Some(directory) = std::env::var_os("VMPROF_PICTURES") {
+            std::fs::write(std::path::Path::new(&directory).join(format!("{name}.svg")), &svg).unwrap();
+        }
+        let document = roxmltree::Document::parse(&svg).unwrap_or_else(|error| panic!("{name}: {error}"));
+        let root = document.root_element();
+        assert_eq!(
+            (root.tag_name().name(), root.tag_name().namespace()),
+            ("svg", Some("http://www.w3.org/2000/svg"))
+        );
+        // Self-contained: nothing is loaded, nothing runs.
+        for element in root.descendants().filter(|node| node.is_element()) {
+            assert!(!["image", "script", "use", "style"].contains(&element.tag_name().name()), "{name}");
+            let numbers = ["x", "y", "width", "height"].map(|key| element.attribute(key).unwrap_or("0"));
+            assert!(numbers.iter().all(|n| n.parse::<f64>().is_ok_and(|n| n >= 0.0)), "{name}: {numbers:?}");
+        }
+        assert!(!svg.replace("http://www.w3.org/2000/svg", "").contains("http"), "{name}");
+        let texts: Vec<&str> = root.descendants().filter_map(|node| node.text()).collect();
+        assert!(texts.iter().any(|text| text.contains("emulator: ")), "{name}");
+    }
+    let again: Vec<_> = pictures();
+    assert_eq!(again, pictures());
+}
+
+#[test]
+fn names_that_xml_would_take_for_markup_stay_names() {
+    let mut shown = Shown::of(&text_of("db.kdl"), &source("two-cpus"));
+    let name = "<a href=\"x\">&'\u{1}";
+    shown.plan.profile = name.to_owned();
+    shown.plan.disks[0].source = DiskSource::File { path: name.to_owned(), bytes: None };
+    let svg = plan_svg(&shown.plan, shown.on());
+    let document = roxmltree::Document::parse(&svg).unwrap();
+    let texts: Vec<&str> = document.descendants().filter_map(|node| node.text()).collect();
+    assert!(texts.contains(&"<a href=\"x\">&'\u{fffd}"), "{texts:?}");
+    assert!(!document.descendants().any(|node| node.has_tag_name("a")));
 }
