@@ -4,7 +4,7 @@ use std::ffi::OsString;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
 
 use crate::lab::Shape;
 
@@ -20,12 +20,28 @@ pub struct Arguments {
     pub verb: Verb,
 }
 
+impl Arguments {
+    /// The arguments of this process; what clap's attributes cannot say is refused like what they can.
+    pub fn read() -> Result<Arguments, clap::Error> {
+        let arguments = Arguments::try_parse()?;
+        match &arguments.verb {
+            Verb::Plan(plan) if plan.diff.is_some() && plan.format == PlanFormat::Svg => {
+                let message = "--diff has the formats text and json";
+                Err(Arguments::command().error(clap::error::ErrorKind::ArgumentConflict, message))
+            }
+            _ => Ok(arguments),
+        }
+    }
+}
+
 #[derive(Debug, Subcommand)]
 pub enum Verb {
     /// Show which thread goes on which CPU and which virtqueue on which IOThread, and why
     Plan(PlanArguments),
     /// Check profiles without looking at any host
     Check(CheckArguments),
+    /// Print the JSON Schema of a plan
+    Schema,
     /// Show the topology of a host as vmprof sees it
     Host(HostArguments),
     /// Resolve a guest's packages into its lock file
@@ -62,9 +78,20 @@ pub enum Format {
     Json,
 }
 
+/// How `plan` shows a plan.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum PlanFormat {
+    /// The host as a grid with every thread on it, and a line with the reason of each choice
+    Text,
+    /// vmprof.plan/1, for programs and for `up --plan`; with --diff vmprof.diff/1
+    Json,
+    /// A picture that stands for itself
+    Svg,
+}
+
 #[derive(Debug, Args)]
 pub struct HostChoice {
-    /// Plan for the host that `vmprof host --capture FILE` described
+    /// Plan for the host that FILE describes: what `vmprof host --capture FILE` wrote
     #[arg(long, value_name = "FILE", conflicts_with = "sysroot")]
     pub host: Option<PathBuf>,
     /// Read DIR/sys and DIR/proc instead of this host's
@@ -73,20 +100,39 @@ pub struct HostChoice {
 }
 
 #[derive(Debug, Args)]
+#[command(after_help = "Examples:\n  \
+    vmprof plan profiles/db.kdl                          on this host\n  \
+    vmprof plan profiles/db.kdl --explain                with the best rejected alternatives\n  \
+    vmprof plan profiles/db.kdl --host server.json       for another host\n  \
+    vmprof plan profiles/db.kdl --format svg > plan.svg  as a picture\n  \
+    vmprof plan profiles/db.kdl --format json > db.json  to keep, for `up --plan db.json`\n  \
+    vmprof plan profiles/db.kdl --diff db.json           what is different now")]
 pub struct PlanArguments {
     /// The profile, a KDL file
     pub profile: PathBuf,
     #[command(flatten)]
     pub on: HostChoice,
+    /// Show below each choice the best one that was not taken, and why not
+    #[arg(long)]
+    pub explain: bool,
+    /// Show what differs from OTHER: another profile, another host's file, or a saved plan
+    #[arg(long, value_name = "OTHER", conflicts_with = "explain")]
+    pub diff: Option<PathBuf>,
     #[arg(long, value_enum, default_value = "text")]
-    pub format: Format,
+    pub format: PlanFormat,
 }
 
 #[derive(Debug, Args)]
+#[command(after_help = "Examples:\n  \
+    vmprof check profiles/*.kdl\n  \
+    vmprof check --format json profiles/db.kdl  for an editor or a CI job")]
 pub struct CheckArguments {
     /// The profiles, KDL files
     #[arg(required = true)]
     pub profiles: Vec<PathBuf>,
+    /// json: vmprof.check/1 on stdout, every problem with its place
+    #[arg(long, value_enum, default_value = "text")]
+    pub format: Format,
 }
 
 #[derive(Debug, Args)]
@@ -141,19 +187,24 @@ pub enum On {
 }
 
 #[derive(Debug, Args)]
-#[command(
-    after_help = "With CMD, stdout is CMD's stdout and nothing else; plan, progress, notices and console go to stderr.\n\
+#[command(after_help = "Examples:\n  \
+    vmprof up profiles/db.kdl                        boot it, with its console here\n  \
+    vmprof up profiles/ci.kdl -- make check          run a command in it, and end with its status\n  \
+    vmprof up profiles/db.kdl --plan db.json         run the plan that was saved and looked at\n\n\
+    With CMD, stdout is CMD's stdout and nothing else; plan, progress, notices and console go to stderr.\n\
     Exit status with CMD: CMD's own, 128+N for its signal N; 3, 4, 64 before anything boots; 124 --timeout ran out; \
     125 everything else that is not CMD's.\n\
     Without CMD: 0 power-off, 1 guest panic or failure, 124 --timeout ran out, 125 the lab failed, 130 interrupted.\n\
-    Ctrl-C once stops cleanly, twice at once."
-)]
+    Ctrl-C once stops cleanly, twice at once.")]
 pub struct UpArguments {
     /// The profile, a KDL file
     pub profile: PathBuf,
     /// Where the VM runs
     #[arg(long, value_enum, default_value = "auto")]
     pub on: On,
+    /// Run exactly this plan, which `vmprof plan --format json` wrote; refused where the profile or the host has changed
+    #[arg(long, value_name = "FILE")]
+    pub plan: Option<PathBuf>,
     /// Name of the running VM [default: the profile's]
     #[arg(long, value_parser = vm_name)]
     pub name: Option<String>,
@@ -248,8 +299,6 @@ fn duration(text: &str) -> Result<Duration, String> {
 
 #[cfg(test)]
 mod tests {
-    use clap::CommandFactory;
-
     use super::*;
 
     #[test]

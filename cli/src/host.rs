@@ -17,8 +17,7 @@ pub fn source(capture: Option<&Path>, sysroot: Option<&Path>) -> Result<Source, 
             let text = fs::read_to_string(file).map_err(|error| {
                 Failure::os(format!("the capture {} cannot be read", file.display()), error)
             })?;
-            let capture = Capture::from_json(&text).map_err(|error| Failure::new(Kind::Failure, error))?;
-            Ok(Source::Capture(capture))
+            from_text(&text)
         }
         (None, Some(root)) if !root.join("sys").is_dir() => Err(Failure::said(
             Kind::Failure,
@@ -29,6 +28,12 @@ pub fn source(capture: Option<&Path>, sysroot: Option<&Path>) -> Result<Source, 
         (None, Some(root)) => Ok(Source::Sysroot(root.to_owned())),
         (None, None) => Ok(Source::Live),
     }
+}
+
+/// The host that a file's text describes.
+pub fn from_text(text: &str) -> Result<Source, Failure> {
+    let capture = Capture::from_json(text).map_err(|error| Failure::new(Kind::Failure, error))?;
+    Ok(Source::Capture(capture))
 }
 
 pub fn show(arguments: &HostArguments, report: Report) -> Result<(), Failure> {

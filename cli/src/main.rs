@@ -2,6 +2,7 @@
 
 mod args;
 mod explain;
+mod check;
 mod failure;
 mod guest;
 mod host;
@@ -9,18 +10,18 @@ mod lab;
 mod lower;
 mod manual;
 mod places;
+mod plan;
 mod profile;
 mod progress;
 mod report;
 mod run;
 mod running;
+mod saved;
 mod stats;
 mod up;
 mod verify;
 
 use std::process::ExitCode;
-
-use clap::Parser;
 
 use args::{Arguments, Verb};
 use failure::Failure;
@@ -30,7 +31,7 @@ use report::Report;
 const USAGE: u8 = 64;
 
 fn main() -> ExitCode {
-    let arguments = match Arguments::try_parse() {
+    let arguments = match Arguments::read() {
         Ok(arguments) => arguments,
         Err(error) => {
             // To stdout when it is help that was asked for; a reader that has gone is no failure.
@@ -56,8 +57,9 @@ fn run(verb: &Verb, report: Report) -> Result<(), Failure> {
     match verb {
         // Has statuses of its own, and went its own way in main.
         Verb::Up(_) => Ok(()),
-        Verb::Plan(arguments) => profile::plan(arguments, report),
-        Verb::Check(arguments) => profile::check(arguments, report),
+        Verb::Plan(arguments) => plan::plan(arguments, report),
+        Verb::Check(arguments) => check::check(arguments, report),
+        Verb::Schema => report.data(&vmprof_profiles::plan_schema()),
         Verb::Host(arguments) => host::show(arguments, report),
         Verb::Lock(arguments) => guest::lock(arguments, report),
         Verb::Build(arguments) => guest::build(arguments, report),

@@ -1,19 +1,16 @@
-//! Profiles: read from their file, and planned for a host. The verbs `plan` and `check`.
+//! Profiles: read from their file, and planned for a host.
 
 use std::fs;
 use std::path::{Path, PathBuf};
 
 use vmprof_guests::Recipe;
-use vmprof_profiles::view::plan_text;
+use vmprof_profiles::view::{Backdrop, TextStyle, plan_svg, plan_text_on};
 use vmprof_profiles::{
     CpuSet, Held, Ledger, Plan, Profile, Source, Storage, Topology, Written, read_profile,
 };
 
-use crate::args::{CheckArguments, Format, PlanArguments};
 use crate::failure::{Failure, Kind};
-use crate::host;
 use crate::places::Places;
-use crate::report::Report;
 use crate::run::record::{self, Run};
 
 /// Reads the profile at `path`; its warnings go to the terminal with the plan. Gives the absolute path with it.
@@ -26,8 +23,8 @@ pub fn read(path: &Path) -> Result<(PathBuf, Profile), Failure> {
     Ok((path, profile))
 }
 
-/// A profile that cannot be read is no valid profile: exit 3, like one that says nothing sensible.
-fn text_of(path: &Path) -> Result<String, Failure> {
+/// The text of the profile at `path`. One that cannot be read is no valid profile: exit 3, like one that says nothing sensible.
+pub fn text_of(path: &Path) -> Result<String, Failure> {
     let invalid = |message: String, help: &str| {
         Failure::said(Kind::Invalid, "vmprof::profile::unreadable", message, help)
     };
@@ -70,14 +67,26 @@ pub struct Host {
     topology: Topology,
     storage: Storage,
     ledger: Ledger,
+    /// What the profile leaves of it.
+    cpuset: Option<CpuSet>,
 }
 
 impl Host {
+    /// The host that `source` describes: this machine less what running VMs hold, or another as its file has it.
+    pub fn described_by(source: &Source, profile: &Profile) -> Host {
+        // Without any place (no HOME) a relative source's device is unknown, and nothing can be running.
+        match Places::from_environment().ok().filter(|_| source.is_live()) {
+            Some(places) => Host::live(profile, &places.disks_of(&profile.name), &record::running(&places)),
+            None => Host::of(source, profile, None, Ledger::default()),
+        }
+    }
+
     /// The host that `source` describes. `disks` is where a relative source lies, on this machine.
     pub fn of(source: &Source, profile: &Profile, disks: Option<&Path>, ledger: Ledger) -> Host {
         let topology = Topology::read(source);
         let storage = Storage::read(source, profile, &topology, disks);
-        Host { topology, storage, ledger }
+        let cpuset = profile.host.cpuset.as_ref().map(|written| written.value.clone());
+        Host { topology, storage, ledger, cpuset }
     }
 
     /// This machine, less what running VMs hold.
@@ -94,61 +103,25 @@ impl Host {
             .map_err(|problems| Failure::new(Kind::HostCannot, problems))
     }
 
+    fn backdrop(&self) -> Backdrop<'_> {
+        Backdrop { topology: &self.topology, ledger: &self.ledger, cpuset: self.cpuset.as_ref() }
+    }
+
     pub fn text(&self, plan: &Plan, colour: bool) -> String {
-        plan_text(plan, &self.topology, colour)
+        self.text_in(plan, TextStyle { colour, ..TextStyle::default() })
+    }
+
+    pub fn text_in(&self, plan: &Plan, style: TextStyle) -> String {
+        plan_text_on(plan, self.backdrop(), style)
+    }
+
+    pub fn svg(&self, plan: &Plan) -> String {
+        plan_svg(plan, self.backdrop())
     }
 
     /// The CPUs that the plan's threads have to themselves, as a kernel list: one that floats holds none.
     pub fn pinned(&self, plan: &Plan) -> String {
         let alone = plan.threads().into_iter().map(|(_, cpus)| cpus).filter(|cpus| cpus.len() == 1);
         alone.fold(CpuSet::new(), |all, cpus| all.or(&cpus)).to_string()
-    }
-}
-
-pub fn plan(arguments: &PlanArguments, report: Report) -> Result<(), Failure> {
-    let (_, profile) = read(&arguments.profile)?;
-    let source = host::source(arguments.on.host.as_deref(), arguments.on.sysroot.as_deref())?;
-    // Without any place (no HOME) a relative source's device is unknown, and nothing can be running.
-    let places = Places::from_environment().ok().filter(|_| source.is_live());
-    let host = match &places {
-        Some(places) => Host::live(&profile, &places.disks_of(&profile.name), &record::running(places)),
-        None => Host::of(&source, &profile, None, Ledger::default()),
-    };
-    let plan = host.plan(&profile)?;
-    match arguments.format {
-        Format::Json => report.data(&plan.to_json()),
-        Format::Text => report.data(&host.text(&plan, report.colour_on_stdout())),
-    }
-}
-
-/// Every profile's problems, all of them, before the verb ends.
-pub fn check(arguments: &CheckArguments, report: Report) -> Result<(), Failure> {
-    let mut invalid = 0;
-    for path in &arguments.profiles {
-        match read(path) {
-            Ok((_, profile)) => {
-                for warning in &profile.warnings {
-                    report.diagnostic(warning);
-                }
-                report.notice(format_args!("{}: valid", path.display()));
-            }
-            Err(failure) => {
-                report.diagnostic(&*failure.problem);
-                invalid += 1;
-            }
-        }
-    }
-    match (invalid, arguments.profiles.len()) {
-        (0, _) => Ok(()),
-        (invalid, all) => {
-            let message =
-                format!("{invalid} of {all} profiles {} invalid", if invalid == 1 { "is" } else { "are" });
-            Err(Failure::said(
-                Kind::Invalid,
-                "vmprof::profile::invalid",
-                message,
-                "each problem is shown above",
-            ))
-        }
     }
 }

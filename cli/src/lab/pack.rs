@@ -20,6 +20,7 @@ impl Inside {
     pub const INITRAMFS: &'static str = "/vmprof/initramfs";
     pub const ROOT: &'static str = "/vmprof/root";
     const FILES: &'static str = "/vmprof/files";
+    pub const PLAN: &'static str = "/vmprof/plan.json";
     pub const STATE: &'static str = "/vmprof/state";
     pub const STORE: &'static str = "/vmprof/store";
     pub const RUNTIME: &'static str = "/run/vmprof";

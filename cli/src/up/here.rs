@@ -40,6 +40,7 @@ pub fn up(upping: &Upping, kvm: &Usable) -> Result<u8, Failure> {
     let host = profile::Host::live(&upping.profile, &directory, &record::running(&upping.places));
     let plan = host.plan(&upping.profile)?;
     promises::of_plan(&plan)?;
+    let plan = upping.plan(&host)?;
     report.text(&host.text(&plan, false));
     for disk in &plan.disks {
         if let Some(taken) = promises::engine(disk).filter(|taken| *taken != disk.aio) {

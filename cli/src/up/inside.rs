@@ -131,6 +131,11 @@ fn job(upping: &Upping, paths: &[PathBuf], image: &BootImage) -> Job {
         argv.push("--console".into());
     }
     argv.push(Inside::file(&upping.path).as_str().into());
+    // The emulated host is the one that it was made for: the vmprof inside sees whether it still is.
+    if upping.saved.is_some() {
+        argv.extend(["--plan", Inside::PLAN].map(Bytes::from));
+    }
+    argv.push(bytes(profile.as_os_str()));
     if upping.with_command() {
         argv.push("--".into());
         argv.extend(arguments.command.iter().map(|word| bytes(word)));
@@ -216,7 +221,7 @@ fn archive(upping: &Upping, image: &BootImage, job: &Job) -> Result<Vec<u8>, Fai
     let description = serde_json::to_vec(&inside)
         .map_err(|error| Failure::os("the image cannot be described", error.into()))?;
     let name = |path: &str| path.trim_start_matches('/').to_owned();
-    let mut files = [
+    let mut files = vec![
         (name(Inside::VMPROF), 0o755, read("/proc/self/exe".as_ref())?),
         (name(Inside::KERNEL), 0o444, read(&image.kernel)?),
         (name(Inside::INITRAMFS), 0o444, read(&image.initramfs)?),
@@ -224,6 +229,9 @@ fn archive(upping: &Upping, image: &BootImage, job: &Job) -> Result<Vec<u8>, Fai
         (name(&Inside::file(&upping.path)), 0o444, read(&upping.path)?),
         (JOB_PATH.to_owned(), 0o600, vmprof_job::line(job)),
     ];
+    if let Some(saved) = &upping.saved {
+        files.push((name(Inside::PLAN), 0o444, read(&saved.path)?));
+    }
     let files: Vec<(&str, u16, Vec<u8>)> =
         files.iter_mut().map(|(path, mode, bytes)| (path.as_str(), *mode, std::mem::take(bytes))).collect();
     Ok(append_archive(&files)?)

@@ -9,17 +9,18 @@ mod sources;
 use std::path::PathBuf;
 
 use vmprof_guests::{Builder, Store};
-use vmprof_profiles::Profile;
+use vmprof_profiles::{Plan, Profile};
 use vmprof_vmm::kvm::{self, NoKvm};
 
 use crate::args::{On, UpArguments};
 use crate::failure::{Failure, Kind};
 use crate::places::Places;
-use crate::profile;
+use crate::profile::{self, Host};
 use crate::progress::Stages;
 use crate::report::Report;
 use crate::run::supervise::Outcome;
 use crate::run::verdict::{Ran, verdict};
+use crate::saved::SavedPlan;
 
 pub use image::BootImage;
 
@@ -30,6 +31,8 @@ struct Upping {
     profile: Profile,
     /// The profile's file, absolute.
     path: PathBuf,
+    /// The plan to run, where one is given.
+    saved: Option<SavedPlan>,
     name: String,
     places: Places,
     report: Report,
@@ -51,7 +54,8 @@ fn try_up(arguments: UpArguments, report: Report) -> Result<u8, Failure> {
     let (path, profile) = profile::read(&arguments.profile)?;
     promises::of_profile(&profile)?;
     let name = arguments.name.clone().unwrap_or_else(|| profile.name.clone());
-    let upping = Upping { arguments, profile, path, name, places, report };
+    let saved = arguments.plan.as_deref().map(SavedPlan::read).transpose()?;
+    let upping = Upping { arguments, profile, path, saved, name, places, report };
     match (upping.arguments.on, kvm::probe()) {
         (On::Kvm | On::Auto, Ok(kvm)) => here::up(&upping, &kvm),
         (On::Kvm, Err(found)) => Err(no_kvm(&found)),
@@ -88,6 +92,14 @@ fn no_kvm(found: &NoKvm) -> Failure {
 impl Upping {
     fn with_command(&self) -> bool {
         !self.arguments.command.is_empty()
+    }
+
+    /// The plan to obey: the saved one where it still holds, or a new one.
+    fn plan(&self, host: &Host) -> Result<Plan, Failure> {
+        match &self.saved {
+            Some(saved) => saved.for_now(&self.profile, host),
+            None => host.plan(&self.profile),
+        }
     }
 
     /// The guest's image: built where it is missing, or handed over.

@@ -3,18 +3,17 @@
 //!
 //! The JSON is a contract (`vmprof.diff/1`): fields may be added, the named ones stay.
 
+mod text;
+
 use std::collections::BTreeMap;
-use std::fmt::Write;
 
 use serde::Serialize;
 use vmprof_document::format_size;
 
-use crate::plan::{Diagnostic, DiskPlan, NetPlan, Plan, Severity};
+use crate::plan::{Diagnostic, DiskPlan, NetPlan, Plan};
 use crate::topology::{CpuSet, NodeSet};
 
-use super::TextStyle;
 use super::disks;
-use super::prose::{Row, count, hang, painted, table};
 
 /// Two plans, compared.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -207,10 +206,15 @@ fn things(plan: &Plan) -> Vec<Thing<'_>> {
     all
 }
 
+/// What stands for values that a profile leaves out.
+const OWN_BLOCKS: &str = "the source's own";
+const AS_IT_IS: &str = "as it is";
+const DERIVED: &str = "derived";
+
 fn disk_fields(disk: &DiskPlan) -> Vec<(&'static str, String)> {
     let yes = |yes: bool| if yes { "yes" } else { "no" }.to_owned();
-    let bytes = |bytes: Option<u32>| bytes.map_or("the source's own".to_owned(), |n| n.to_string());
-    let word = |word: &Option<String>| word.clone().unwrap_or_else(|| "as it is".to_owned());
+    let bytes = |bytes: Option<u32>| bytes.map_or(OWN_BLOCKS.to_owned(), |n| n.to_string());
+    let word = |word: &Option<String>| word.clone().unwrap_or_else(|| AS_IT_IS.to_owned());
     let format = disk.format.as_ref().map_or("none".to_owned(), |format| match &format.mount {
         Some(at) => format!("{} on {at}", format.filesystem),
         None => format.filesystem.clone(),
@@ -241,7 +245,7 @@ fn net_fields(net: &NetPlan) -> Vec<(&'static str, String)> {
         ("backend", disks::backend(&net.backend)),
         ("queues", net.queues.to_string()),
         ("queue_size", net.queue_size.to_string()),
-        ("mac", net.mac.clone().unwrap_or_else(|| "derived".to_owned())),
+        ("mac", net.mac.clone().unwrap_or_else(|| DERIVED.to_owned())),
         ("virtqueues", disks::virtqueues(&net.virtqueues, net.queue_size)),
     ]
 }
@@ -252,203 +256,5 @@ impl Diff {
         let mut text = serde_json::to_string_pretty(self).unwrap_or_default();
         text.push('\n');
         text
-    }
-
-    /// The difference for people.
-    pub fn text(&self, style: TextStyle) -> String {
-        let mut out = String::new();
-        let side = |side: &DiffSide| {
-            let (cpus, nodes) = (count(side.cpus, "CPU"), count(side.nodes, "node"));
-            let digest: String = side.digest.chars().take(16).collect();
-            format!("{}: profile {} on {cpus} in {nodes}, plan {digest}", side.label, side.profile)
-        };
-        hang(&mut out, "from  ", &side(&self.from), style.width);
-        hang(&mut out, "to    ", &side(&self.to), style.width);
-        out.push('\n');
-        if self.same {
-            out.push_str("no difference");
-            if self.from.digest != self.to.digest {
-                out.push_str("; the digests differ, because the facts that were decided upon do");
-            }
-            out.push('\n');
-            return out;
-        }
-        let groups = self.changes.chunk_by(|a, b| (a.kind, &a.name) == (b.kind, &b.name));
-        let changed: Vec<Changed<'_>> = groups.map(Changed).collect();
-        let rows = |kinds: &[Kind]| {
-            let of: Vec<&Changed<'_>> = changed.iter().filter(|one| kinds.contains(&one.kind())).collect();
-            let runs = of.chunk_by(|one, next| of.len() > super::plan::APART && one.joins(next));
-            runs.filter_map(Changed::row).collect::<Vec<Row>>()
-        };
-        let threads = rows(&[Kind::Vcpu, Kind::Iothread, Kind::Emulator]);
-        if !threads.is_empty() {
-            out.push_str("threads\n");
-            table(&mut out, &threads, style.width);
-        }
-        for (kind, title) in [(Kind::Disk, "disks"), (Kind::Net, "nets")] {
-            let devices: Vec<&Changed<'_>> = changed.iter().filter(|one| one.kind() == kind).collect();
-            if !devices.is_empty() {
-                let _ = writeln!(out, "{title}");
-                devices.iter().for_each(|device| device.lines(&mut out, style.width));
-            }
-        }
-        let choices = rows(&[Kind::Choice]);
-        if !choices.is_empty() {
-            out.push_str("choices\n");
-            table(&mut out, &choices, style.width);
-        }
-        if !self.appeared.is_empty() || !self.gone.is_empty() {
-            out.push_str("remarks\n");
-        }
-        for (sign, paint, remarks) in [("+", "32", &self.appeared), ("-", "31", &self.gone)] {
-            for remark in remarks {
-                let word = match remark.severity {
-                    Severity::Warning => "warning",
-                    Severity::Note => "note",
-                };
-                let text = format!("{word}: {}  [{}]", remark.message, remark.code);
-                let mut lines = String::new();
-                hang(&mut lines, &format!("  {sign} "), &text, style.width);
-                out.push_str(&lines.replacen(sign, &painted(sign, paint, style.colour), 1));
-            }
-        }
-        let unchanged = self.unchanged_words();
-        if !unchanged.is_empty() {
-            hang(&mut out, "unchanged: ", &unchanged, style.width);
-        }
-        out
-    }
-
-    fn unchanged_words(&self) -> String {
-        let words = self.unchanged.iter().map(|(kind, number)| match kind {
-            Kind::Vcpu => count(*number, "vCPU"),
-            Kind::Iothread => count(*number, "IOThread"),
-            Kind::Emulator => "the emulator".to_owned(),
-            Kind::Disk => count(*number, "disk"),
-            Kind::Net => count(*number, "net"),
-            Kind::Choice => count(*number, "choice"),
-        });
-        words.collect::<Vec<_>>().join(", ")
-    }
-}
-
-/// All changes of one thing; there is at least one.
-struct Changed<'d>(&'d [Change]);
-
-impl Changed<'_> {
-    fn kind(&self) -> Kind {
-        self.0.first().map_or(Kind::Choice, |change| change.kind)
-    }
-
-    fn because(&self) -> Option<&str> {
-        self.0.first()?.because.as_deref()
-    }
-
-    fn field(&self, field: &str) -> Option<&Change> {
-        self.0.iter().find(|change| change.field == field)
-    }
-
-    /// Where a thread stands now.
-    fn cpu(&self) -> Option<u32> {
-        self.field("cpus")?.to.as_ref()?.parse().ok()
-    }
-
-    /// What there is to say besides the CPUs themselves.
-    fn rest(&self) -> (Vec<&Change>, Option<&str>) {
-        (self.0.iter().filter(|change| change.field != "cpus").collect(), self.because())
-    }
-
-    /// Whether two threads that follow each other have moved alike, from one CPU each to one CPU each.
-    fn joins(&self, next: &Self) -> bool {
-        let alike = |(one, because): (Vec<&Change>, Option<&str>),
-                     (other, why): (Vec<&Change>, Option<&str>)| {
-            let values = |changes: &[&Change]| {
-                changes.iter().map(|c| (c.field, c.from.clone(), c.to.clone())).collect::<Vec<_>>()
-            };
-            because == why && values(&one) == values(&other)
-        };
-        let from = |one: &Self| one.field("cpus").and_then(|c| c.from.as_ref()?.parse::<u32>().ok());
-        self.kind() == next.kind()
-            && self.cpu().is_some()
-            && self.cpu() < next.cpu()
-            && from(self).is_some() == from(next).is_some()
-            && from(self) <= from(next)
-            && alike(self.rest(), next.rest())
-    }
-
-    /// One row for a run of things that changed alike.
-    fn row(run: &[&Self]) -> Option<Row> {
-        let first = run.first()?;
-        let ids: Vec<&str> = run.iter().filter_map(|one| Some(one.0.first()?.name.as_str())).collect();
-        let numbers: CpuSet = ids.iter().filter_map(|id| id.parse::<u32>().ok()).collect();
-        let name = match first.kind() {
-            Kind::Vcpu => format!("vcpu {numbers}"),
-            Kind::Iothread if run.len() == 1 => format!("iothread{numbers}"),
-            Kind::Iothread => format!("iothread {numbers}"),
-            _ => ids.first()?.to_string(),
-        };
-        let (mut words, mut gone) = (Vec::new(), false);
-        if let Some(cpus) = first.field("cpus") {
-            let all = |pick: fn(&Change) -> Option<&String>| {
-                let lists = run.iter().filter_map(|one| pick(one.field("cpus")?)?.parse::<CpuSet>().ok());
-                lists.fold(CpuSet::new(), |all, cpus| all.or(&cpus))
-            };
-            let (old, new) = (all(|c| c.from.as_ref()), all(|c| c.to.as_ref()));
-            words.push(match (&cpus.from, &cpus.to) {
-                (Some(_), Some(_)) => format!("CPU {old} → CPU {new}"),
-                (None, _) => format!("new: CPU {new}"),
-                (_, None) => {
-                    gone = true;
-                    format!("gone: was CPU {old}")
-                }
-            });
-        }
-        let appears = first.field("cpus").is_some_and(|cpus| cpus.from.is_none());
-        for change in first.0.iter().filter(|change| change.field != "cpus") {
-            match (&change.from, &change.to) {
-                (Some(old), Some(new)) => words.push(format!("{} {old} → {new}", plain(change.field))),
-                (None, Some(new)) if appears => words.push(format!("{} {new}", plain(change.field))),
-                (old, new) if !gone => {
-                    let word = |value: &Option<String>| value.clone().unwrap_or_else(|| "none".to_owned());
-                    words.push(format!("{} {} → {}", plain(change.field), word(old), word(new)));
-                }
-                _ => {}
-            }
-        }
-        let because = first.because().map_or(String::new(), |why| format!("because: {why}"));
-        Some(Row { name, value: words.join("; "), because, below: None })
-    }
-
-    /// A device: a line for each value that differs.
-    fn lines(&self, out: &mut String, width: usize) {
-        let Some(first) = self.0.first() else { return };
-        let whole = |pick: fn(&Change) -> &Option<String>| self.0.iter().all(|change| pick(change).is_none());
-        if whole(|change| &change.to) {
-            let _ = writeln!(out, "  {}  gone", first.name);
-            return;
-        }
-        let new = whole(|change| &change.from);
-        let _ = writeln!(out, "  {}{}", first.name, if new { "  new" } else { "" });
-        for change in self.0 {
-            let field = plain(change.field);
-            match (&change.from, &change.to) {
-                (Some(old), Some(new)) => {
-                    hang(out, &format!("    {field}: "), &format!("{old} → {new}"), width)
-                }
-                (None, Some(new)) => hang(out, &format!("    {field}: "), new, width),
-                (_, None) => hang(out, &format!("    {field}: "), "none", width),
-            }
-        }
-        if let Some(why) = self.because() {
-            hang(out, "    because: ", why, width);
-        }
-    }
-}
-
-/// A field's name in words.
-fn plain(field: &str) -> String {
-    match field {
-        "poll_max_ns" => "polls up to ns".to_owned(),
-        other => other.replace(['_', '.'], " "),
     }
 }

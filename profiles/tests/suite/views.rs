@@ -1,10 +1,10 @@
 //! What people see of a plan: the text, the picture, the difference. Looked at as snapshots, on small and large hosts.
 
 use insta::assert_snapshot;
-use vmprof_profiles::view::{Backdrop, TextStyle, plan_svg, plan_text_on};
+use vmprof_profiles::view::{Backdrop, TextStyle, diff, plan_svg, plan_text_on};
 use vmprof_profiles::{
-    CoreKind, CpuSet, DiskSource, ErrorPolicy, Format, Forward, Held, Ledger, NetBackend, NetPlan, Plan,
-    Protocol, Rejected, Source, Topology, Virtqueue,
+    CacheMode, CoreKind, CpuSet, Diagnostic, DiskSource, ErrorPolicy, Format, Forward, Held, Ledger,
+    NetBackend, NetPlan, Plan, Protocol, Rejected, Severity, Source, Topology, Virtqueue,
 };
 
 use crate::fixtures::source;
@@ -246,4 +246,73 @@ fn names_that_xml_would_take_for_markup_stay_names() {
     let texts: Vec<&str> = document.descendants().filter_map(|node| node.text()).collect();
     assert!(texts.contains(&"<a href=\"x\">&'\u{fffd}"), "{texts:?}");
     assert!(!document.descendants().any(|node| node.has_tag_name("a")));
+}
+
+#[test]
+fn a_plan_does_not_differ_from_itself() {
+    let plan = full().plan;
+    let same = diff((&plan, "one"), (&plan, "other"));
+    assert!(same.same && same.changes.is_empty());
+    assert!(same.text(columns(100)).ends_with("\nno difference\n"));
+    let mut elsewhere = plan.clone();
+    elsewhere.digest = "0".repeat(64);
+    let text = diff((&plan, "one"), (&elsewhere, "other")).text(columns(100));
+    assert!(text.contains("no difference; the digests differ"), "{text}");
+}
+
+#[test]
+fn every_kind_of_change_is_shown_with_its_reason() {
+    let from = full().plan;
+    let mut to = from.clone();
+    to.vcpus[1].cpus = set("9");
+    to.vcpus[1].because = "its old core is gone".to_owned();
+    to.iothreads.pop();
+    to.iothread_count.count = 1;
+    to.iothread_count.because = "no core is left for a second one".to_owned();
+    to.memory.nodes = Some(set("0-1"));
+    to.disks[0].cache = CacheMode::Writeback;
+    to.disks[1].virtqueues.iter_mut().for_each(|queue| queue.iothread = 0);
+    to.nets.clear();
+    to.diagnostics.push(Diagnostic {
+        severity: Severity::Warning,
+        code: "vmprof::plan::fewer_iothreads".to_owned(),
+        message: "1 IOThread instead of 2".to_owned(),
+        help: String::new(),
+    });
+    let found = diff((&from, "before.json"), (&to, "now"));
+    let changed: Vec<(&str, &str)> = found.changes.iter().map(|c| (c.name.as_str(), c.field)).collect();
+    for expected in [
+        ("1", "cpus"),
+        ("logs", "cache"),
+        ("data", "virtqueues"),
+        ("memory", "nodes"),
+        ("iothreads", "count"),
+        ("net0", "backend"),
+    ] {
+        assert!(changed.contains(&expected), "no {expected:?} in {changed:?}");
+    }
+    assert_eq!((found.appeared.len(), found.gone.len()), (1, 0));
+    let text = found.text(columns(100));
+    assert!(text.contains("CPU 5 → CPU 9") && text.contains("because: its old core is gone"), "{text}");
+    assert_snapshot!("diff-changes", text);
+    assert_snapshot!("diff-changes-json", found.to_json());
+    // The other way round, what appeared is gone.
+    let back = diff((&to, "now"), (&from, "before.json"));
+    assert_eq!((back.appeared.len(), back.gone.len()), (0, 1));
+    assert_eq!(back.changes.len(), found.changes.len());
+    assert_snapshot!("diff-changes-back", back.text(columns(80)));
+}
+
+#[test]
+fn many_threads_that_move_alike_are_told_together() {
+    let here = Shown::of(&wide(64, 16, 96), &server(2, 64));
+    let there = Shown::of(&wide(64, 16, 96), &server(4, 64));
+    let text = diff((&here.plan, "two nodes"), (&there.plan, "four nodes")).text(columns(100));
+    assert!(text.lines().count() < 20, "{text}");
+    let mut moved = here.plan.clone();
+    for vcpu in &mut moved.vcpus {
+        vcpu.cpus = CpuSet::of(vcpu.id + 128);
+    }
+    let text = diff((&here.plan, "here"), (&moved, "moved")).text(columns(100));
+    assert!(text.contains("vcpu 0-63  CPU 0-63 → CPU 128-191"), "{text}");
 }

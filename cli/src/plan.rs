@@ -1,0 +1,72 @@
+//! The verb `plan`: a profile on a host, as text, JSON or a picture, or compared with something else.
+
+use std::fs;
+use std::path::Path;
+
+use vmprof_profiles::view::{TextStyle, diff};
+use vmprof_profiles::{Plan, Profile, Source};
+
+use crate::args::{PlanArguments, PlanFormat};
+use crate::failure::Failure;
+use crate::host;
+use crate::profile::{self, Host};
+use crate::report::Report;
+use crate::saved;
+
+/// Columns where stdout is no terminal, and the fewest and the most that are of use where it is one.
+const COLUMNS: usize = 100;
+const FEWEST: usize = 60;
+const MOST: usize = 160;
+
+pub fn plan(arguments: &PlanArguments, report: Report) -> Result<(), Failure> {
+    let (_, profile) = profile::read(&arguments.profile)?;
+    let source = host::source(arguments.on.host.as_deref(), arguments.on.sysroot.as_deref())?;
+    let host = Host::described_by(&source, &profile);
+    let plan = host.plan(&profile)?;
+    let style = TextStyle {
+        width: report.stdout_columns().unwrap_or(COLUMNS).clamp(FEWEST, MOST),
+        colour: report.colour_on_stdout(),
+        explain: arguments.explain,
+    };
+    if let Some(other) = &arguments.diff {
+        let (from, to) = (other.display().to_string(), label(arguments));
+        let other = other_plan(other, &profile, &source)?;
+        let diff = diff((&other, &from), (&plan, &to));
+        return match arguments.format {
+            PlanFormat::Json => report.data(&diff.to_json()),
+            _ => report.data(&diff.text(style)),
+        };
+    }
+    match arguments.format {
+        PlanFormat::Json => report.data(&plan.to_json()),
+        PlanFormat::Svg => report.data(&host.svg(&plan)),
+        PlanFormat::Text => report.data(&host.text_in(&plan, style)),
+    }
+}
+
+/// What the plan that is asked for is called beside another.
+fn label(arguments: &PlanArguments) -> String {
+    let profile = arguments.profile.display();
+    match (&arguments.on.host, &arguments.on.sysroot) {
+        (Some(place), _) | (None, Some(place)) => format!("{profile} on {}", place.display()),
+        (None, None) => profile.to_string(),
+    }
+}
+
+/// The plan to compare with. What `path` is shows in what it holds: JSON is a saved plan or a capture, XML another host, and
+/// anything else a profile, which is planned for the same host.
+fn other_plan(path: &Path, profile: &Profile, source: &Source) -> Result<Plan, Failure> {
+    let text = fs::read_to_string(path)
+        .map_err(|error| Failure::os(format!("{} cannot be read", path.display()), error))?;
+    match text.trim_start().chars().next() {
+        Some('{') if saved::is_plan(&text) => saved::parse(path, &text),
+        Some('{' | '<') => {
+            let other = host::from_text(&text)?;
+            Host::described_by(&other, profile).plan(profile)
+        }
+        _ => {
+            let (_, other) = profile::read(path)?;
+            Host::described_by(source, &other).plan(&other)
+        }
+    }
+}
