@@ -83,7 +83,11 @@ impl SavedPlan {
     fn changed(&self, now: &Plan) -> String {
         let (then, now_size) = (&self.plan.host, &now.host);
         if (then.cpus, then.nodes) != (now_size.cpus, now_size.nodes) {
-            let size = |cpus: usize, nodes: usize| format!("{cpus} online CPUs in {nodes} nodes");
+            let count =
+                |number: usize, noun: &str| format!("{number} {noun}{}", if number == 1 { "" } else { "s" });
+            let size = |cpus: usize, nodes: usize| {
+                format!("{} in {}", count(cpus, "online CPU"), count(nodes, "node"))
+            };
             return format!(
                 "it had {}, and now has {}",
                 size(then.cpus, then.nodes),
@@ -110,5 +114,70 @@ impl SavedPlan {
         format!(
             "`vmprof plan {name} --diff {file}` shows what a new plan changes; leave --plan out, or save it anew"
         )
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::host;
+    use crate::profile;
+
+    /// A shipped profile and a captured host, by their paths below `profiles/`.
+    fn planned(name: &str, capture: &str) -> (Profile, Host, Plan) {
+        let room = Path::new(env!("CARGO_MANIFEST_DIR")).join("../profiles");
+        let (_, profile) = profile::read(&room.join(name)).unwrap();
+        let capture = fs::read_to_string(room.join("fixtures/topology").join(capture)).unwrap();
+        let host = Host::described_by(&host::from_text(&capture).unwrap(), &profile);
+        let plan = host.plan(&profile).unwrap();
+        (profile, host, plan)
+    }
+
+    fn saved(plan: &Plan) -> SavedPlan {
+        let path = Path::new("saved.json");
+        SavedPlan { path: path.to_owned(), plan: parse(path, &plan.to_json()).unwrap() }
+    }
+
+    #[test]
+    fn a_plan_that_still_holds_is_run_as_it_was_saved() {
+        let (profile, host, mut plan) = planned("db.kdl", "lab.json");
+        // What was saved counts, not what would be planned now.
+        plan.emulator.because = "somebody looked at it".to_owned();
+        assert_eq!(saved(&plan).for_now(&profile, &host).unwrap(), plan);
+    }
+
+    #[test]
+    fn another_profile_is_invalid_and_is_named() {
+        let (_, _, plan) = planned("hello.kdl", "lab.json");
+        let (profile, host, _) = planned("db.kdl", "lab.json");
+        let failure = saved(&plan).for_now(&profile, &host).unwrap_err();
+        assert_eq!(failure.kind, Kind::Invalid);
+        assert!(failure.problem.to_string().contains("a plan of `hello`"), "{}", failure.problem);
+    }
+
+    #[test]
+    fn another_host_cannot_run_it_and_what_differs_is_said() {
+        let (profile, host, _) = planned("db.kdl", "lab.json");
+        for (other, said) in [
+            ("smt2.json", "it had 16 online CPUs in 2 nodes, and now has 12"),
+            ("one-cpu.json", "1 online CPU in 1 node"),
+        ] {
+            let (_, _, plan) = planned("db.kdl", other);
+            let failure = saved(&plan).for_now(&profile, &host).unwrap_err();
+            assert_eq!(failure.kind, Kind::HostCannot);
+            assert!(failure.problem.to_string().contains(said), "{}", failure.problem);
+        }
+        let (_, _, mut plan) = planned("db.kdl", "lab.json");
+        plan.host.digest = "0".repeat(64);
+        let failure = saved(&plan).for_now(&profile, &host).unwrap_err();
+        assert!(failure.problem.to_string().contains("otherwise built"), "{}", failure.problem);
+    }
+
+    #[test]
+    fn what_is_no_plan_is_told_apart() {
+        assert!(is_plan("{\"schema\": \"vmprof.plan/2\"}"));
+        assert!(!is_plan("{\"schema\": \"vmprof.capture/1\"}") && !is_plan("{") && !is_plan("profile x"));
+        let failure = parse(Path::new("x.json"), "{\"schema\": \"vmprof.plan/2\"}").unwrap_err();
+        assert_eq!(failure.kind, Kind::Invalid);
     }
 }
