@@ -197,3 +197,107 @@ fn the_shipped_profiles_are_valid() {
     arguments.extend(shipped);
     Home::new().run(arguments).expect(0);
 }
+
+/// vmprof on a captured host that every checkout has.
+fn planned(home: &Home, more: &[&str]) -> vmprof_tests::Finished {
+    let mut words = vec!["plan", "profiles/db.kdl", "--host", "profiles/fixtures/topology/lab.json"];
+    words.extend(more);
+    home.run(words)
+}
+
+#[test]
+fn a_plan_is_text_json_or_a_picture() {
+    let home = Home::new();
+    let text = planned(&home, &[]).expect(0).stdout;
+    assert!(text.contains("\nthreads\n") && text.contains("\nchoices\n"), "{text}");
+    // Into a pipe there are no colours, and lines keep to 100 columns.
+    assert!(!text.contains('\x1b') && text.lines().all(|line| line.chars().count() <= 100), "{text}");
+    let explained = planned(&home, &["--explain"]).expect(0).stdout;
+    assert!(explained.lines().count() >= text.lines().count());
+    let svg = planned(&home, &["--format", "svg"]).expect(0).stdout;
+    assert!(svg.starts_with("<svg ") && svg.trim_end().ends_with("</svg>"), "{svg}");
+    assert_eq!(svg, planned(&home, &["--format", "svg"]).expect(0).stdout);
+    assert!(planned(&home, &["--format", "xml"]).expect(64).stderr.contains("svg"));
+}
+
+#[test]
+fn a_reader_that_goes_away_is_no_failure() {
+    let home = Home::new();
+    let vmprof = binary().to_str().unwrap();
+    let line = format!("{vmprof} plan profiles/db.kdl | true; echo ${{PIPESTATUS[0]}}");
+    let mut shell = Command::new("bash");
+    shell.args(["-c", &line]).current_dir(checkout()).env("HOME", home.path());
+    let finished = finish(&mut shell).expect(0);
+    assert_eq!((finished.stdout.trim(), finished.stderr.as_str()), ("0", ""));
+}
+
+#[test]
+fn the_schema_of_a_plan_is_printed() {
+    let schema: Value = serde_json::from_str(&Home::new().run(["schema"]).expect(0).stdout).unwrap();
+    assert_eq!(schema["title"], "vmprof.plan/1");
+    let plan: Value =
+        serde_json::from_str(&planned(&Home::new(), &["--format", "json"]).expect(0).stdout).unwrap();
+    let described = schema["properties"].as_object().unwrap();
+    for field in plan.as_object().unwrap().keys() {
+        assert!(described.contains_key(field), "the schema does not know `{field}`");
+    }
+}
+
+#[test]
+fn a_plan_is_compared_with_a_profile_a_host_or_a_saved_plan() {
+    let home = Home::new();
+    let saved = home.path().join("saved.json");
+    fs::write(&saved, planned(&home, &["--format", "json"]).expect(0).stdout).unwrap();
+    let saved = saved.to_str().unwrap();
+    assert!(planned(&home, &["--diff", saved]).expect(0).stdout.contains("no difference"));
+
+    let profile = planned(&home, &["--diff", "profiles/hello.kdl"]).expect(0).stdout;
+    assert!(profile.contains("data  new") && profile.contains("from  profiles/hello.kdl"), "{profile}");
+
+    let host = ["--diff", "profiles/fixtures/topology/smt2.json"];
+    assert!(planned(&home, &host).expect(0).stdout.contains("→"));
+    let json = planned(&home, &[&host[..], &["--format", "json"]].concat()).expect(0).stdout;
+    let diff: Value = serde_json::from_str(&json).unwrap();
+    assert_eq!((&diff["schema"], &diff["same"]), (&"vmprof.diff/1".into(), &false.into()));
+    assert!(!diff["changes"].as_array().unwrap().is_empty());
+
+    planned(&home, &["--diff", saved, "--format", "svg"]).expect(64);
+    planned(&home, &["--diff", saved, "--explain"]).expect(64);
+    planned(&home, &["--diff", "nowhere.json"]).expect(1);
+    let later = home.path().join("later.json");
+    fs::write(&later, "{\"schema\": \"vmprof.plan/2\"}").unwrap();
+    let stderr = planned(&home, &["--diff", later.to_str().unwrap()]).expect(3).stderr;
+    assert!(stderr.contains("vmprof::plan::not_a_plan"), "{stderr}");
+}
+
+#[test]
+fn a_saved_plan_that_is_none_is_refused_before_anything_else() {
+    let home = Home::new();
+    let saved = home.path().join("saved.json");
+    fs::write(&saved, "{}").unwrap();
+    let words = ["up", "--on", "lab", "--plan", saved.to_str().unwrap(), "profiles/hello.kdl"];
+    let stderr = home.run(words).expect(3).stderr;
+    assert!(stderr.contains("is no plan that this vmprof can read"), "{stderr}");
+}
+
+#[test]
+fn every_problem_of_every_file_is_told_as_json_too() {
+    let home = Home::new();
+    let bad = "profiles/fixtures/profiles/bad/three-mistakes.kdl";
+    let finished = home.run(["check", "--format", "json", bad, "profiles/db.kdl", "nowhere.kdl"]).expect(3);
+    let checked: Value = serde_json::from_str(&finished.stdout).unwrap();
+    assert_eq!(checked["schema"], "vmprof.check/1");
+    let files = checked["files"].as_array().unwrap();
+    let valid: Vec<bool> = files.iter().map(|file| file["valid"].as_bool().unwrap()).collect();
+    assert_eq!(valid, [false, true, false]);
+    let problems = files[0]["problems"].as_array().unwrap();
+    assert_eq!(problems.len(), 3, "{problems:?}");
+    for problem in problems {
+        assert_eq!((&problem["severity"], &problem["file"]), (&"error".into(), &bad.into()));
+        assert!(problem["line"].as_u64().unwrap() > 1 && problem["column"].as_u64().unwrap() >= 1);
+        assert!(problem["code"].as_str().unwrap().starts_with("vmprof::profile::"));
+        assert!(!problem["labels"].as_array().unwrap().is_empty());
+    }
+    // A file that cannot be read has no place to point at.
+    assert!(files[2]["problems"][0]["line"].is_null());
+}
