@@ -1,8 +1,8 @@
 //! Arguments in, exit code out.
 
 mod args;
-mod explain;
 mod check;
+mod explain;
 mod failure;
 mod guest;
 mod host;
