@@ -101,9 +101,8 @@ fn columns(width: usize) -> TextStyle {
 
 /// No line is longer than asked for, unless a single word is.
 fn assert_fits(text: &str, width: usize) {
-    for line in text.lines().filter(|line| line.chars().count() > width) {
-        panic!("longer than {width} columns:\n{line}");
-    }
+    let longer: Vec<&str> = text.lines().filter(|line| line.chars().count() > width).collect();
+    assert!(longer.is_empty(), "longer than {width} columns:\n{}", longer.join("\n"));
 }
 
 #[test]
