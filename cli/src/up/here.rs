@@ -38,9 +38,8 @@ pub fn up(upping: &Upping, kvm: &Usable) -> Result<u8, Failure> {
     let directory = upping.places.disks_of(&upping.profile.name);
     let paths = sources::paths(&upping.profile, &directory);
     let host = profile::Host::live(&upping.profile, &directory, &record::running(&upping.places));
-    let plan = host.plan(&upping.profile)?;
-    promises::of_plan(&plan)?;
     let plan = upping.plan(&host)?;
+    promises::of_plan(&plan)?;
     report.text(&host.text(&plan, false));
     for disk in &plan.disks {
         if let Some(taken) = promises::engine(disk).filter(|taken| *taken != disk.aio) {

@@ -135,7 +135,6 @@ fn job(upping: &Upping, paths: &[PathBuf], image: &BootImage) -> Job {
     if upping.saved.is_some() {
         argv.extend(["--plan", Inside::PLAN].map(Bytes::from));
     }
-    argv.push(bytes(profile.as_os_str()));
     if upping.with_command() {
         argv.push("--".into());
         argv.extend(arguments.command.iter().map(|word| bytes(word)));
