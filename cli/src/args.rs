@@ -25,7 +25,9 @@ impl Arguments {
     pub fn read() -> Result<Arguments, clap::Error> {
         let arguments = Arguments::try_parse()?;
         match &arguments.verb {
-            Verb::Plan(plan) if plan.diff.is_some() && plan.format == PlanFormat::Svg => {
+            Verb::Plan(plan)
+                if plan.diff.is_some() && !matches!(plan.format, PlanFormat::Text | PlanFormat::Json) =>
+            {
                 let message = "--diff has the formats text and json";
                 Err(Arguments::command().error(clap::error::ErrorKind::ArgumentConflict, message))
             }
@@ -42,6 +44,9 @@ pub enum Verb {
     Check(CheckArguments),
     /// Print the JSON Schema of a plan
     Schema,
+    /// Make a profile of what another tool describes
+    #[command(subcommand)]
+    Import(ImportVerb),
     /// Show the topology of a host as vmprof sees it
     Host(HostArguments),
     /// Resolve a guest's packages into its lock file
@@ -87,6 +92,10 @@ pub enum PlanFormat {
     Json,
     /// A picture that stands for itself
     Svg,
+    /// A shell command that starts QEMU 10 or newer with this plan
+    Qemu,
+    /// A domain for libvirt 10 or newer
+    Libvirt,
 }
 
 #[derive(Debug, Args)]
@@ -120,6 +129,20 @@ pub struct PlanArguments {
     pub diff: Option<PathBuf>,
     #[arg(long, value_enum, default_value = "text")]
     pub format: PlanFormat,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum ImportVerb {
+    /// A profile of a libvirt domain; what it cannot say is listed on stderr
+    #[command(after_help = "Example:\n  \
+        virsh dumpxml --inactive db | vmprof import libvirt - -o profiles/db.kdl")]
+    Libvirt {
+        /// The domain's XML, as `virsh dumpxml` prints it; `-` is standard input
+        file: PathBuf,
+        /// Write the profile here instead of on standard output
+        #[arg(short, long, value_name = "FILE")]
+        output: Option<PathBuf>,
+    },
 }
 
 #[derive(Debug, Args)]

@@ -6,6 +6,7 @@ mod explain;
 mod failure;
 mod guest;
 mod host;
+mod import;
 mod lab;
 mod lower;
 mod manual;
@@ -13,6 +14,7 @@ mod places;
 mod plan;
 mod profile;
 mod progress;
+mod replace;
 mod report;
 mod run;
 mod running;
@@ -59,6 +61,7 @@ fn run(verb: &Verb, report: Report) -> Result<(), Failure> {
         Verb::Up(_) => Ok(()),
         Verb::Plan(arguments) => plan::plan(arguments, report),
         Verb::Check(arguments) => check::check(arguments, report),
+        Verb::Import(verb) => import::import(verb, report),
         Verb::Schema => report.data(&vmprof_profiles::plan_schema()),
         Verb::Host(arguments) => host::show(arguments, report),
         Verb::Lock(arguments) => guest::lock(arguments, report),

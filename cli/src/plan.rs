@@ -1,14 +1,17 @@
-//! The verb `plan`: a profile on a host, as text, JSON or a picture, or compared with something else.
+//! The verb `plan`: a profile on a host, as text, JSON, a picture or another tool's words, or compared with something else.
 
 use std::fs;
 use std::path::Path;
 
+use vmprof_guests::{Builder, Silent, Store};
+use vmprof_profiles::export::{self, BootFiles, Exported};
 use vmprof_profiles::view::{TextStyle, diff};
-use vmprof_profiles::{Plan, Profile, Source};
+use vmprof_profiles::{Plan, Problem, Profile, Source};
 
 use crate::args::{PlanArguments, PlanFormat};
 use crate::failure::Failure;
 use crate::host;
+use crate::places::Places;
 use crate::profile::{self, Host};
 use crate::report::Report;
 use crate::saved;
@@ -19,7 +22,7 @@ const FEWEST: usize = 60;
 const MOST: usize = 160;
 
 pub fn plan(arguments: &PlanArguments, report: Report) -> Result<(), Failure> {
-    let (_, profile) = profile::read(&arguments.profile)?;
+    let (path, profile) = profile::read(&arguments.profile)?;
     let source = host::source(arguments.on.host.as_deref(), arguments.on.sysroot.as_deref())?;
     let host = Host::described_by(&source, &profile);
     let plan = host.plan(&profile)?;
@@ -41,7 +44,40 @@ pub fn plan(arguments: &PlanArguments, report: Report) -> Result<(), Failure> {
         PlanFormat::Json => report.data(&plan.to_json()),
         PlanFormat::Svg => report.data(&host.svg(&plan)),
         PlanFormat::Text => report.data(&host.text_in(&plan, style)),
+        PlanFormat::Qemu => exported(export::qemu(&plan, &boot_files(&path, &profile, &source)?), report),
+        PlanFormat::Libvirt => {
+            exported(export::libvirt(&plan, &boot_files(&path, &profile, &source)?), report)
+        }
     }
+}
+
+/// The text is data; what it could not say goes to stderr.
+fn exported(exported: Exported, report: Report) -> Result<(), Failure> {
+    for warning in exported.warnings {
+        report.diagnostic(&Problem::warning(warning.code, warning.message).help(warning.help));
+    }
+    report.data(&exported.text)
+}
+
+/// What of the guest lies in the store already: `plan` builds nothing. Paths of this machine say nothing on another host.
+fn boot_files(path: &Path, profile: &Profile, source: &Source) -> Result<BootFiles, Failure> {
+    let Some(places) = Places::from_environment().ok().filter(|_| source.is_live()) else {
+        return Ok(BootFiles::default());
+    };
+    let disks_dir = Some(places.disks_of(&profile.name));
+    // A recipe that is missing or wrong is for `build` to refuse: the plan holds without it.
+    let (true, Ok(recipe)) = (places.store.is_dir(), profile::recipe(path, profile)) else {
+        return Ok(BootFiles { disks_dir, ..BootFiles::default() });
+    };
+    let store = Store::open(&places.store)?;
+    let image = Builder::new(&store, &Silent).built(&recipe)?;
+    Ok(image.map_or(BootFiles { disks_dir: disks_dir.clone(), ..BootFiles::default() }, |image| BootFiles {
+        kernel: Some(image.kernel),
+        initramfs: Some(image.initramfs),
+        root: image.root,
+        cmdline: image.cmdline,
+        disks_dir,
+    }))
 }
 
 /// What the plan that is asked for is called beside another.

@@ -91,10 +91,11 @@ impl Host {
 
     /// This machine, less what running VMs hold.
     pub fn live(profile: &Profile, disks: &Path, runs: &[Run]) -> Host {
-        let held =
-            |run: &Run| Some(Held { holder: run.name.clone(), cpus: run.cpus.parse().ok()?, pid: None });
+        let own = |run: &Run| {
+            Some(Held { holder: run.name.clone(), cpus: run.cpus.parse().ok()?, pid: Some(run.pid) })
+        };
         let ledger =
-            Ledger { held: runs.iter().filter_map(held).filter(|held| !held.cpus.is_empty()).collect() };
+            Ledger { held: runs.iter().filter_map(own).filter(|held| !held.cpus.is_empty()).collect() };
         Host::of(&Source::Live, profile, Some(disks), ledger)
     }
 

@@ -29,6 +29,8 @@ pub struct Builder<'a> {
     progress: &'a dyn Progress,
     offline: bool,
     frozen: bool,
+    /// What is not in the store is an error instead of work.
+    recalling: bool,
     prepare: Prepare,
 }
 
@@ -67,7 +69,7 @@ pub struct GuestImage {
 
 impl<'a> Builder<'a> {
     pub fn new(store: &'a Store, progress: &'a dyn Progress) -> Self {
-        Self { store, progress, offline: false, frozen: false, prepare: |command| command }
+        Self { store, progress, offline: false, frozen: false, recalling: false, prepare: |command| command }
     }
 
     /// Never touch the network: what is not in the store is an error.
@@ -147,6 +149,20 @@ impl<'a> Builder<'a> {
         }
         self.progress.note(&format!("{} has no lock file yet: locking its packages", recipe.name));
         self.lock(recipe)
+    }
+
+    /// The guest as the store holds it; `None` where a build would have anything to do. Makes nothing and fetches nothing.
+    pub fn built(&self, recipe: &Recipe) -> Result<Option<GuestImage>> {
+        if !recipe.lock_path.exists() {
+            return Ok(None);
+        }
+        let lock = Lock::read(&recipe.lock_path)?;
+        let recalling = Builder { recalling: true, ..*self };
+        match lock.check(recipe).and_then(|()| recalling.build_locked(recipe, &lock)) {
+            Ok(image) => Ok(Some(image)),
+            Err(GuestError::NotBuilt | GuestError::StaleLock { .. }) => Ok(None),
+            Err(error) => Err(error),
+        }
     }
 
     /// Builds what of the guest is not in the store yet.
@@ -242,6 +258,9 @@ impl<'a> Builder<'a> {
     ) -> Result<(Record, Vec<Entry>)> {
         if let Some(found) = self.store.recall(inputs) {
             return Ok(found);
+        }
+        if self.recalling {
+            return Err(GuestError::NotBuilt);
         }
         let _claim = self.store.claim(inputs)?;
         if let Some(found) = self.store.recall(inputs) {

@@ -66,6 +66,10 @@ pub enum GuestError {
     )]
     NoLock { guest: String, path: PathBuf },
 
+    #[error("the guest is not built")]
+    #[diagnostic(code(vmprof::guest::not_built), help("`vmprof build` builds it"))]
+    NotBuilt,
+
     #[error("the lock file of guest `{guest}` belongs to another list of packages: {changed}")]
     #[diagnostic(
         code(vmprof::guest::stale_lock),
@@ -260,6 +264,7 @@ impl GuestError {
             Self::HashMismatch { .. } | Self::StoreDamaged { .. } => FailureClass::HashMismatch,
             Self::NotDeterministic { .. } => FailureClass::NotDeterministic,
             Self::Io { .. }
+            | Self::NotBuilt
             | Self::NoSpace { .. }
             | Self::LockNeedsNetwork { .. }
             | Self::Offline { .. }

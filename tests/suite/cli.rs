@@ -301,3 +301,26 @@ fn every_problem_of_every_file_is_told_as_json_too() {
     // A file that cannot be read has no place to point at.
     assert!(files[2]["problems"][0]["line"].is_null());
 }
+
+#[test]
+fn a_plan_goes_to_libvirt_and_comes_back_as_a_profile() {
+    let home = Home::new();
+    let (domain, profile) = (home.path().join("db.xml"), home.path().join("db.kdl"));
+    let xml = home.run(["plan", "profiles/db.kdl", "--format", "libvirt"]).expect(0).stdout;
+    fs::write(&domain, &xml).unwrap();
+    let (domain, written) = (domain.to_str().unwrap(), profile.to_str().unwrap());
+    let imported = home.run(["import", "libvirt", domain, "-o", written]).expect(0);
+    assert!(
+        imported.stdout.is_empty() && imported.stderr.contains("does not say all"),
+        "{}",
+        imported.stderr
+    );
+    home.run(["check", written]).expect(0);
+    assert_eq!(
+        home.run(["import", "libvirt", domain]).expect(0).stdout,
+        fs::read_to_string(&profile).unwrap()
+    );
+    home.run(["import", "libvirt", "README.md"]).expect(1);
+    let qemu = home.run(["plan", "profiles/db.kdl", "--format", "qemu"]).expect(0);
+    assert!(qemu.stdout.starts_with("qemu-system-x86_64"), "{}", qemu.stdout);
+}
