@@ -8,6 +8,7 @@ mod fixtures;
 mod golden;
 mod host;
 mod imports;
+mod hwloc;
 mod ladder;
 mod language;
 mod properties;
