@@ -162,9 +162,7 @@ fn look_up(reader: &Reader<'_>, dir: &str, depth: u32, known: &mut Known) -> Opt
         .iter()
         .filter_map(|name| reader.link(&format!("{dir}/slaves/{name}")))
         .collect();
-    if let Some(subsystem) =
-        dir.rsplit_once('/').map(|(up, _)| up).filter(|up| up.contains("/nvme-subsystem/"))
-    {
+    if let Some(subsystem) = subsystem(dir) {
         let paths = reader.list(subsystem);
         let number = |name: &str| name.strip_prefix("nvme").is_some_and(|n| n.parse::<u32>().is_ok());
         let controllers = paths.iter().filter(|name| number(name));
@@ -174,6 +172,15 @@ fn look_up(reader: &Reader<'_>, dir: &str, depth: u32, known: &mut Known) -> Opt
     let first = nodes.next()??;
     // Parts on several nodes have no node in common; then it is unknown rather than half right.
     nodes.all(|other| other == Some(first)).then_some(first)
+}
+
+/// The directory of the NVMe subsystem that a namespace, or a partition of one, lies in; its controllers are linked
+/// from there.
+fn subsystem(dir: &str) -> Option<&str> {
+    let marker = "/nvme-subsystem/";
+    let start = dir.find(marker)? + marker.len();
+    let end = start + dir.get(start..)?.find('/')?;
+    dir.get(..end)
 }
 
 fn ancestor_node(reader: &Reader<'_>, dir: &str) -> Option<u32> {

@@ -4,6 +4,7 @@
 mod diagnostics;
 mod docs;
 mod exports;
+mod facts;
 mod fixtures;
 mod golden;
 mod host;
