@@ -51,6 +51,16 @@ impl Ledger {
         }
     }
 
+    /// This ledger and those entries of `others` whose process it does not know: the caller's own records say more
+    /// than /proc does.
+    #[must_use]
+    pub fn and_others(mut self, others: Ledger) -> Ledger {
+        let known = |held: &Held| held.pid.is_some() && self.held.iter().any(|own| own.pid == held.pid);
+        let new: Vec<Held> = others.held.into_iter().filter(|held| !known(held)).collect();
+        self.held.extend(new);
+        self
+    }
+
     /// Whether nobody holds anything.
     pub fn is_empty(&self) -> bool {
         self.held.is_empty()
@@ -156,6 +166,20 @@ mod tests {
         ] {
             assert_eq!(guest_name(command).as_deref(), name, "{command:?}");
         }
+    }
+
+    #[test]
+    fn what_is_known_of_a_process_already_stays() {
+        let held = |holder: &str, cpus: &str, pid| Held {
+            holder: holder.to_owned(),
+            cpus: cpus.parse().unwrap(),
+            pid,
+        };
+        let own = Ledger { held: vec![held("db", "2-4", Some(7)), held("old", "9", None)] };
+        let others = Ledger { held: vec![held("vmprof", "2-3", Some(7)), held("shop", "5", Some(8))] };
+        let all = own.and_others(others);
+        let names: Vec<&str> = all.held.iter().map(|held| held.holder.as_str()).collect();
+        assert_eq!((names, all.cpus().to_string()), (vec!["db", "old", "shop"], "2-5,9".to_owned()));
     }
 
     #[test]

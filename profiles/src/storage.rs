@@ -125,7 +125,7 @@ impl<'a> Lookup<'a> {
         // Linux keeps the low 8 bits of minor and 12 of major in the old places and the rest above them.
         let major = ((number >> 8) & 0xfff) | ((number >> 32) & !0xfff);
         let minor = (number & 0xff) | ((number >> 12) & !0xff & 0xffff_ffff);
-        let mount = self.mount(there.to_str()?);
+        let mount = there.to_str().and_then(|there| self.mount(there));
         let name = self.numbered(&format!("{major}:{minor}")).or_else(|| self.of_mount(mount?))?;
         let file = facts.is_file();
         Some(Found {

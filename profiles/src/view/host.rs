@@ -155,7 +155,9 @@ fn nodes(text: &mut String, topology: &Topology) {
             size(node.memory_bytes),
             size(node.free_bytes)
         );
-        let _ = write!(text, "  distance {}", distance.join(" "));
+        if !distance.is_empty() {
+            let _ = write!(text, "  distance {}", distance.join(" "));
+        }
         for (page, free) in &node.free_hugepages {
             let _ = write!(text, "  {free} free pages of {}", format_size(*page));
         }

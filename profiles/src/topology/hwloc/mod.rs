@@ -1,4 +1,5 @@
-//! A machine as hwloc's tools describe it in XML (`lstopo --of xml`), versions 1 to 3 → [`Topology`].
+//! A machine as hwloc's tools describe it in XML (`lstopo --of xml`), versions 1 and 2 and what version 3 writes alike →
+//! [`Topology`].
 //!
 //! Most objects carry the CPUs they stand for as a mask, so that it hardly matters how the tree nests them: version 1
 //! puts cores into NUMA nodes, later ones hang nodes beside what they are local to. What the format does not have is
