@@ -106,15 +106,18 @@ fn read(reader: &Reader<'_>, name: &str, paths: &[&str], known: &mut Known) -> B
 fn queue_cpus(reader: &Reader<'_>, dir: &str) -> Vec<CpuSet> {
     let mut mq = Below::new(format!("{dir}/mq"));
     let names = reader.list(mq.dir());
-    let mut numbers: Vec<u32> = names.iter().filter_map(|name| name.parse().ok()).collect();
-    numbers.sort_unstable();
-    let mut name = String::new();
-    let cpus = numbers.iter().map(|number| {
-        name.clear();
-        let _ = write!(name, "{number}/cpu_list");
-        reader.set(mq.file(&name)).unwrap_or_default()
-    });
-    cpus.collect()
+    // In the directory's order, which is also that of a capture's paths; then by number.
+    let mut queues: Vec<(u32, CpuSet)> = Vec::with_capacity(names.len());
+    let mut path = String::new();
+    for name in names {
+        if let Ok(number) = name.parse() {
+            path.clear();
+            let _ = write!(path, "{name}/cpu_list");
+            queues.push((number, reader.set(mq.file(&path)).unwrap_or_default()));
+        }
+    }
+    queues.sort_by_key(|(number, _)| *number);
+    queues.into_iter().map(|(_, cpus)| cpus).collect()
 }
 
 fn write_cache(text: &str) -> Option<bool> {

@@ -5,7 +5,7 @@
 //! reads, so that a captured tree cannot lead out of itself.
 
 use std::borrow::Cow;
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::Read;
@@ -39,6 +39,8 @@ impl Source {
 pub(crate) struct Reader<'s> {
     source: &'s Source,
     seen: Option<RefCell<Seen>>,
+    /// Which file of a capture was read last.
+    last: Cell<usize>,
 }
 
 /// What a recording reader has seen.
@@ -52,11 +54,11 @@ struct Seen {
 
 impl<'s> Reader<'s> {
     pub(crate) fn new(source: &'s Source) -> Self {
-        Reader { source, seen: None }
+        Reader { source, seen: None, last: Cell::default() }
     }
 
     pub(crate) fn recording(source: &'s Source) -> Self {
-        Reader { source, seen: Some(RefCell::default()) }
+        Reader { seen: Some(RefCell::default()), ..Reader::new(source) }
     }
 
     pub(super) fn into_capture(self) -> Capture {
@@ -93,7 +95,7 @@ impl<'s> Reader<'s> {
     /// The same, at most the first `most` bytes: a recording reader keeps no more.
     pub(crate) fn read_start(&self, path: &str, most: u64) -> Option<Cow<'s, str>> {
         let text = match self.source {
-            Source::Capture(capture) => Cow::Borrowed(capture.files.get(path)?),
+            Source::Capture(capture) => Cow::Borrowed(capture.files.get_after(path, &self.last)?),
             Source::Live => Cow::Owned(text_of(Path::new(path), most)?),
             Source::Sysroot(_) => {
                 let place = self.place(path)?;

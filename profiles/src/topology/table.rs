@@ -1,6 +1,7 @@
 //! Paths and what stands at them, thousands at a time: all text in one buffer, found by binary search. A capture of a
 //! large host has ten thousand entries, and a string of its own for each would cost more than planning does.
 
+use std::cell::Cell;
 use std::fmt;
 use std::marker::PhantomData;
 use std::ops::Range;
@@ -41,7 +42,17 @@ struct Entry {
 impl<T> Table<T> {
     /// What stands at `path`.
     pub(super) fn get(&self, path: &str) -> Option<&str> {
-        let at = self.entries.binary_search_by(|entry| self.text(&entry.path).cmp(path)).ok()?;
+        self.get_after(path, &Cell::default())
+    }
+
+    /// The same, looking first behind the entry `last`, which is the one that was found before: much of a table is
+    /// asked for in its own order.
+    pub(super) fn get_after(&self, path: &str, last: &Cell<usize>) -> Option<&str> {
+        let next = last.get() + 1;
+        let here = self.entries.get(next).is_some_and(|entry| self.text(&entry.path) == path);
+        let found = || self.entries.binary_search_by(|entry| self.text(&entry.path).cmp(path)).ok();
+        let at = if here { next } else { found()? };
+        last.set(at);
         self.entries.get(at).map(|entry| self.text(&entry.value))
     }
 
@@ -229,6 +240,12 @@ mod tests {
         let table: Table<Text> = serde_json::from_str(r#"{"/b":"2\n","/a":"1","/c":"","/a":"3"}"#).unwrap();
         assert_eq!((table.get("/a"), table.get("/b"), table.get("/c")), (Some("3"), Some("2\n"), Some("")));
         assert_eq!((table.get("/d"), table.get("")), (None, None));
+        let last = Cell::new(0);
+        for (path, text) in
+            [("/b", Some("2\n")), ("/c", Some("")), ("/c", Some("")), ("/d", None), ("/a", Some("3"))]
+        {
+            assert_eq!(table.get_after(path, &last), text, "{path}");
+        }
         assert_eq!(serde_json::to_string(&table).unwrap(), r#"{"/a":"3","/b":"2\n","/c":""}"#);
     }
 

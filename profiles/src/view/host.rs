@@ -87,7 +87,7 @@ fn facts(text: &mut String, topology: &Topology, ledger: &Ledger) {
 
 /// Packages, dies and clusters where they divide a host further than its nodes do, and the two kinds of core.
 fn groups(text: &mut String, topology: &Topology) {
-    let grouped = |by: fn(&Cpu) -> Option<u32>| -> BTreeMap<u32, CpuSet> {
+    let grouped = |by: GroupOf| -> BTreeMap<u32, CpuSet> {
         let mut groups: BTreeMap<u32, CpuSet> = BTreeMap::new();
         for (id, cpu) in &topology.cpus {
             if let Some(name) = by(cpu) {
@@ -101,7 +101,7 @@ fn groups(text: &mut String, topology: &Topology) {
     seen.insert(topology.nodes.values().map(|n| n.cpus.clone()).filter(|c| !c.is_empty()).collect());
     seen.insert(grouped(|cpu| Some(cpu.core)).into_values().collect());
     let mut lines = Vec::new();
-    let levels: [(&str, fn(&Cpu) -> Option<u32>); 4] = [
+    let levels: [(&str, GroupOf); 4] = [
         ("package", |cpu| cpu.package),
         ("die", |cpu| cpu.die),
         ("cluster", |cpu| cpu.cluster),
@@ -137,6 +137,9 @@ fn groups(text: &mut String, topology: &Topology) {
         text.extend(lines);
     }
 }
+
+/// The name of a CPU's group on some level.
+type GroupOf = fn(&Cpu) -> Option<u32>;
 
 /// How many groups of one level are listed.
 const GROUPS: usize = 8;

@@ -274,7 +274,7 @@ fn what_is_missing_is_said() {
     has(&partial, "which node CPUs 3 are on");
     has(&partial, "how much memory node 0 has");
     for (name, spec) in fixtures::all() {
-        assert_eq!(spec.topology().gaps(), [String::new(); 0], "{name}");
+        assert!(spec.topology().gaps().is_empty(), "{name}: {:?}", spec.topology().gaps());
     }
 }
 

@@ -1,8 +1,6 @@
 //! The captured hosts in `fixtures/topology`, which other tests and people plan against. They are written from the
 //! descriptions here: with VMPROF_WRITE_FIXTURES set, the test writes them instead of comparing.
 
-use std::path::PathBuf;
-
 use vmprof_profiles::{Capture, Source};
 
 use crate::host::{HostSpec, NodeSpec, node, set, text_of};
@@ -157,7 +155,8 @@ pub(crate) fn source(name: &str) -> Source {
 #[test]
 fn fixture_files_are_what_their_descriptions_say() {
     for (name, spec) in all() {
-        let path = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join(format!("fixtures/topology/{name}.json"));
+        let path = std::path::PathBuf::from(env!("CARGO_MANIFEST_DIR"))
+            .join(format!("fixtures/topology/{name}.json"));
         if std::env::var_os("VMPROF_WRITE_FIXTURES").is_some() {
             std::fs::write(&path, spec.capture().to_json()).unwrap();
         }

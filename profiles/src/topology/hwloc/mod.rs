@@ -297,8 +297,8 @@ fn drives(root: Element<'_, '_>, ids: &CpuSet) -> BTreeMap<String, BlockDevice> 
         let info = |name: &str| {
             device.children().find(|info| info.attribute("name") == Some(name))?.attribute("value")
         };
-        let around = device.ancestors().skip(1).take(text::DEPTH);
-        let local = around.filter(|object| object.has_attribute("nodeset")).next().and_then(|object| {
+        let mut around = device.ancestors().skip(1).take(text::DEPTH);
+        let local = around.find(|object| object.has_attribute("nodeset")).and_then(|object| {
             // Devices stand next to each other: one mask serves many.
             let known =
                 masks.entry(object.id().get()).or_insert_with(|| mask(object, "nodeset").ok().flatten());
