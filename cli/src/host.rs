@@ -4,18 +4,18 @@ use std::fs;
 use std::path::Path;
 
 use vmprof_profiles::view::{host_json, host_text};
-use vmprof_profiles::{Capture, Source, Topology};
+use vmprof_profiles::{Capture, Ledger, Source, Topology};
 
 use crate::args::{Format, HostArguments};
 use crate::failure::{Failure, Kind};
 use crate::report::Report;
 
-/// Which host to plan for: a capture, a captured tree, or this one.
+/// Which host to plan for: a capture or an hwloc file, a captured tree, or this one.
 pub fn source(capture: Option<&Path>, sysroot: Option<&Path>) -> Result<Source, Failure> {
     match (capture, sysroot) {
         (Some(file), _) => {
             let text = fs::read_to_string(file).map_err(|error| {
-                Failure::os(format!("the capture {} cannot be read", file.display()), error)
+                Failure::os(format!("the host file {} cannot be read", file.display()), error)
             })?;
             from_text(&text)
         }
@@ -32,8 +32,7 @@ pub fn source(capture: Option<&Path>, sysroot: Option<&Path>) -> Result<Source, 
 
 /// The host that a file's text describes.
 pub fn from_text(text: &str) -> Result<Source, Failure> {
-    let capture = Capture::from_json(text).map_err(|error| Failure::new(Kind::Failure, error))?;
-    Ok(Source::Capture(capture))
+    Source::from_file_text(text).map_err(|error| Failure::new(Kind::Failure, error))
 }
 
 pub fn show(arguments: &HostArguments, report: Report) -> Result<(), Failure> {
@@ -51,8 +50,9 @@ pub fn show(arguments: &HostArguments, report: Report) -> Result<(), Failure> {
         return Ok(());
     }
     let topology = Topology::read(&source);
+    let ledger = Ledger::read(&source);
     match arguments.format {
-        Format::Json => report.data(&host_json(&topology)),
-        Format::Text => report.data(&host_text(&topology)),
+        Format::Json => report.data(&host_json(&topology, &ledger)),
+        Format::Text => report.data(&host_text(&topology, &ledger)),
     }
 }

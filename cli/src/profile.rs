@@ -77,7 +77,7 @@ impl Host {
         // Without any place (no HOME) a relative source's device is unknown, and nothing can be running.
         match Places::from_environment().ok().filter(|_| source.is_live()) {
             Some(places) => Host::live(profile, &places.disks_of(&profile.name), &record::running(&places)),
-            None => Host::of(source, profile, None, Ledger::default()),
+            None => Host::of(source, profile, None, Ledger::read(source)),
         }
     }
 
@@ -94,9 +94,9 @@ impl Host {
         let own = |run: &Run| {
             Some(Held { holder: run.name.clone(), cpus: run.cpus.parse().ok()?, pid: Some(run.pid) })
         };
-        let ledger =
-            Ledger { held: runs.iter().filter_map(own).filter(|held| !held.cpus.is_empty()).collect() };
-        Host::of(&Source::Live, profile, Some(disks), ledger)
+        let own = Ledger { held: runs.iter().filter_map(own).filter(|held| !held.cpus.is_empty()).collect() };
+        // Other users' VMs show in /proc alone.
+        Host::of(&Source::Live, profile, Some(disks), own.and_others(Ledger::read(&Source::Live)))
     }
 
     pub fn plan(&self, profile: &Profile) -> Result<Plan, Failure> {

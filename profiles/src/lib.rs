@@ -43,5 +43,6 @@ pub use resolve::{HostCannot, plan};
 pub use schema::plan_schema;
 pub use storage::{DirectIoAlignment, Storage, StoragePlace};
 pub use topology::{
-    BlockDevice, Capture, CaptureError, CoreKind, Cpu, CpuSet, ListError, Node, NodeSet, Source, Topology,
+    BlockDevice, Capture, CaptureError, CoreKind, Cpu, CpuSet, HostFileError, HwlocError, ListError, Node,
+    NodeSet, Source, Topology,
 };

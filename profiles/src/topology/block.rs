@@ -5,11 +5,12 @@
 //! several paths that of its controllers.
 
 use std::collections::BTreeMap;
+use std::fmt::Write;
 
 use serde::Serialize;
 
 use super::CpuSet;
-use super::source::Reader;
+use super::source::{Below, Reader};
 
 /// How deep stacks of dm, md and loop are followed.
 const DEPTH: u32 = 8;
@@ -41,31 +42,89 @@ pub struct BlockDevice {
     pub below: Vec<String>,
     /// The file behind a loop device.
     pub backing_file: Option<String>,
+    /// The name of a device-mapper device, `vg-data` for `/dev/mapper/vg-data`.
+    pub mapper_name: Option<String>,
 }
 
-/// Every whole block device that /sys/block lists.
+/// Every whole block device that /sys/block lists. The hidden devices that are single paths of an NVMe namespace
+/// (`nvme0c1n1`) are not among them: nobody can open those.
 pub(crate) fn read_all(reader: &Reader<'_>) -> BTreeMap<String, BlockDevice> {
     let mut known = BTreeMap::new();
     let names = reader.list("/sys/block");
-    names.into_iter().map(|name| (name.clone(), read(reader, &name, &mut known))).collect()
+    let mut paths: BTreeMap<String, Vec<&str>> = BTreeMap::new();
+    for name in &names {
+        if let Some(head) = head_of_path(name) {
+            paths.entry(head).or_default().push(name);
+        }
+    }
+    let whole = names.iter().filter(|name| head_of_path(name).is_none());
+    whole
+        .map(|name| {
+            let paths = paths.get(name.as_ref()).map_or(&[][..], Vec::as_slice);
+            (name.to_string(), read(reader, name, paths, &mut known))
+        })
+        .collect()
 }
 
-fn read(reader: &Reader<'_>, name: &str, known: &mut Known) -> BlockDevice {
+/// `nvme0n1` for its path `nvme0c3n1`, `None` for everything else.
+fn head_of_path(name: &str) -> Option<String> {
+    let (subsystem, rest) = name.strip_prefix("nvme")?.split_once('c')?;
+    let (controller, namespace) = rest.split_once('n')?;
+    let number = |text: &str| !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit());
+    [subsystem, controller, namespace].into_iter().all(number).then(|| format!("nvme{subsystem}n{namespace}"))
+}
+
+fn read(reader: &Reader<'_>, name: &str, paths: &[&str], known: &mut Known) -> BlockDevice {
     let dir = device_dir(reader, name);
-    let queue = format!("{dir}/queue");
+    let mut queue = Below::new(format!("{dir}/queue"));
+    let mut queue_cpus = queue_cpus(reader, &dir);
+    // The head of an NVMe multipath has no queues of its own: they are its paths'.
+    if queue_cpus.is_empty()
+        && let Some(path) = paths.first()
+    {
+        queue_cpus = self::queue_cpus(reader, &device_dir(reader, path));
+    }
     BlockDevice {
         node: node(reader, &dir, DEPTH, known),
-        logical_block_bytes: reader.number(&format!("{queue}/logical_block_size")),
-        physical_block_bytes: reader.number(&format!("{queue}/physical_block_size")),
-        rotational: reader.number::<u8>(&format!("{queue}/rotational")).map(|n| n != 0),
-        scheduler: reader.read(&format!("{queue}/scheduler")).and_then(|s| scheduler(&s)),
-        queues: u32::try_from(reader.list(&format!("{dir}/mq")).len()).ok().filter(|n| *n > 0),
-        queue_cpus: Vec::new(),
-        dma_alignment_bytes: None,
-        write_cache: None,
+        logical_block_bytes: reader.number(queue.file("logical_block_size")),
+        physical_block_bytes: reader.number(queue.file("physical_block_size")),
+        rotational: reader.number::<u8>(queue.file("rotational")).map(|n| n != 0),
+        scheduler: reader.read(queue.file("scheduler")).and_then(|s| scheduler(&s)),
+        queues: u32::try_from(queue_cpus.len()).ok().filter(|n| *n > 0),
+        queue_cpus: if queue_cpus.iter().all(CpuSet::is_empty) { Vec::new() } else { queue_cpus },
+        // The file holds a mask: 511 means multiples of 512.
+        dma_alignment_bytes: reader.number::<u32>(queue.file("dma_alignment")).and_then(|m| m.checked_add(1)),
+        write_cache: reader.read(queue.file("write_cache")).and_then(|s| write_cache(&s)),
         numbers: reader.word(&format!("{dir}/dev")),
-        below: reader.list(&format!("{dir}/slaves")),
+        below: reader.list(&format!("{dir}/slaves")).into_iter().map(String::from).collect(),
         backing_file: reader.word(&format!("{dir}/loop/backing_file")),
+        mapper_name: reader.word(&format!("{dir}/dm/name")),
+    }
+}
+
+/// The CPUs of each hardware queue; empty sets where only the number of queues is known.
+fn queue_cpus(reader: &Reader<'_>, dir: &str) -> Vec<CpuSet> {
+    let mut mq = Below::new(format!("{dir}/mq"));
+    let names = reader.list(mq.dir());
+    // In the directory's order, which is also that of a capture's paths; then by number.
+    let mut queues: Vec<(u32, CpuSet)> = Vec::with_capacity(names.len());
+    let mut path = String::new();
+    for name in names {
+        if let Ok(number) = name.parse() {
+            path.clear();
+            let _ = write!(path, "{name}/cpu_list");
+            queues.push((number, reader.set(mq.file(&path)).unwrap_or_default()));
+        }
+    }
+    queues.sort_by_key(|(number, _)| *number);
+    queues.into_iter().map(|(_, cpus)| cpus).collect()
+}
+
+fn write_cache(text: &str) -> Option<bool> {
+    match text.trim() {
+        "write back" => Some(true),
+        "write through" => Some(false),
+        _ => None,
     }
 }
 
@@ -106,17 +165,25 @@ fn look_up(reader: &Reader<'_>, dir: &str, depth: u32, known: &mut Known) -> Opt
         .iter()
         .filter_map(|name| reader.link(&format!("{dir}/slaves/{name}")))
         .collect();
-    if let Some(subsystem) =
-        dir.rsplit_once('/').map(|(up, _)| up).filter(|up| up.contains("/nvme-subsystem/"))
-    {
+    if let Some(subsystem) = subsystem(dir) {
         let paths = reader.list(subsystem);
-        let controllers = paths.iter().filter(|n| n.starts_with("nvme") && n[4..].parse::<u32>().is_ok());
+        let number = |name: &str| name.strip_prefix("nvme").is_some_and(|n| n.parse::<u32>().is_ok());
+        let controllers = paths.iter().filter(|name| number(name));
         below.extend(controllers.filter_map(|name| reader.link(&format!("{subsystem}/{name}"))));
     }
     let mut nodes = below.iter().map(|dir| node(reader, dir, depth, known));
     let first = nodes.next()??;
     // Parts on several nodes have no node in common; then it is unknown rather than half right.
     nodes.all(|other| other == Some(first)).then_some(first)
+}
+
+/// The directory of the NVMe subsystem that a namespace, or a partition of one, lies in; its controllers are linked
+/// from there.
+fn subsystem(dir: &str) -> Option<&str> {
+    let marker = "/nvme-subsystem/";
+    let start = dir.find(marker)? + marker.len();
+    let end = start + dir.get(start..)?.find('/')?;
+    dir.get(..end)
 }
 
 fn ancestor_node(reader: &Reader<'_>, dir: &str) -> Option<u32> {

@@ -1,27 +1,33 @@
 //! A host in one file: exactly the sysfs and procfs files, links and directory listings that reading its topology
-//! looks at. `vmprof host --capture FILE` writes it, `vmprof plan --host FILE` plans from it on any machine.
+//! looks at, and the CPUs that its VMs held. `vmprof host --capture FILE` writes it, `vmprof plan --host FILE` plans
+//! from it on any machine.
 
-use std::collections::BTreeMap;
+use std::collections::BTreeSet;
 
 use serde::{Deserialize, Serialize};
 
 use super::source::{Reader, Source};
-use super::sysfs;
+use super::table::{Names, Table, Text};
+use super::{devices, sysfs};
+use crate::ledger::Ledger;
 
 /// The captured files of one host.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Capture {
-    schema: Schema,
+    pub(super) schema: Schema,
     /// Path → text.
-    pub(crate) files: BTreeMap<String, String>,
+    pub(super) files: Table<Text>,
     /// Path of a link → its target as the link has it.
-    pub(crate) links: BTreeMap<String, String>,
+    pub(super) links: Table<Text>,
     /// Path of a directory → the names in it.
-    pub(crate) dirs: BTreeMap<String, Vec<String>>,
+    pub(super) dirs: Table<Names>,
+    /// What other VMs held when it was taken. Processes are not captured as files: their names are nobody's business.
+    #[serde(default, skip_serializing_if = "Ledger::is_empty")]
+    pub(crate) ledger: Ledger,
 }
 
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
-enum Schema {
+pub(super) enum Schema {
     #[default]
     #[serde(rename = "vmprof.capture/1")]
     V1,
@@ -40,16 +46,27 @@ pub struct CaptureError {
 }
 
 impl Capture {
-    /// Records what reading the topology of `source` looks at.
+    /// Records what reading the topology of `source` looks at. A description by another tool (hwloc) has no files to
+    /// record; its capture is empty.
     pub fn take(source: &Source) -> Capture {
+        if let Source::Capture(capture) = source {
+            return capture.clone();
+        }
         let reader = Reader::recording(source);
         sysfs::read(&reader);
-        // Where a file lies is asked later, when a profile is there; the mounts and device numbers answer it.
+        // Where a file lies is asked later, when a profile is there; the mounts, the device numbers and the names
+        // below /dev answer it.
         reader.read("/proc/self/mountinfo");
-        for name in reader.list("/sys/dev/block") {
-            reader.link(&format!("/sys/dev/block/{name}"));
+        let mut devices: BTreeSet<String> = reader.list("/sys/block").into_iter().map(String::from).collect();
+        for numbers in reader.list("/sys/dev/block") {
+            if let Some(dir) = reader.link(&format!("/sys/dev/block/{numbers}"))
+                && let Some((_, name)) = dir.rsplit_once('/')
+            {
+                devices.insert(name.to_owned());
+            }
         }
-        reader.into_capture()
+        devices::record_names(&reader, &devices);
+        Capture { ledger: Ledger::read(source), ..reader.into_capture() }
     }
 
     /// Reads a capture file's text.

@@ -61,6 +61,63 @@ impl CpuSet {
         self.words[word] |= 1 << (id % 64);
     }
 
+    /// Adds all ids from `first` to `last`, both included.
+    pub fn insert_range(&mut self, first: u32, last: u32) {
+        let last = last.min(CpuSet::LIMIT - 1);
+        if last < first {
+            return;
+        }
+        let (from, to) = (first as usize / 64, last as usize / 64);
+        if self.words.len() <= to {
+            self.words.resize(to + 1, 0);
+        }
+        for word in from..=to {
+            let above = if word == from { u64::MAX << (first % 64) } else { u64::MAX };
+            let below = if word == to { u64::MAX >> (63 - last % 64) } else { u64::MAX };
+            self.words[word] |= above & below;
+        }
+    }
+
+    /// Adds what the other set has.
+    pub fn extend_with(&mut self, other: &CpuSet) {
+        if self.words.len() < other.words.len() {
+            self.words.resize(other.words.len(), 0);
+        }
+        self.words.iter_mut().zip(&other.words).for_each(|(own, more)| *own |= more);
+    }
+
+    /// Reads a mask as the kernel and hwloc print it, hexadecimal words of 32 bits, the highest first:
+    /// `00000003,ffffffff`, `0x00000003,0xffffffff`, and with `0xf...f` in front, every id above.
+    pub fn from_mask(text: &str) -> Result<CpuSet, ListError> {
+        let mut set = CpuSet::new();
+        let words: Vec<&str> = text.trim().split(',').map(str::trim).collect();
+        let no_mask = |word: &str| ListError::NotANumber(word.chars().take(40).collect());
+        for (at, word) in words.iter().rev().enumerate() {
+            let digits = word.strip_prefix("0x").unwrap_or(word);
+            if digits == "f...f" && at + 1 == words.len() {
+                set.insert_range((at as u32).saturating_mul(32), CpuSet::LIMIT - 1);
+                break;
+            }
+            // hwloc leaves words of zeros empty.
+            if digits.is_empty() && words.len() > 1 {
+                continue;
+            }
+            if digits.is_empty() || digits.len() > 8 || !digits.bytes().all(|b| b.is_ascii_hexdigit()) {
+                return Err(no_mask(word));
+            }
+            let mut bits = u32::from_str_radix(digits, 16).map_err(|_| no_mask(word))?;
+            while bits != 0 {
+                let id = (at as u32).saturating_mul(32).saturating_add(bits.trailing_zeros());
+                if id >= CpuSet::LIMIT {
+                    return Err(ListError::TooLarge(id.to_string()));
+                }
+                set.insert(id);
+                bits &= bits - 1;
+            }
+        }
+        Ok(set)
+    }
+
     /// Whether the id is in the set.
     pub fn contains(&self, id: u32) -> bool {
         self.words.get(id as usize / 64).is_some_and(|w| w & (1 << (id % 64)) != 0)
@@ -69,8 +126,12 @@ impl CpuSet {
     /// The ids, ascending.
     pub fn iter(&self) -> impl Iterator<Item = u32> + '_ {
         (0u32..).zip(&self.words).flat_map(|(at, word)| {
-            let word = *word;
-            (0..64).filter(move |bit| word & (1 << bit) != 0).map(move |bit| at * 64 + bit)
+            let mut left = *word;
+            std::iter::from_fn(move || {
+                let bit = (left != 0).then(|| left.trailing_zeros())?;
+                left &= left - 1;
+                Some(at * 64 + bit)
+            })
         })
     }
 
@@ -91,7 +152,9 @@ impl CpuSet {
 
     /// The highest id.
     pub fn last(&self) -> Option<u32> {
-        self.iter().last()
+        let last = *self.words.last()?;
+        // The last word is never zero, and there are at most `LIMIT / 64` of them.
+        Some((self.words.len() as u32) * 64 - 1 - last.leading_zeros())
     }
 
     /// Ids in both.
@@ -103,9 +166,10 @@ impl CpuSet {
     /// Ids in either.
     #[must_use]
     pub fn or(&self, other: &CpuSet) -> CpuSet {
-        let word = |set: &CpuSet, i: usize| set.words.get(i).copied().unwrap_or(0);
-        let longer = self.words.len().max(other.words.len());
-        CpuSet { words: (0..longer).map(|i| word(self, i) | word(other, i)).collect() }
+        let (short, long) = if self.words.len() < other.words.len() { (self, other) } else { (other, self) };
+        let mut all = long.clone();
+        all.extend_with(short);
+        all
     }
 
     /// Ids in this set and not in the other.
@@ -117,7 +181,8 @@ impl CpuSet {
 
     /// Whether every id of this set is in the other.
     pub fn is_subset(&self, other: &CpuSet) -> bool {
-        self.minus(other).is_empty()
+        let word = |i: usize| other.words.get(i).copied().unwrap_or(0);
+        self.words.iter().enumerate().all(|(i, own)| own & !word(i) == 0)
     }
 
     /// Whether an id is in both.
@@ -146,6 +211,10 @@ impl FromStr for CpuSet {
 
     /// Reads `0-3,8`; blanks around numbers do not matter, and the empty text is the empty set.
     fn from_str(text: &str) -> Result<Self, ListError> {
+        // Thousands of lists are read of a large host, nearly all of them right.
+        if let Some(set) = plain_list(text.as_bytes()) {
+            return Ok(set);
+        }
         let mut set = CpuSet::new();
         if text.trim().is_empty() {
             return Ok(set);
@@ -159,10 +228,46 @@ impl FromStr for CpuSet {
             if last < first {
                 return Err(ListError::Backwards(part.to_owned()));
             }
-            (first..=last).for_each(|id| set.insert(id));
+            set.insert_range(first, last);
         }
         Ok(set)
     }
+}
+
+/// A list as the kernel prints it, `0-3,8` or `0, 2`, in one pass; `None` for everything else, which may be right.
+fn plain_list(text: &[u8]) -> Option<CpuSet> {
+    // The ids of a long list tend to be large: room for 1,024.
+    let mut set = CpuSet { words: Vec::with_capacity(if text.len() > 24 { 16 } else { 0 }) };
+    let mut rest = text;
+    loop {
+        let first = plain_id(&mut rest)?;
+        let mut last = first;
+        if let [b'-', more @ ..] = rest {
+            rest = more;
+            last = plain_id(&mut rest).filter(|last| *last >= first)?;
+        }
+        if first == last {
+            set.insert(first)
+        } else {
+            set.insert_range(first, last)
+        }
+        match rest {
+            [] | [b'\n'] => return Some(set),
+            [b',', b' ', more @ ..] | [b',', more @ ..] => rest = more,
+            _ => return None,
+        }
+    }
+}
+
+fn plain_id(rest: &mut &[u8]) -> Option<u32> {
+    let mut id = None;
+    while let [digit @ b'0'..=b'9', more @ ..] = *rest {
+        let next = id.unwrap_or(0) * 10 + u32::from(digit - b'0');
+        id = (next < CpuSet::LIMIT).then_some(next);
+        id?;
+        *rest = more;
+    }
+    id
 }
 
 fn id(text: &str, part: &str) -> Result<u32, ListError> {
@@ -240,6 +345,40 @@ mod tests {
         for text in ["a", "1-", "-1", "3-1", "1,,2", ",", "0-99999999999", "65536", "1 2", "0x3", "^1"] {
             assert!(text.parse::<CpuSet>().is_err(), "{text}");
         }
+    }
+
+    #[test]
+    fn masks_read_as_the_lists_they_stand_for() {
+        for (mask, list) in [
+            ("f\n", "0-3"),
+            ("00000000,00000003", "0-1"),
+            ("00000001,80000000,00000000", "63-64"),
+            ("0xf0000000,0x0000ffff", "0-15,60-63"),
+            ("0x1,,0x1", "0,64"),
+            ("0x0", ""),
+        ] {
+            assert_eq!(CpuSet::from_mask(mask).unwrap().to_string(), list, "{mask}");
+        }
+        assert_eq!(CpuSet::from_mask("0xf...f,0x0").unwrap().to_string(), "32-65535");
+        let beyond = format!("1{}", ",0".repeat(2048));
+        let quiet = format!("0{}", ",0".repeat(5000));
+        for mask in ["", "x", "0x", "123456789", "0x1 0x2", "-1", "f...f,f...f", beyond.as_str()] {
+            assert!(CpuSet::from_mask(mask).is_err(), "{mask}");
+        }
+        assert!(CpuSet::from_mask(&quiet).unwrap().is_empty());
+    }
+
+    #[test]
+    fn ranges_cross_words() {
+        for (first, last) in [(0, 0), (0, 63), (0, 64), (63, 64), (5, 200), (64, 127), (65_535, 65_535)] {
+            let mut set = CpuSet::new();
+            set.insert_range(first, last);
+            assert_eq!(set, (first..=last).collect(), "{first}-{last}");
+            assert_eq!((set.first(), set.last()), (Some(first), Some(last)));
+        }
+        let mut beyond = CpuSet::new();
+        beyond.insert_range(70_000, 80_000);
+        assert!(beyond.is_empty());
     }
 
     #[test]

@@ -4,11 +4,21 @@
 //!
 //! Every fact can be missing: then it is `None` or an empty set, and planning goes on without it.
 
+mod allowance;
 mod block;
 mod capture;
+mod cpus;
 mod cpuset;
+pub(crate) mod devices;
+mod gaps;
+mod host_file;
+mod hwloc;
+mod kinds;
+pub(crate) mod mounts;
+mod nodes;
 pub(crate) mod source;
 mod sysfs;
+mod table;
 
 use std::collections::BTreeMap;
 
@@ -17,6 +27,8 @@ use serde::Serialize;
 pub use block::BlockDevice;
 pub use capture::{Capture, CaptureError};
 pub use cpuset::{CpuSet, ListError, NodeSet};
+pub use host_file::HostFileError;
+pub use hwloc::HwlocError;
 pub use source::Source;
 
 /// A host as the planner sees it.
@@ -44,6 +56,9 @@ pub struct Topology {
     pub nodes: BTreeMap<u32, Node>,
     /// Every block device, whole ones only, by kernel name.
     pub block: BTreeMap<String, BlockDevice>,
+    /// What the source says and contradicts, as short phrases; [`Topology::gaps`] adds what it does not say.
+    #[serde(skip)]
+    pub doubts: Vec<String>,
 }
 
 /// One online CPU (a hardware thread).
@@ -65,6 +80,8 @@ pub struct Cpu {
     pub node: Option<u32>,
     /// What the core is built for.
     pub kind: CoreKind,
+    /// How fast the core is where cores differ, in 1024ths of the fastest; `None` where the kernel does not say.
+    pub capacity: Option<u32>,
 }
 
 /// The two kinds of core of a hybrid CPU; all cores of other CPUs are performance cores.
@@ -95,7 +112,10 @@ pub struct Node {
 impl Topology {
     /// Reads everything there is to know from `source`. Missing files mean unknown facts, never an error.
     pub fn read(source: &Source) -> Topology {
-        sysfs::read(&source::Reader::new(source))
+        match source {
+            Source::Described(topology) => Topology::clone(topology),
+            _ => sysfs::read(&source::Reader::new(source)),
+        }
     }
 
     /// The CPUs of the same core as `cpu`, itself included.

@@ -1,12 +1,17 @@
-//! Where facts about a host come from: the live /sys and /proc, a captured tree, or a capture file. One small door
-//! (`read`, `link`, `list`), so that every source runs the very same parsers.
+//! Where facts about a host come from: the live /sys and /proc, a captured tree, a capture file, or another tool's
+//! description. One small door (`read`, `link`, `list`), so that every source with files runs the very same parsers.
 //!
 //! Paths are absolute as on the host (`/sys/devices/…`). Links are followed by name and never by the machine that
 //! reads, so that a captured tree cannot lead out of itself.
 
-use std::cell::RefCell;
+use std::borrow::Cow;
+use std::cell::{Cell, RefCell};
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::Read;
 use std::path::{Path, PathBuf};
 
+use super::Topology;
 use super::capture::Capture;
 
 /// Where to read a host's topology from.
@@ -18,6 +23,8 @@ pub enum Source {
     Sysroot(PathBuf),
     /// What `vmprof host --capture` wrote.
     Capture(Capture),
+    /// What another tool (hwloc) says about a host: no files, the facts themselves.
+    Described(Box<Topology>),
 }
 
 impl Source {
@@ -31,21 +38,37 @@ impl Source {
 #[derive(Debug)]
 pub(crate) struct Reader<'s> {
     source: &'s Source,
-    seen: RefCell<Capture>,
-    record: bool,
+    seen: Option<RefCell<Seen>>,
+    /// Which file of a capture was read last.
+    last: Cell<usize>,
+}
+
+/// What a recording reader has seen.
+#[derive(Debug, Default)]
+struct Seen {
+    files: BTreeMap<String, String>,
+    links: BTreeMap<String, String>,
+    /// The names as a table of them holds them.
+    dirs: BTreeMap<String, String>,
 }
 
 impl<'s> Reader<'s> {
     pub(crate) fn new(source: &'s Source) -> Self {
-        Reader { source, seen: RefCell::default(), record: false }
+        Reader { source, seen: None, last: Cell::default() }
     }
 
     pub(crate) fn recording(source: &'s Source) -> Self {
-        Reader { record: true, ..Reader::new(source) }
+        Reader { seen: Some(RefCell::default()), ..Reader::new(source) }
     }
 
-    pub(crate) fn into_capture(self) -> Capture {
-        self.seen.into_inner()
+    pub(super) fn into_capture(self) -> Capture {
+        let seen = self.seen.map(RefCell::into_inner).unwrap_or_default();
+        Capture {
+            files: seen.files.into_iter().collect(),
+            links: seen.links.into_iter().collect(),
+            dirs: seen.dirs.into_iter().collect(),
+            ..Capture::default()
+        }
     }
 
     /// Where a path is found on this machine; `None` for a path that a link inside a captured tree leads out of it.
@@ -65,13 +88,25 @@ impl<'s> Reader<'s> {
     }
 
     /// The text of a file; `None` where it is missing, unreadable or not text.
-    pub(crate) fn read(&self, path: &str) -> Option<String> {
+    pub(crate) fn read(&self, path: &str) -> Option<Cow<'s, str>> {
+        self.read_start(path, MOST_BYTES)
+    }
+
+    /// The same, at most the first `most` bytes: a recording reader keeps no more.
+    pub(crate) fn read_start(&self, path: &str, most: u64) -> Option<Cow<'s, str>> {
         let text = match self.source {
-            Source::Capture(capture) => capture.files.get(path).cloned(),
-            _ => self.place(path).and_then(|place| text_of(&place)),
-        }?;
-        if self.record {
-            self.seen.borrow_mut().files.insert(path.to_owned(), text.clone());
+            Source::Capture(capture) => Cow::Borrowed(capture.files.get_after(path, &self.last)?),
+            Source::Live => Cow::Owned(text_of(Path::new(path), most)?),
+            Source::Sysroot(_) => {
+                let place = self.place(path)?;
+                // A pipe or a device in a captured tree would never end.
+                std::fs::metadata(&place).ok().filter(std::fs::Metadata::is_file)?;
+                Cow::Owned(text_of(&place, most)?)
+            }
+            Source::Described(_) => return None,
+        };
+        if let Some(seen) = &self.seen {
+            seen.borrow_mut().files.insert(path.to_owned(), text.clone().into_owned());
         }
         Some(text)
     }
@@ -93,24 +128,46 @@ impl<'s> Reader<'s> {
 
     /// Where a link points, as an absolute path with `..` worked out; `None` where it is no link.
     pub(crate) fn link(&self, path: &str) -> Option<String> {
-        let target = match self.source {
-            Source::Capture(capture) => capture.links.get(path).cloned(),
-            _ => {
-                let target = self.place_of_link(path).and_then(|place| std::fs::read_link(place).ok());
-                target.and_then(|t| t.to_str().map(str::to_owned))
-            }
-        }?;
-        if self.record {
-            self.seen.borrow_mut().links.insert(path.to_owned(), target.clone());
+        let target = self.target(path)?;
+        if let Some(seen) = &self.seen {
+            seen.borrow_mut().links.insert(path.to_owned(), target.clone().into_owned());
         }
-        let base = path.rsplit_once('/').map_or("", |(dir, _)| dir);
-        Some(join(base, &target))
+        Some(join(parent(path), &target))
+    }
+
+    /// The same for a link that need not be in a capture.
+    pub(super) fn unrecorded_link(&self, path: &str) -> Option<String> {
+        Some(join(parent(path), &self.target(path)?))
+    }
+
+    fn target(&self, path: &str) -> Option<Cow<'s, str>> {
+        match self.source {
+            Source::Capture(capture) => capture.links.get(path).map(Cow::Borrowed),
+            Source::Described(_) => None,
+            _ => {
+                let target = self.place_of_link(path).and_then(|place| std::fs::read_link(place).ok())?;
+                target.to_str().map(|target| Cow::Owned(target.to_owned()))
+            }
+        }
     }
 
     /// The names in a directory, sorted; none where it is missing.
-    pub(crate) fn list(&self, path: &str) -> Vec<String> {
-        let mut names: Vec<String> = match self.source {
-            Source::Capture(capture) => capture.dirs.get(path).cloned().unwrap_or_default(),
+    pub(crate) fn list(&self, path: &str) -> Vec<Cow<'s, str>> {
+        let names = self.unrecorded_list(path);
+        if let Some(seen) = &self.seen
+            && !names.is_empty()
+        {
+            let listed = names.iter().fold(String::new(), |all, name| all + name + "/");
+            seen.borrow_mut().dirs.insert(path.to_owned(), listed);
+        }
+        names
+    }
+
+    /// The same for a directory that need not be in a capture.
+    pub(crate) fn unrecorded_list(&self, path: &str) -> Vec<Cow<'s, str>> {
+        let mut names: Vec<Cow<'s, str>> = match self.source {
+            Source::Capture(capture) => capture.dirs.names(path).map(Cow::Borrowed).collect(),
+            Source::Described(_) => Vec::new(),
             _ => self
                 .place(path)
                 .and_then(|place| std::fs::read_dir(place).ok())
@@ -118,12 +175,10 @@ impl<'s> Reader<'s> {
                 .flatten()
                 .flatten()
                 .filter_map(|entry| entry.file_name().into_string().ok())
+                .map(Cow::Owned)
                 .collect(),
         };
         names.sort();
-        if self.record && !names.is_empty() {
-            self.seen.borrow_mut().dirs.insert(path.to_owned(), names.clone());
-        }
         names
     }
 
@@ -133,17 +188,49 @@ impl<'s> Reader<'s> {
     }
 }
 
-/// The text of a regular file: a pipe or a device in a captured tree would never end.
-fn text_of(place: &Path) -> Option<String> {
-    let facts = std::fs::metadata(place).ok()?;
-    if !facts.is_file() || facts.len() > MOST_BYTES {
-        return None;
+fn text_of(place: &Path, most: u64) -> Option<String> {
+    let mut text = String::new();
+    // Files of sysfs and procfs say nothing of their length; most have a line.
+    let read = File::open(place).ok()?.take(most.saturating_add(1)).read_to_string(&mut text).ok()?;
+    if read as u64 <= most {
+        return Some(text);
     }
-    std::fs::read_to_string(place).ok()
+    // A whole file that is longer than any of these is something else; a start ends where it was to end.
+    (most < MOST_BYTES).then(|| text.chars().take(usize::try_from(most).unwrap_or(usize::MAX)).collect())
+}
+
+/// The paths below one directory, one at a time: naming thousands of files costs no allocation each.
+#[derive(Debug)]
+pub(super) struct Below {
+    path: String,
+    base: usize,
+}
+
+impl Below {
+    pub(super) fn new(dir: String) -> Self {
+        Below { base: dir.len(), path: dir }
+    }
+
+    pub(super) fn dir(&mut self) -> &str {
+        self.path.truncate(self.base);
+        &self.path
+    }
+
+    /// The path of `name` in the directory.
+    pub(super) fn file(&mut self, name: &str) -> &str {
+        self.path.truncate(self.base);
+        self.path.push('/');
+        self.path.push_str(name);
+        &self.path
+    }
 }
 
 /// More than any file of /sys or /proc that is read here.
 const MOST_BYTES: u64 = 16 << 20;
+
+fn parent(path: &str) -> &str {
+    path.rsplit_once('/').map_or("", |(dir, _)| dir)
+}
 
 /// `base` and `relative` as one absolute path without `.` and `..`.
 fn join(base: &str, relative: &str) -> String {
@@ -213,6 +300,6 @@ mod tests {
             assert_eq!(reader.read(&format!("{base}/{name}")), None, "{name}");
         }
         assert!(reader.list(&format!("{base}/up")).is_empty());
-        assert_eq!(text_of(Path::new("/dev/zero")), None);
+        assert_eq!(text_of(Path::new("/dev/zero"), MOST_BYTES), None);
     }
 }

@@ -1,46 +1,49 @@
-//! The files of /sys and /proc that describe CPUs, caches, nodes and memory → [`Topology`]. Paths are named here and
-//! nowhere else; what they mean for a plan is decided elsewhere.
-
-use std::collections::BTreeMap;
+//! The files of /sys and /proc → [`Topology`]: which CPUs there are, and the order in which the rest is read. Paths
+//! are named here and in the files beside it, and nowhere else; what they mean for a plan is decided elsewhere.
 
 use super::source::Reader;
-use super::{CoreKind, Cpu, CpuSet, Node, Topology, block};
+use super::{CpuSet, Topology, allowance, block, cpus, nodes};
 
-const CPU: &str = "/sys/devices/system/cpu";
-const NODE: &str = "/sys/devices/system/node";
+pub(super) const CPU: &str = "/sys/devices/system/cpu";
+
+/// As much of /proc/cpuinfo as holds its first CPU.
+const ONE_CPU_BYTES: u64 = 8 << 10;
 
 /// Reads the whole topology.
 pub(crate) fn read(reader: &Reader<'_>) -> Topology {
-    let online = online(reader);
-    let nodes = nodes(reader, &online);
-    let isolated = reader.set(&format!("{CPU}/isolated")).unwrap_or_default();
-    let nohz_full = reader.set(&format!("{CPU}/nohz_full")).unwrap_or_default();
-    let status = reader.read("/proc/self/status");
-    let affinity = status
-        .as_deref()
-        .and_then(|s| field(s, "Cpus_allowed_list:"))
-        .and_then(|l| l.parse().ok())
-        .filter(|s: &CpuSet| !s.is_empty());
-    let cpus = cpus(reader, &online, &nodes);
+    let mut doubts = Vec::new();
+    let allowed = allowance::read(reader);
+    let online = online(reader, allowed.affinity.as_ref(), &mut doubts);
+    let nodes = nodes::read(reader, &online, &mut doubts);
+    let ids: CpuSet = nodes.keys().copied().collect();
+    // `(null)`, which some kernels print for none, is no list: then there are none.
+    let own = |name: &str| reader.set(&format!("{CPU}/{name}")).unwrap_or_default();
+    let present = own("present");
     Topology {
-        arch: None,
-        offline: CpuSet::new(),
-        cgroup_cpus: None,
-        allowed_nodes: None,
-        isolated: isolated.and(&online),
-        nohz_full: nohz_full.and(&online),
-        affinity,
-        cpus,
+        arch: arch(reader),
+        // What is only possible, for machines that take CPUs while they run, is not there.
+        offline: if present.is_empty() { own("offline") } else { present }.minus(&online),
+        cgroup_cpus: allowed.cgroup_cpus.map(|cpus| cpus.and(&online)).filter(|cpus| !cpus.is_empty()),
+        allowed_nodes: allowed.nodes.map(|nodes| nodes.and(&ids)).filter(|nodes| !nodes.is_empty()),
+        isolated: own("isolated").and(&online),
+        nohz_full: own("nohz_full").and(&online),
+        affinity: allowed.affinity,
+        cpus: cpus::read(reader, &online, &nodes, &mut doubts),
         nodes,
         block: block::read_all(reader),
         online,
+        doubts,
     }
 }
 
 /// The online CPUs; where /sys does not say, what the caller may run on; where nothing says, CPU 0.
-fn online(reader: &Reader<'_>) -> CpuSet {
-    let listed = reader.set(&format!("{CPU}/online")).or_else(|| reader.set(&format!("{CPU}/present")));
-    if let Some(set) = listed.filter(|s| !s.is_empty()) {
+fn online(reader: &Reader<'_>, affinity: Option<&CpuSet>, doubts: &mut Vec<String>) -> CpuSet {
+    let listed = reader.set(&format!("{CPU}/online")).filter(|s| !s.is_empty());
+    if let Some(set) = listed {
+        return set;
+    }
+    if let Some(set) = reader.set(&format!("{CPU}/present")).filter(|s| !s.is_empty()) {
+        doubts.push("which CPUs are online (taken: all that are present)".to_owned());
         return set;
     }
     let dirs: CpuSet = reader
@@ -52,153 +55,61 @@ fn online(reader: &Reader<'_>) -> CpuSet {
     if !dirs.is_empty() {
         return dirs;
     }
-    reader
-        .read("/proc/self/status")
-        .as_deref()
-        .and_then(|s| field(s, "Cpus_allowed_list:")?.parse().ok())
-        .filter(|s: &CpuSet| !s.is_empty())
-        .unwrap_or_else(|| CpuSet::of(0))
+    let taken = affinity.map_or("CPU 0", |_| "those that the caller may use");
+    doubts.push(format!("which CPUs there are (taken: {taken})"));
+    affinity.cloned().unwrap_or_else(|| CpuSet::of(0))
 }
 
-fn cpus(reader: &Reader<'_>, online: &CpuSet, nodes: &BTreeMap<u32, Node>) -> BTreeMap<u32, Cpu> {
-    let node_of: BTreeMap<u32, u32> =
-        nodes.iter().flat_map(|(id, node)| node.cpus.iter().map(move |cpu| (cpu, *id))).collect();
-    let atoms = reader.set("/sys/devices/cpu_atom/cpus");
-    // Hosts without the file on the first CPU have it nowhere.
-    let capacity = |cpu: u32| reader.number::<u32>(&format!("{CPU}/cpu{cpu}/cpu_capacity"));
-    let with_capacity = atoms.is_none() && online.first().is_some_and(|first| capacity(first).is_some());
-    let mut capacities: BTreeMap<u32, u32> = BTreeMap::new();
-    let mut found: BTreeMap<u32, Cpu> = BTreeMap::new();
-    for cpu in online.iter() {
-        // A core's files say the same for all its CPUs: each is read once, which on a large host is the difference
-        // between thousands of files and half of them.
-        if found.contains_key(&cpu) {
-            continue;
-        }
-        let core = core(reader, cpu, online);
-        let [l2, l3] = caches(reader, cpu, online);
-        if let Some(capacity) = capacity(cpu).filter(|_| with_capacity) {
-            capacities.insert(cpu, capacity);
-        }
-        for sibling in core.siblings.iter() {
-            let economy = atoms.as_ref().is_some_and(|atoms| atoms.contains(sibling));
-            let kind = if economy { CoreKind::Efficiency } else { CoreKind::Performance };
-            let node = node_of.get(&sibling).copied();
-            // Lists that contradict each other: the first to name a CPU has it.
-            found.entry(sibling).or_insert(Cpu {
-                package: core.package,
-                die: None,
-                cluster: None,
-                core: cpu,
-                l2,
-                l3,
-                node,
-                kind,
-            });
+/// The architecture in the kernel's word, of older kernels by the words of /proc/cpuinfo.
+fn arch(reader: &Reader<'_>) -> Option<String> {
+    let word = reader.word("/proc/sys/kernel/arch").filter(|word| !word.is_empty());
+    word.or_else(|| arch_of(&reader.read_start("/proc/cpuinfo", ONE_CPU_BYTES)?).map(str::to_owned))
+}
+
+fn arch_of(cpuinfo: &str) -> Option<&'static str> {
+    let field = |key: &str| {
+        let mut fields = cpuinfo.lines().filter_map(|line| line.split_once(':'));
+        fields.find(|(name, _)| name.trim() == key).map(|(_, value)| value.trim())
+    };
+    let has = |key: &str, word: &str| field(key).is_some_and(|v| v.split_whitespace().any(|w| w == word));
+    if field("vendor_id").is_some_and(|vendor| vendor.starts_with("IBM")) {
+        return Some("s390x");
+    }
+    if field("vendor_id").is_some() {
+        return Some(if has("flags", "lm") { "x86_64" } else { "i686" });
+    }
+    if field("CPU implementer").is_some() {
+        return Some(if field("CPU architecture") == Some("8") { "aarch64" } else { "arm" });
+    }
+    if let Some(isa) = field("isa") {
+        return Some(if isa.starts_with("rv32") { "riscv32" } else { "riscv64" });
+    }
+    if field("CPU Family").is_some_and(|family| family.starts_with("Loongson")) {
+        return Some("loongarch64");
+    }
+    // Byte order is not told there: little-endian is what distributions ship for POWER8 and later.
+    field("cpu").is_some_and(|cpu| cpu.starts_with("POWER")).then_some("ppc64le")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn architectures_are_known_by_the_shape_of_cpuinfo() {
+        for (text, arch) in [
+            ("processor\t: 0\nvendor_id\t: GenuineIntel\nflags\t\t: fpu vme lm sse\n", Some("x86_64")),
+            ("processor\t: 0\nvendor_id\t: GenuineIntel\nflags\t\t: fpu vme\n", Some("i686")),
+            ("processor\t: 0\nCPU implementer\t: 0x41\nCPU architecture: 8\n", Some("aarch64")),
+            ("processor\t: 0\nCPU implementer\t: 0x41\nCPU architecture: 7\n", Some("arm")),
+            ("vendor_id       : IBM/S390\n# processors    : 4\n", Some("s390x")),
+            ("processor\t: 0\ncpu\t\t: POWER9, altivec supported\n", Some("ppc64le")),
+            ("processor\t: 0\nhart\t\t: 1\nisa\t\t: rv64imafdc\n", Some("riscv64")),
+            ("system type\t: generic\nprocessor\t: 0\nCPU Family\t: Loongson-64bit\n", Some("loongarch64")),
+            ("nothing: known\n", None),
+            ("", None),
+        ] {
+            assert_eq!(arch_of(text), arch, "{text}");
         }
     }
-    let most = capacities.values().copied().max().unwrap_or(0);
-    for cpu in found.values_mut() {
-        // Firmware rounds capacities; clearly less than the best marks an economy core.
-        if capacities.get(&cpu.core).is_some_and(|own| u64::from(*own) * 4 < u64::from(most) * 3) {
-            cpu.kind = CoreKind::Efficiency;
-        }
-    }
-    found
-}
-
-/// What a core's files say.
-struct Core {
-    siblings: CpuSet,
-    package: Option<u32>,
-}
-
-fn core(reader: &Reader<'_>, cpu: u32, online: &CpuSet) -> Core {
-    let dir = format!("{CPU}/cpu{cpu}/topology");
-    let siblings = reader
-        .set(&format!("{dir}/thread_siblings_list"))
-        .or_else(|| reader.set(&format!("{dir}/core_cpus_list")))
-        .unwrap_or_default()
-        .and(online);
-    let package = reader.number::<i64>(&format!("{dir}/physical_package_id"));
-    // A list that does not name its own CPU is nonsense: then the CPU is a core of its own.
-    let siblings = if siblings.contains(cpu) { siblings } else { CpuSet::of(cpu) };
-    Core { siblings, package: package.and_then(|p| u32::try_from(p).ok()) }
-}
-
-/// The L2 and L3 caches of a CPU, each named by the lowest online CPU that shares it.
-fn caches(reader: &Reader<'_>, cpu: u32, online: &CpuSet) -> [Option<u32>; 2] {
-    let dir = format!("{CPU}/cpu{cpu}/cache");
-    let mut own = [None, None];
-    // Index 0 and 1 are the L1 caches on every kernel; L2 and L3 follow, and a missing number ends them.
-    for index in 2..6 {
-        let Some(level) = reader.number::<usize>(&format!("{dir}/index{index}/level")) else {
-            // Without an L2 there can be an L3 all the same.
-            if index == 2 { continue } else { break }
-        };
-        let shared =
-            reader.set(&format!("{dir}/index{index}/shared_cpu_list")).unwrap_or_default().and(online);
-        if (2..=3).contains(&level) && shared.contains(cpu) {
-            own[level - 2] = shared.first();
-        }
-    }
-    own
-}
-
-fn nodes(reader: &Reader<'_>, online: &CpuSet) -> BTreeMap<u32, Node> {
-    let listed = reader.set(&format!("{NODE}/online")).filter(|s| !s.is_empty());
-    let ids = listed.unwrap_or_else(|| {
-        reader.list(NODE).iter().filter_map(|name| name.strip_prefix("node")?.parse::<u32>().ok()).collect()
-    });
-    let mut nodes = BTreeMap::new();
-    let mut taken = CpuSet::new();
-    for id in ids.iter() {
-        let dir = format!("{NODE}/node{id}");
-        let listed = reader.set(&format!("{dir}/cpulist"));
-        let meminfo = reader.read(&format!("{dir}/meminfo"));
-        if listed.is_none() && meminfo.is_none() {
-            continue;
-        }
-        let cpus = listed.unwrap_or_default();
-        // A CPU lies on one node; a list that claims it again is nonsense.
-        let cpus = cpus.and(online).minus(&taken);
-        taken = taken.or(&cpus);
-        let distances = reader.read(&format!("{dir}/distance")).unwrap_or_default();
-        let distance = ids.iter().zip(distances.split_whitespace().filter_map(|d| d.parse().ok())).collect();
-        let meminfo = meminfo.unwrap_or_default();
-        nodes.insert(
-            id,
-            Node {
-                cpus,
-                distance,
-                memory_bytes: node_kib(&meminfo, "MemTotal:"),
-                free_bytes: node_kib(&meminfo, "MemFree:"),
-                free_hugepages: hugepages(reader, &format!("{dir}/hugepages")),
-            },
-        );
-    }
-    nodes
-}
-
-fn hugepages(reader: &Reader<'_>, dir: &str) -> BTreeMap<u64, u64> {
-    let size = |name: &str| name.strip_prefix("hugepages-")?.strip_suffix("kB")?.parse::<u64>().ok();
-    reader
-        .list(dir)
-        .iter()
-        .filter_map(|name| {
-            let free = reader.number(&format!("{dir}/{name}/free_hugepages"))?;
-            Some((size(name)?.checked_mul(1024)?, free))
-        })
-        .collect()
-}
-
-/// The bytes of a line such as `Node 0 MemTotal: 16384 kB`.
-fn node_kib(meminfo: &str, key: &str) -> Option<u64> {
-    let line = meminfo.lines().find(|l| l.contains(key))?;
-    let kib: u64 = line.split_once(key)?.1.split_whitespace().next()?.parse().ok()?;
-    kib.checked_mul(1024)
-}
-
-fn field<'t>(text: &'t str, key: &str) -> Option<&'t str> {
-    text.lines().find_map(|line| line.strip_prefix(key)).map(str::trim)
 }

@@ -1,7 +1,7 @@
 //! Topology × profile → plan, as text and as JSON. A change here is a change of what users get.
 
 use insta::assert_snapshot;
-use vmprof_profiles::{Plan, Topology, view};
+use vmprof_profiles::{Ledger, Plan, Topology, view};
 
 use crate::fixtures::source;
 use crate::host::{planned, profile, text_of};
@@ -48,7 +48,10 @@ fn the_json_of_a_plan() {
 #[test]
 fn the_hosts_as_text() {
     for (name, _) in crate::fixtures::all() {
-        assert_snapshot!(format!("host-{name}"), view::host_text(&Topology::read(&source(name))));
+        assert_snapshot!(format!("host-{name}"), {
+            let source = source(name);
+            view::host_text(&Topology::read(&source), &Ledger::read(&source))
+        });
     }
 }
 

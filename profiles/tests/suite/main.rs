@@ -4,9 +4,11 @@
 mod diagnostics;
 mod docs;
 mod exports;
+mod facts;
 mod fixtures;
 mod golden;
 mod host;
+mod hwloc;
 mod imports;
 mod ladder;
 mod language;

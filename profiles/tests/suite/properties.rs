@@ -27,12 +27,14 @@ fn hosts() -> impl Strategy<Value = HostSpec> {
                     l3_cores,
                     free_2mib: 0,
                     nvme,
+                    ..NodeSpec::default()
                 })
                 .collect();
             // CPU 0 exists, is on and may be used, so that there is always something to plan on.
             nodes[0].cores += 1;
             let affinity = affinity.map(|a| a.or(&CpuSet::of(0)));
-            HostSpec { nodes, threads, offline: offline.minus(&CpuSet::of(0)), isolated, affinity }
+            let offline = offline.minus(&CpuSet::of(0));
+            HostSpec { nodes, threads, offline, isolated, affinity, ..HostSpec::default() }
         },
     )
 }
