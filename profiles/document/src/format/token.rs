@@ -1,0 +1,140 @@
+//! A text that is known to be KDL, cut into tokens. Blanks are left out; line ends are tokens.
+
+/// What a token is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Kind {
+    Newline,
+    Semicolon,
+    Open,
+    Close,
+    Equals,
+    OpenType,
+    CloseType,
+    /// `/-`, which switches off what follows.
+    SlashDash,
+    /// `// …`, without its line end.
+    LineComment,
+    /// `/* … */`.
+    BlockComment,
+    /// A backslash at the end of a line, with what stands behind it up to the line's end.
+    Continued,
+    /// A name, a value or a string, as it was written.
+    Word,
+}
+
+/// One token and its text.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Token<'t> {
+    pub(super) kind: Kind,
+    pub(super) text: &'t str,
+}
+
+/// The tokens of `text`, in order.
+pub(super) fn tokens(text: &str) -> Vec<Token<'_>> {
+    let mut tokens = Vec::new();
+    let mut at = 0;
+    while let Some(first) = text.get(at..).and_then(|rest| rest.chars().next()) {
+        let rest = &text[at..];
+        let token = match first {
+            _ if is_newline(first) => Some((Kind::Newline, newline(rest))),
+            _ if is_blank(first) => None,
+            ';' => Some((Kind::Semicolon, 1)),
+            '{' => Some((Kind::Open, 1)),
+            '}' => Some((Kind::Close, 1)),
+            '=' => Some((Kind::Equals, 1)),
+            '(' => Some((Kind::OpenType, 1)),
+            ')' => Some((Kind::CloseType, 1)),
+            '/' if rest.starts_with("/-") => Some((Kind::SlashDash, 2)),
+            '/' if rest.starts_with("//") => Some((Kind::LineComment, to_line_end(rest))),
+            '/' if rest.starts_with("/*") => Some((Kind::BlockComment, block_comment(rest))),
+            '\\' => Some((Kind::Continued, continued(rest))),
+            _ => Some((Kind::Word, word(rest))),
+        };
+        let Some((kind, length)) = token else {
+            at += first.len_utf8();
+            continue;
+        };
+        let length = length.max(1);
+        let end = (at + length).min(text.len());
+        tokens.push(Token { kind, text: text.get(at..end).unwrap_or_default() });
+        at = end;
+    }
+    tokens
+}
+
+/// What KDL 2 counts as the end of a line.
+fn is_newline(c: char) -> bool {
+    matches!(c, '\n' | '\r' | '\u{85}' | '\u{b}' | '\u{c}' | '\u{2028}' | '\u{2029}')
+}
+
+fn is_blank(c: char) -> bool {
+    matches!(c, '\t' | ' ' | '\u{a0}' | '\u{1680}' | '\u{2000}'..='\u{200a}' | '\u{202f}' | '\u{205f}' | '\u{3000}' | '\u{feff}')
+}
+
+/// The length of the line end that `rest` begins with.
+fn newline(rest: &str) -> usize {
+    if rest.starts_with("\r\n") { 2 } else { rest.chars().next().map_or(0, char::len_utf8) }
+}
+
+fn to_line_end(rest: &str) -> usize {
+    rest.find(is_newline).unwrap_or(rest.len())
+}
+
+/// A backslash, blanks and comments, and the line's end.
+fn continued(rest: &str) -> usize {
+    let mut at = 1;
+    while let Some(tail) = rest.get(at..) {
+        match tail.chars().next() {
+            Some(c) if is_blank(c) => at += c.len_utf8(),
+            Some('/') if tail.starts_with("/*") => at += block_comment(tail),
+            Some('/') if tail.starts_with("//") => at += to_line_end(tail),
+            Some(c) if is_newline(c) => return at + newline(tail),
+            _ => break,
+        }
+    }
+    at
+}
+
+/// Block comments nest.
+fn block_comment(rest: &str) -> usize {
+    let (mut depth, mut at) = (0usize, 0);
+    let bytes = rest.as_bytes();
+    while at < bytes.len() {
+        match &bytes[at..] {
+            [b'/', b'*', ..] => {
+                depth += 1;
+                at += 2;
+            }
+            [b'*', b'/', ..] => {
+                depth -= 1;
+                at += 2;
+                if depth == 0 {
+                    return at;
+                }
+            }
+            _ => at += 1,
+        }
+    }
+    rest.len()
+}
+
+fn word(rest: &str) -> usize {
+    let hashes = rest.bytes().take_while(|b| *b == b'#').count();
+    let body = &rest[hashes..];
+    if !body.starts_with('"') {
+        let ends = |c: char| is_newline(c) || is_blank(c) || ";{}()=\"/\\".contains(c);
+        return hashes + body.find(ends).unwrap_or(body.len());
+    }
+    let quotes = if body.starts_with("\"\"\"") { 3 } else { 1 };
+    let closing = format!("{}{}", &body[..quotes], &rest[..hashes]);
+    let mut at = hashes + quotes;
+    while let Some(tail) = rest.get(at..).filter(|tail| !tail.is_empty()) {
+        if tail.starts_with(&closing) {
+            return at + closing.len();
+        }
+        // In a raw string a backslash stands for itself.
+        let escape = hashes == 0 && tail.starts_with('\\');
+        at += tail.chars().take(if escape { 2 } else { 1 }).map(char::len_utf8).sum::<usize>();
+    }
+    rest.len()
+}
