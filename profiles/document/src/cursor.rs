@@ -37,7 +37,16 @@ impl<'a> Block<'a> {
     ) -> Self {
         let nodes = document.map_or(&[] as &[KdlNode], KdlDocument::nodes);
         let read = vec![Cell::new(false); nodes.len()];
-        Block { findings, nodes, read, asked: RefCell::default(), missing: RefCell::default(), place, of, within }
+        Block {
+            findings,
+            nodes,
+            read,
+            asked: RefCell::default(),
+            missing: RefCell::default(),
+            place,
+            of,
+            within,
+        }
     }
 
     /// Every node of this name, in order.
@@ -275,16 +284,20 @@ impl<'a> Node<'a> {
         self.node
     }
 
-    /// The properties nobody asked for so far, with their keys, for readers whose keys are not fixed.
-    pub fn rest_of_props(&self) -> Vec<(&'a str, Value<'a>)> {
-        let mut rest = Vec::new();
-        for (entry, read) in self.unread() {
-            if let Some(key) = entry.name() {
-                read.set(true);
-                rest.push((key.value(), Value::new(self.findings, entry, key.value())));
-            }
-        }
-        rest
+    /// The first argument, where it is a string; looked at, not read.
+    pub fn first_text(&self) -> Option<&'a str> {
+        self.node.entries().iter().find(|e| e.name().is_none())?.value().as_string()
+    }
+
+    /// Whether the node has any property.
+    pub fn has_props(&self) -> bool {
+        self.node.entries().iter().any(|entry| entry.name().is_some())
+    }
+
+    /// Whether the node has a property that nobody asked for so far: perhaps a misspelt one, which is reported when the
+    /// node is finished.
+    pub fn has_unread_props(&self) -> bool {
+        self.unread().any(|(entry, _)| entry.name().is_some())
     }
 
     /// Whether the node has braces with something in them.

@@ -25,8 +25,9 @@ pub fn format(area: &'static str, name: &str, text: &str) -> Result<String, Prob
     if kept {
         return Ok(after);
     }
-    let problem = Problem::error(format!("{area}::not_formatted"), "this text cannot be laid out without changing it")
-        .help("it is left as it is; please report it as a mistake in vmprof");
+    let problem =
+        Problem::error(format!("{area}::not_formatted"), "this text cannot be laid out without changing it")
+            .help("it is left as it is; please report it as a mistake in vmprof");
     Err(before.problems(vec![problem]))
 }
 
@@ -49,7 +50,8 @@ fn said<'t>(tokens: &[Token<'t>]) -> Vec<(Kind, &'t str)> {
 
 /// Whether two documents say the same, wherever it stands.
 fn same(one: &KdlDocument, other: &KdlDocument) -> bool {
-    one.nodes().len() == other.nodes().len() && one.nodes().iter().zip(other.nodes()).all(|(a, b)| same_node(a, b))
+    one.nodes().len() == other.nodes().len()
+        && one.nodes().iter().zip(other.nodes()).all(|(a, b)| same_node(a, b))
 }
 
 fn same_node(one: &KdlNode, other: &KdlNode) -> bool {

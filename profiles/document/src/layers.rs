@@ -46,9 +46,7 @@ impl Document {
         let kdl = loading.layer(0, text, &mut chain);
         let Loading { sources, problems, failed, .. } = loading;
         match kdl.filter(|_| !failed) {
-            Some(kdl) => {
-                Ok(Document { area, sources, kdl, slips: problems, layering: Some(layering) })
-            }
+            Some(kdl) => Ok(Document { area, sources, kdl, slips: problems, layering: Some(layering) }),
             None => Err(Problems::new(area, sources, problems)),
         }
     }
@@ -155,7 +153,8 @@ impl Loading<'_> {
 
     fn text_of(&self, path: &str, named: &Named, chain: &[String]) -> Result<String, Problem> {
         let Some(load) = self.load else {
-            let message = format!("`extends \"{}\"` cannot be followed: this text lies in no directory", named.path);
+            let message =
+                format!("`extends \"{}\"` cannot be followed: this text lies in no directory", named.path);
             return Err(self
                 .error("extends_nowhere", message)
                 .at(named.span, "relative to nothing")
@@ -226,9 +225,13 @@ impl Loading<'_> {
                     named.push(Named { path: path.clone(), span: entry.span() });
                 }
                 _ => {
-                    let message = format!("`{name}` takes the path of a file, and is given `{entry}`", entry = entry.value());
-                    self.problems
-                        .push(self.error("bad_extends", message).at(entry.span(), "no path").help(help.clone()));
+                    let message = format!(
+                        "`{name}` takes the path of a file, and is given `{entry}`",
+                        entry = entry.value()
+                    );
+                    self.problems.push(
+                        self.error("bad_extends", message).at(entry.span(), "no path").help(help.clone()),
+                    );
                 }
             }
         }
@@ -254,8 +257,11 @@ impl Loading<'_> {
                 if !layering.paths.contains(&node.name().value()) {
                     continue;
                 }
-                let Some(entry) = node.entries_mut().iter_mut().find(|e| e.name().is_none()) else { continue };
-                if let Some(path) = entry.value().as_string().filter(|p| !p.is_empty() && !p.starts_with('/')) {
+                let Some(entry) = node.entries_mut().iter_mut().find(|e| e.name().is_none()) else {
+                    continue;
+                };
+                if let Some(path) = entry.value().as_string().filter(|p| !p.is_empty() && !p.starts_with('/'))
+                {
                     let joined = join(here, path);
                     entry.set_value(joined);
                 }

@@ -104,9 +104,10 @@ impl Layering {
     }
 
     fn clear_none(&self, within: &str, lower: &mut Vec<KdlNode>, upper: &[KdlNode]) {
-        let stands_alone = self.rules.iter().filter(|r| {
-            r.within == within && matches!(r.key, Key::ArgumentAnd(_)) && r.over == Over::Pieces
-        });
+        let stands_alone = self
+            .rules
+            .iter()
+            .filter(|r| r.within == within && matches!(r.key, Key::ArgumentAnd(_)) && r.over == Over::Pieces);
         for rule in stands_alone {
             let of = |node: &&KdlNode| node.name().value() == rule.node;
             if !upper.iter().any(|node| of(&node)) {
@@ -125,8 +126,13 @@ impl Layering {
         let argued = arguments(upper).next().is_some();
         let braced = upper.children().is_some_and(|children| !children.is_empty());
         let old = std::mem::take(lower.entries_mut());
-        let dropped: Vec<&str> =
-            rule.drops.iter().filter(|(key, _)| has(upper, key)).flat_map(|(_, gone)| *gone).copied().collect();
+        let dropped: Vec<&str> = rule
+            .drops
+            .iter()
+            .filter(|(key, _)| has(upper, key))
+            .flat_map(|(_, gone)| *gone)
+            .copied()
+            .collect();
         let stays = |entry: &KdlEntry| match entry.name() {
             None => !argued && !(rule.over == Over::WordOrBraces && braced),
             Some(key) => {
@@ -135,7 +141,8 @@ impl Layering {
                     && !(argued && rule.over == Over::ArgumentOverProperties)
             }
         };
-        let mut entries: Vec<KdlEntry> = upper.entries().iter().filter(|e| e.name().is_none()).cloned().collect();
+        let mut entries: Vec<KdlEntry> =
+            upper.entries().iter().filter(|e| e.name().is_none()).cloned().collect();
         entries.extend(old.into_iter().filter(stays));
         entries.extend(upper.entries().iter().filter(|e| e.name().is_some()).cloned());
         *lower.entries_mut() = entries;

@@ -78,6 +78,12 @@ impl Problem {
         self.severity == Severity::Error
     }
 
+    /// What makes two problems one: code, message and primary place.
+    pub fn identity(&self) -> (String, String, Option<(usize, usize)>) {
+        let place = self.first_span().map(|span| (span.offset(), span.len()));
+        (self.code.clone(), self.message.clone(), place)
+    }
+
     /// The same problem, `by` further on in the common space of several texts.
     pub(crate) fn shifted(mut self, by: usize) -> Self {
         for label in std::mem::take(&mut self.labels) {
@@ -224,7 +230,14 @@ impl Findings {
         mut poisoned: Vec<SourceSpan>,
     ) -> Self {
         poisoned.sort_unstable_by_key(SourceSpan::offset);
-        Findings { area, problems: RefCell::new(problems), poisoned, sources, foreign: &[], skipped: Cell::new(0) }
+        Findings {
+            area,
+            problems: RefCell::new(problems),
+            poisoned,
+            sources,
+            foreign: &[],
+            skipped: Cell::new(0),
+        }
     }
 
     /// The same gatherer, which knows words of other languages: where one stands, the help says what to write here.
@@ -281,11 +294,9 @@ impl Findings {
         self.problems.borrow().len()
     }
 
-    /// Takes back the problems recorded after the first `count`, for a reader that reads one thing in several ways.
-    pub fn take_after(&self, count: usize) -> Vec<Problem> {
-        let mut problems = self.problems.borrow_mut();
-        let count = count.min(problems.len());
-        problems.split_off(count)
+    /// The problems recorded so far.
+    pub fn recorded(&self) -> Vec<Problem> {
+        self.problems.borrow().clone()
     }
 
     /// Slips are words, so they do not overlap: the first one inside the place is the one that ends first.

@@ -129,7 +129,8 @@ fn read_node<'t>(tokens: &mut Tokens<'_, 't>) -> Vec<Part<'t>> {
             }
         }
     }
-    while matches!(parts.last(), Some(Part::Token(Kind::Continued, text)) if continued_comment(text).is_none()) {
+    while matches!(parts.last(), Some(Part::Token(Kind::Continued, text)) if continued_comment(text).is_none())
+    {
         parts.pop();
     }
     parts

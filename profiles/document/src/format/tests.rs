@@ -58,15 +58,41 @@ fn what_does_not_parse_is_not_touched() {
 
 fn nodes() -> impl Strategy<Value = String> {
     let word = prop::sample::select(vec![
-        "a", "b-c", "1", "-2.5e3", "#true", "\"x y\"", "\"\\\" {\"", "#\"r\\\"#", "k=1", "k = \"v\"", "(t)3", "/-4",
-        "/- k=5", "/* c */", "\\\n", "\\ // d\n", "\"\"\"\n  m\n    n\n  \"\"\"",
+        "a",
+        "b-c",
+        "1",
+        "-2.5e3",
+        "#true",
+        "\"x y\"",
+        "\"\\\" {\"",
+        "#\"r\\\"#",
+        "k=1",
+        "k = \"v\"",
+        "(t)3",
+        "/-4",
+        "/- k=5",
+        "/* c */",
+        "\\\n",
+        "\\ // d\n",
+        "\"\"\"\n  m\n    n\n  \"\"\"",
     ]);
     let end = || {
         prop::sample::select(vec![
-            "\n", "\n\n\n", ";", "; ", " // t\n", "\r\n", "\n// own\n", "\n/* o\n w */\n", "\n  /- off 1 { x; }\n",
+            "\n",
+            "\n\n\n",
+            ";",
+            "; ",
+            " // t\n",
+            "\r\n",
+            "\n// own\n",
+            "\n/* o\n w */\n",
+            "\n  /- off 1 { x; }\n",
         ])
     };
-    let line = (prop::sample::select(vec!["n", "\"quoted name\"", "(ty)m", "/-o", "/- \n p"]), prop::collection::vec(word, 0..4))
+    let line = (
+        prop::sample::select(vec!["n", "\"quoted name\"", "(ty)m", "/-o", "/- \n p"]),
+        prop::collection::vec(word, 0..4),
+    )
         .prop_map(|(name, words)| [vec![name], words].concat().join(" "));
     let leaf = (line.clone(), end()).prop_map(|(line, end)| line + end);
     leaf.prop_recursive(4, 40, 5, move |inner| {
