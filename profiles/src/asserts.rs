@@ -281,8 +281,8 @@ fn engine(aio: Aio) -> &'static str {
 }
 
 fn count(what: &str, found: u64, bounds: Bounds) -> Option<String> {
-    let plural = if found == 1 { "" } else { "s" };
-    (!bounds.contains(found)).then(|| format!("there are {found} {what}{plural}"))
+    let (verb, plural) = if found == 1 { ("is", "") } else { ("are", "s") };
+    (!bounds.contains(found)).then(|| format!("there {verb} {found} {what}{plural}"))
 }
 
 fn memory(bytes: u64, bounds: Bounds) -> Option<String> {

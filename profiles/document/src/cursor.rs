@@ -317,6 +317,11 @@ impl<'a> Node<'a> {
 
     /// Reports every property and argument that nobody asked for, and children where none are taken.
     pub fn finish(self) {
+        self.report_rest();
+    }
+
+    /// What [`Node::finish`] does, for a node whose braces are read again later.
+    pub fn report_rest(&self) {
         let name = self.name();
         let asked = self.asked.borrow();
         for (entry, _) in self.unread() {

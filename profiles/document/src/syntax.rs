@@ -146,7 +146,13 @@ fn generic(area: &str, text: &str, diagnostics: &[KdlDiagnostic]) -> Vec<Problem
                         .to_owned(),
                 ),
             ),
-            _ => (said, diagnostic.help.clone()),
+            _ if said.starts_with("No closing '}'") => {
+                (said, Some("write the `}` that ends these nodes".to_owned()))
+            }
+            _ => {
+                let shape = "a node is a word, its values and properties, and perhaps nodes in braces";
+                (said, Some(diagnostic.help.clone().unwrap_or_else(|| shape.to_owned())))
+            }
         };
         let label = diagnostic.label.clone().unwrap_or_else(|| "here".to_owned());
         let mut problem = Problem::error(format!("{area}::syntax"), said).at(diagnostic.span, label);

@@ -40,27 +40,25 @@ impl<'a> Reading<'a> {
         let help = "write a fact and a comparison: `when host.spare-cores lt=2 { … }`";
         let fact = node.required_arg("which fact", help).and_then(|v| v.word(&Fact::ALL));
         let mut tests = Vec::new();
-        let mut right = true;
         let mut any = false;
         for (key, comparison) in Comparison::ALL {
             if let Some(value) = node.prop(key) {
                 any = true;
-                match fact.and_then(|fact| self.wanted(fact, comparison, value)) {
-                    Some(wanted) => tests.push((comparison, wanted)),
-                    None => right = false,
-                }
+                let wanted = fact.and_then(|fact| self.wanted(fact, comparison, value));
+                tests.extend(wanted.map(|wanted| (comparison, wanted)));
             }
         }
         if !any && !node.has_unread_props() && fact.is_some() {
-            right = false;
             self.findings.push(
                 node.problem("missing_property", "this `when` compares its fact with nothing")
                     .help("write `lt=`, `le=`, `eq=`, `ne=`, `ge=` or `gt=` and a value, such as `lt=2`"),
             );
         }
-        self.body(node, disks);
-        let fact = fact.filter(|_| right && any)?;
-        Some(When { fact, tests, line: node.line(), span: node.name_span() })
+        let tunes = self.body(node, disks);
+        node.report_rest();
+        // A wrong condition is reported by now, so the profile is refused; its braces are still worth reading.
+        let fact = fact.unwrap_or(Fact::Cpus);
+        tunes.then(|| When { fact, tests, line: node.line(), span: node.name_span() })
     }
 
     fn wanted(&self, fact: Fact, comparison: Comparison, value: Value<'a>) -> Option<FactValue> {
@@ -79,8 +77,10 @@ impl<'a> Reading<'a> {
         })
     }
 
-    /// The braces: their nodes are read with the rest of the profile; here, what may not stand in them is refused.
-    fn body(&self, node: &Node<'a>, disks: &[&str]) {
+    /// The braces: their nodes are read with the rest of the profile; here, what may not stand in them is refused. Gives
+    /// whether they can be read over the rest.
+    fn body(&self, node: &Node<'a>, disks: &[&str]) -> bool {
+        let mut tunes = true;
         let block = node.children();
         if block.is_empty() {
             self.findings.push(
@@ -97,6 +97,7 @@ impl<'a> Reading<'a> {
         }
         for disk in block.all("disk") {
             if let Some(name) = disk.first_text().filter(|name| !disks.contains(name)) {
+                tunes = false;
                 let help = match vmprof_document::closest(name, disks.iter().copied()) {
                     Some(near) => format!("did you mean `{near}`? A `when` tunes the disks there are"),
                     None => {
@@ -111,5 +112,6 @@ impl<'a> Reading<'a> {
                 inner.all(name).iter().for_each(|node| refuse(node, instead));
             }
         }
+        tunes
     }
 }
