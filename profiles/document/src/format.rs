@@ -4,13 +4,12 @@
 //! comes out is compared with what went in.
 
 mod layout;
-mod token;
 
 use kdl::{KdlDocument, KdlEntry, KdlNode};
 
 use crate::Document;
 use crate::problem::{Problem, Problems};
-use token::{Kind, Token};
+use crate::token::{self, Kind, Token};
 
 /// Lays `text` out anew. `area` and `name` are as for [`Document::parse`]; a text with problems of syntax is not touched.
 pub fn format(area: &'static str, name: &str, text: &str) -> Result<String, Problems> {

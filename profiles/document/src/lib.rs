@@ -29,10 +29,12 @@ mod layers;
 mod limits;
 mod merge;
 mod problem;
+mod quick;
 mod size;
 mod sources;
 mod suggest;
 mod syntax;
+mod token;
 mod value;
 
 use kdl::KdlDocument;

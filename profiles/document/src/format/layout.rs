@@ -3,7 +3,7 @@
 use std::iter::Peekable;
 use std::slice::Iter;
 
-use super::token::{Kind, Token};
+use crate::token::{Kind, Token};
 
 const INDENT: usize = 4;
 /// Braces that stood on one line stay there up to this column.

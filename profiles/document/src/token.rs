@@ -1,8 +1,11 @@
-//! A text that is known to be KDL, cut into tokens. Blanks are left out; line ends are tokens.
+//! A text cut into the tokens of KDL 2. Blanks are left out; line ends are tokens. Right for a text that is KDL, and good
+//! enough to count on for one that is not.
+
+use miette::SourceSpan;
 
 /// What a token is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Kind {
+pub(crate) enum Kind {
     Newline,
     Semicolon,
     Open,
@@ -24,13 +27,62 @@ pub(super) enum Kind {
 
 /// One token and its text.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Token<'t> {
-    pub(super) kind: Kind,
-    pub(super) text: &'t str,
+pub(crate) struct Token<'t> {
+    pub(crate) kind: Kind,
+    pub(crate) text: &'t str,
+    /// Where it begins.
+    pub(crate) at: usize,
+}
+
+impl Token<'_> {
+    /// Where it ends.
+    pub(crate) fn end(self) -> usize {
+        self.at + self.text.len()
+    }
+
+    /// Its place.
+    pub(crate) fn span(self) -> SourceSpan {
+        SourceSpan::from((self.at, self.text.len()))
+    }
+
+    /// Whether a block comment ends where it began to.
+    pub(crate) fn is_closed_comment(self) -> bool {
+        // One sign more, and an open one would go on over it.
+        block_comment(&format!("{}x", self.text)) == self.text.len()
+    }
+
+    /// Whether a word can be a name or a value at all. One that cannot stops the parser, which then looks for the next
+    /// place to go on.
+    pub(crate) fn is_sound(self) -> bool {
+        let digit = |rest: &[u8]| rest.first().is_some_and(u8::is_ascii_digit);
+        let word = self.text.as_bytes();
+        match word {
+            [b'"', ..] => word.len() > 1 && word.ends_with(b"\""),
+            [b'#', ..] => {
+                let known = ["#true", "#false", "#null", "#inf", "#-inf", "#nan"];
+                known.contains(&self.text) || self.text.contains('"')
+            }
+            [b'/' | b'\\', ..] => false,
+            [b'.', rest @ ..] | [b'+' | b'-', b'.', rest @ ..] => !digit(rest),
+            [b'0'..=b'9', ..] | [b'+' | b'-', b'0'..=b'9', ..] => {
+                let digits = self.text.trim_start_matches(['+', '-']).trim_end_matches('_');
+                let float = digits.replace('_', "");
+                let radix = [("0x", 16), ("0o", 8), ("0b", 2)].into_iter().any(|(prefix, radix)| {
+                    let digits = float.strip_prefix(prefix);
+                    digits.is_some_and(|digits| i128::from_str_radix(digits, radix).is_ok())
+                });
+                radix || (float.parse::<f64>().is_ok() && !float.ends_with('.') && !float.contains(".e"))
+            }
+            _ => {
+                !matches!(self.text, "true" | "false" | "null" | "inf" | "-inf" | "nan")
+                    && !word.iter().any(|b| b"[]#".contains(b))
+            }
+        }
+    }
 }
 
 /// The tokens of `text`, in order.
-pub(super) fn tokens(text: &str) -> Vec<Token<'_>> {
+pub(crate) fn tokens(text: &str) -> Vec<Token<'_>> {
     let mut tokens = Vec::new();
     let mut at = 0;
     while let Some(first) = text.get(at..).and_then(|rest| rest.chars().next()) {
@@ -56,7 +108,7 @@ pub(super) fn tokens(text: &str) -> Vec<Token<'_>> {
         };
         let length = length.max(1);
         let end = (at + length).min(text.len());
-        tokens.push(Token { kind, text: text.get(at..end).unwrap_or_default() });
+        tokens.push(Token { kind, text: text.get(at..end).unwrap_or_default(), at });
         at = end;
     }
     tokens
