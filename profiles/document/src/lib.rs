@@ -30,6 +30,7 @@ mod limits;
 mod merge;
 mod problem;
 mod quick;
+mod shape;
 mod size;
 mod sources;
 mod suggest;

@@ -101,18 +101,13 @@ enum TooMuch {
     Depth(usize),
     Comment(usize),
     Strays,
-    /// Words that can be neither a name nor a value.
+    /// Words that can be neither a name nor a value, and tokens where none can stand.
     Words(Vec<(usize, usize)>),
 }
 
-/// Words that stop the parser: it calls itself once for each, so that some ten thousand end the process.
 fn words(text: &str) -> Result<(), TooMuch> {
-    let unsound: Vec<(usize, usize)> = crate::token::tokens(text)
-        .into_iter()
-        .filter(|token| token.kind == crate::token::Kind::Word && !token.is_sound())
-        .map(|token| (token.at, token.end()))
-        .collect();
-    if unsound.len() > MOST_STRAYS { Err(TooMuch::Words(unsound)) } else { Ok(()) }
+    let places = crate::shape::misplaced(text);
+    if places.len() > MOST_STRAYS { Err(TooMuch::Words(places)) } else { Ok(()) }
 }
 
 /// A look at the tokens that is right for KDL, and good enough to count on for what is not.

@@ -57,7 +57,7 @@ impl Token<'_> {
         let digit = |rest: &[u8]| rest.first().is_some_and(u8::is_ascii_digit);
         let word = self.text.as_bytes();
         match word {
-            [b'"', ..] => word.len() > 1 && word.ends_with(b"\""),
+            [b'"', ..] => word.len() > 1 && word.ends_with(b"\"") && escapes_are_sound(self.text),
             [b'#', ..] => {
                 let known = ["#true", "#false", "#null", "#inf", "#-inf", "#nan"];
                 known.contains(&self.text) || self.text.contains('"')
@@ -79,6 +79,25 @@ impl Token<'_> {
             }
         }
     }
+}
+
+/// Whether every backslash in a string stands before something that it can stand before.
+fn escapes_are_sound(text: &str) -> bool {
+    let mut chars = text.chars();
+    while let Some(c) = chars.next() {
+        if c != '\\' {
+            continue;
+        }
+        let right = match chars.next() {
+            Some('u') => chars.as_str().starts_with('{'),
+            Some(c) => "\"\\bfnrts/".contains(c) || is_newline(c) || is_blank(c),
+            None => false,
+        };
+        if !right {
+            return false;
+        }
+    }
+    true
 }
 
 /// The tokens of `text`, in order.

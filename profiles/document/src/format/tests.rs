@@ -110,6 +110,7 @@ proptest! {
     fn laying_out_twice_changes_nothing_more(parts in prop::collection::vec(nodes(), 0..6)) {
         let text = parts.concat();
         if let Ok(before) = KdlDocument::parse_v2(&text) {
+            prop_assert_eq!(crate::shape::misplaced(&text), []);
             let once = formatted(&text);
             prop_assert_eq!(&formatted(&once), &once);
             prop_assert!(same(&before, &KdlDocument::parse_v2(&once).unwrap()));

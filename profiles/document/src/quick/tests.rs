@@ -92,5 +92,7 @@ proptest! {
     ]), 0..14)) {
         let text = parts.concat();
         prop_assert!(agrees(&text), "{text:?}");
+        let misplaced = crate::shape::misplaced(&text);
+        prop_assert!(misplaced.is_empty() || KdlDocument::parse_v2(&text).is_err(), "{text:?}: {misplaced:?}");
     }
 }
