@@ -133,17 +133,15 @@ impl Layering {
             .flat_map(|(_, gone)| *gone)
             .copied()
             .collect();
-        let stays = |entry: &KdlEntry| match entry.name() {
-            None => !argued && !(rule.over == Over::WordOrBraces && braced),
-            Some(key) => {
-                !has(upper, key.value())
-                    && !dropped.contains(&key.value())
-                    && !(argued && rule.over == Over::ArgumentOverProperties)
-            }
+        let no_argument = argued || (rule.over == Over::WordOrBraces && braced);
+        let no_property = argued && rule.over == Over::ArgumentOverProperties;
+        let goes = |entry: &KdlEntry| match entry.name() {
+            None => no_argument,
+            Some(key) => no_property || has(upper, key.value()) || dropped.contains(&key.value()),
         };
         let mut entries: Vec<KdlEntry> =
             upper.entries().iter().filter(|e| e.name().is_none()).cloned().collect();
-        entries.extend(old.into_iter().filter(stays));
+        entries.extend(old.into_iter().filter(|entry| !goes(entry)));
         entries.extend(upper.entries().iter().filter(|e| e.name().is_some()).cloned());
         *lower.entries_mut() = entries;
         if rule.over == Over::WordOrBraces && argued && !braced {

@@ -57,10 +57,16 @@ impl Token<'_> {
         let digit = |rest: &[u8]| rest.first().is_some_and(u8::is_ascii_digit);
         let word = self.text.as_bytes();
         match word {
-            [b'"', ..] => word.len() > 1 && word.ends_with(b"\"") && escapes_are_sound(self.text),
+            [b'"', ..] => {
+                word.len() > 1
+                    && word.ends_with(b"\"")
+                    && escapes_are_sound(self.text)
+                    && lines_are_sound(self.text)
+            }
             [b'#', ..] => {
                 let known = ["#true", "#false", "#null", "#inf", "#-inf", "#nan"];
-                known.contains(&self.text) || self.text.contains('"')
+                known.contains(&self.text)
+                    || (self.text.contains('"') && lines_are_sound(self.text.trim_matches('#')))
             }
             [b'/' | b'\\', ..] => false,
             [b'.', rest @ ..] | [b'+' | b'-', b'.', rest @ ..] => !digit(rest),
@@ -98,6 +104,14 @@ fn escapes_are_sound(text: &str) -> bool {
         }
     }
     true
+}
+
+/// Whether a string of three quotes begins with a line's end, and ends with a line of its own.
+fn lines_are_sound(text: &str) -> bool {
+    let Some(inner) = text.strip_prefix("\"\"\"") else { return true };
+    let Some(inner) = inner.strip_suffix("\"\"\"") else { return text == "\"\"" };
+    let last = inner.rsplit(is_newline).next().unwrap_or_default();
+    inner.starts_with(is_newline) && (last.trim().is_empty() || last.contains('\\') || inner.contains('\\'))
 }
 
 /// The tokens of `text`, in order.

@@ -58,10 +58,8 @@ impl<'a> Reading<'a> {
         ]);
         block.finish();
         node.finish();
-        if let (Some(mapping), Some(queues)) = (&mapping, queues) {
-            if let Some(name) = &name {
-                validate::spread(self.findings, mapping, name, driver.aio, queues, iothreads);
-            }
+        if let (Some(mapping), Some(queues), Some(name)) = (&mapping, queues, &name) {
+            validate::spread(self.findings, mapping, name, driver.aio, queues, iothreads);
         }
         Some(Disk {
             name: name?,
