@@ -19,6 +19,7 @@ pub(crate) fn misplaced(text: &str) -> Vec<(usize, usize)> {
                 let typed = was == Some(Kind::OpenType);
                 let named = place == Place::Start && !typed;
                 let right = token.is_sound()
+                    && (!named || token.is_name())
                     && !(touches && was == Some(Kind::Word))
                     && (place != Place::Behind || was == Some(Kind::SlashDash))
                     && !(named && after == Some(Kind::Equals));
@@ -28,7 +29,7 @@ pub(crate) fn misplaced(text: &str) -> Vec<(usize, usize)> {
                 right
             }
             Kind::Equals => {
-                was == Some(Kind::Word)
+                before.is_some_and(|before| before.kind == Kind::Word && before.is_name())
                     && matches!(after, Some(Kind::Word | Kind::OpenType | Kind::Continued))
             }
             Kind::OpenType => after == Some(Kind::Word),

@@ -229,6 +229,7 @@ fn words_that_can_be_nothing_do_not_end_the_process() {
         "a \"\\q\"\n",
         "a {} b\n",
         "a =b\n",
+        "a 1=2\n",
     ] {
         let problems = read(&part.repeat(300_000 / part.len())).unwrap_err();
         assert!(!problems.is_empty() && problems.len() <= 101, "{part:?}: {}", problems.len());

@@ -51,6 +51,13 @@ impl Token<'_> {
         block_comment(&format!("{}x", self.text)) == self.text.len()
     }
 
+    /// Whether a word can be a name: no number, and none of the words with a hash.
+    pub(crate) fn is_name(self) -> bool {
+        let digits = self.text.trim_start_matches(['+', '-']);
+        !digits.starts_with(|c: char| c.is_ascii_digit())
+            && (!digits.starts_with('#') || digits.contains('"'))
+    }
+
     /// Whether a word can be a name or a value at all. One that cannot stops the parser, which then looks for the next
     /// place to go on.
     pub(crate) fn is_sound(self) -> bool {
