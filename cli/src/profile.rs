@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use vmprof_guests::Recipe;
 use vmprof_profiles::view::{Backdrop, TextStyle, plan_svg, plan_text_on};
 use vmprof_profiles::{
-    CpuSet, Held, Ledger, Plan, Profile, Source, Storage, Topology, Written, read_profile,
+    CpuSet, Held, Ledger, Plan, Profile, Source, Storage, Topology, Written, read_profile_with,
 };
 
 use crate::failure::{Failure, Kind};
@@ -16,7 +16,9 @@ use crate::run::record::{self, Run};
 /// Reads the profile at `path`; its warnings go to the terminal with the plan. Gives the absolute path with it.
 pub fn read(path: &Path) -> Result<(PathBuf, Profile), Failure> {
     let text = text_of(path)?;
-    let (profile, _) = read_profile(&path.to_string_lossy(), &text)
+    // A file that it extends is named relative to its own directory.
+    let beside = |name: &str| fs::read_to_string(path.with_file_name(name));
+    let (profile, _) = read_profile_with(&path.to_string_lossy(), &text, &beside)
         .map_err(|problems| Failure::new(Kind::Invalid, problems))?;
     let path = std::path::absolute(path)
         .map_err(|error| Failure::os(format!("{} has no absolute path", path.display()), error))?;
@@ -45,9 +47,10 @@ pub fn recipe(file: &Path, profile: &Profile) -> Result<Recipe, Failure> {
     let path = file.parent().unwrap_or(Path::new("/")).join(&profile.guest.value);
     if !path.exists() {
         let Written { value, line, .. } = &profile.guest;
+        let file = line.file.as_deref().map_or(file.display().to_string(), str::to_owned);
         let message = format!(
-            "line {line} of {} names the guest \"{value}\", and {} does not exist",
-            file.display(),
+            "line {} of {file} names the guest \"{value}\", and {} does not exist",
+            line.number,
             path.display()
         );
         let help = "a guest is the path of a recipe, relative to the profile's own directory";

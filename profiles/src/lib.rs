@@ -11,6 +11,8 @@
 //! and [`plan`] sees only what they found, so every decision can be replayed from a capture. The library prints
 //! nothing; `vmprof` renders what it returns. It knows neither guests nor the machine monitor.
 
+mod asserts;
+mod conditions;
 mod decode;
 pub mod export;
 pub mod import;
@@ -25,9 +27,11 @@ mod topology;
 mod validate;
 pub mod view;
 
-pub use vmprof_document::{Problem, Problems, format_size};
+pub use vmprof_document::{Line, Load, Problem, Problems, SourceFile, Sources, format_size};
 
-pub use decode::read_profile;
+pub use asserts::Assert;
+pub use conditions::{Comparison, Fact, FactValue, Facts, When};
+pub use decode::{read_profile, read_profile_with};
 pub use ledger::{Held, Ledger};
 pub use plan::{
     Diagnostic, DiskPlan, EmulatorPlan, GuestCpus, HomePlan, HostSize, IoThreadCountPlan, IoThreadPlan,

@@ -4,10 +4,11 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use miette::NamedSource;
 use serde::Serialize;
-use vmprof_document::{Problem, SourceSpan};
+use vmprof_document::{Line, Problem, SourceSpan, Sources};
 
+use crate::asserts::Assert;
+use crate::conditions::{Facts, When};
 use crate::topology::{CpuSet, NodeSet};
 
 /// A value and where it was written.
@@ -17,8 +18,8 @@ pub struct Written<T> {
     pub value: T,
     /// Its place in the text.
     pub span: SourceSpan,
-    /// Its line, counted from 1.
-    pub line: u32,
+    /// Its line.
+    pub line: Line,
 }
 
 /// One profile.
@@ -48,13 +49,41 @@ pub struct Profile {
     pub nets: Vec<Net>,
     /// Remarks that need no host; the plan repeats them.
     pub warnings: Vec<Problem>,
-    pub(crate) source: NamedSource<Arc<str>>,
+    /// `assert`, in the order of the files.
+    pub asserts: Vec<Assert>,
+    /// The conditions that hold in this profile: none in the one that was read, those that apply in what
+    /// [`Profile::on`] gives.
+    pub applied: Vec<When>,
+    pub(crate) conditional: Conditional,
+    pub(crate) source: Sources,
+}
+
+/// A profile's conditions, and what it comes to for each set of them.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Conditional {
+    pub(crate) whens: Arc<[When]>,
+    /// Bit n of the index plus one: whether the n-th condition holds. Without any, the profile itself is meant.
+    pub(crate) variants: Arc<[Profile]>,
 }
 
 impl Profile {
-    /// The text it was read from, under its name, for diagnostics that point into it.
-    pub fn source(&self) -> &NamedSource<Arc<str>> {
+    /// The texts it was read from, under their names, for diagnostics that point into them. The first is the profile's own
+    /// file, the others those that it extends, with their paths relative to the first one's directory.
+    pub fn source(&self) -> &Sources {
         &self.source
+    }
+
+    /// `when`, in the order of the files.
+    pub fn whens(&self) -> &[When] {
+        &self.conditional.whens
+    }
+
+    /// What the profile says on a host with these facts: the conditions that hold are laid over the rest in the order of
+    /// the file. Every such profile was validated when this one was read.
+    pub fn on(&self, facts: &Facts) -> &Profile {
+        let holds = (0..).zip(self.conditional.whens.iter()).filter(|(_, when)| when.holds(facts));
+        let set = holds.fold(0usize, |set, (bit, _)| set | 1 << bit);
+        set.checked_sub(1).and_then(|at| self.conditional.variants.get(at)).unwrap_or(self)
     }
 }
 
@@ -98,14 +127,14 @@ pub enum ThreadPins {
     /// They float over the usable CPUs.
     Float {
         /// The line that says so.
-        line: u32,
+        line: Line,
     },
     /// These are pinned as written, the others placed by the planner.
     Explicit(BTreeMap<u32, Written<CpuSet>>),
     /// On the emulator's CPUs; for IOThreads only.
     Emulator {
         /// The line that says so.
-        line: u32,
+        line: Line,
     },
 }
 
@@ -117,7 +146,7 @@ pub enum EmulatorPin {
     /// It floats.
     Float {
         /// The line that says so.
-        line: u32,
+        line: Line,
     },
     /// As written.
     Explicit(Written<CpuSet>),
@@ -201,6 +230,10 @@ pub struct IoThreads {
     pub pin: ThreadPins,
     /// How long an idle IOThread looks for work before it sleeps, in nanoseconds; `None` leaves it to the planner.
     pub poll_max_ns: Option<u64>,
+    /// By how much the window is multiplied when it was too short; `None` leaves it to the machine, which doubles it.
+    pub poll_grow: Option<u32>,
+    /// By how much the window is divided when it was too long; `None` and 0 start again from nothing.
+    pub poll_shrink: Option<u32>,
 }
 
 /// How many IOThreads.
@@ -247,7 +280,7 @@ pub struct Disk {
     /// How many virtqueues.
     pub queues: u32,
     /// The line that says so; `None` where it follows from the vCPUs.
-    pub queues_line: Option<u32>,
+    pub queues_line: Option<Line>,
     /// Descriptors per virtqueue.
     pub queue_size: u16,
     /// Which IOThread serves which virtqueue.
@@ -385,7 +418,7 @@ pub struct Net {
     /// Queue pairs.
     pub queues: u32,
     /// The line that says so; `None` where it is the default.
-    pub queues_line: Option<u32>,
+    pub queues_line: Option<Line>,
     /// Descriptors per virtqueue.
     pub queue_size: u16,
     /// The guest's hardware address; `None` derives it from the VM's name.

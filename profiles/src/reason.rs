@@ -2,6 +2,8 @@
 
 use std::fmt;
 
+use vmprof_document::Line;
+
 use crate::topology::CpuSet;
 
 /// Why a thread runs where it runs.
@@ -10,17 +12,17 @@ pub enum Reason {
     /// The profile pins it.
     ProfileSaid {
         /// In this line.
-        line: u32,
+        line: Line,
     },
     /// The profile leaves it unpinned.
     Floats {
         /// In this line.
-        line: u32,
+        line: Line,
     },
     /// The profile puts IOThreads on the emulator's CPUs.
     WithEmulator {
         /// In this line.
-        line: u32,
+        line: Line,
     },
     /// A core that it shares with no other thread of the VM.
     OwnCore {
@@ -107,7 +109,7 @@ pub enum HomeChoice {
     /// The profile names it.
     Profile {
         /// In this line.
-        line: u32,
+        line: Line,
     },
     /// The host has no other.
     OnlyNode,

@@ -6,8 +6,8 @@ use std::collections::BTreeMap;
 use vmprof_document::{Findings, SourceSpan};
 
 use crate::profile::{
-    Aio, CacheMode, Disk, EmulatorPin, HostWish, IoThreadCount, IoThreads, Mapping, ThreadPins, Vcpus,
-    Written,
+    Aio, CacheMode, Disk, EmulatorPin, HostWish, IoThreadCount, IoThreads, Mapping, Memory, ThreadPins,
+    Vcpus, Written,
 };
 use crate::topology::CpuSet;
 
@@ -198,23 +198,16 @@ pub(crate) fn spread(
     }
 }
 
-/// QEMU's rule for the engine: `native` needs O_DIRECT. And `unsafe` is never passed over in silence.
+/// QEMU's rule for the engine. And `unsafe` is never passed over in silence.
 pub(crate) fn cache_and_aio(
     findings: &Findings,
     cache: CacheMode,
     cache_at: SourceSpan,
     aio: Aio,
     aio_at: SourceSpan,
+    key: &str,
 ) {
-    if aio == Aio::Native && !cache.direct() {
-        findings.push(
-            findings
-                .error("native_needs_direct", format!("`aio=native` with `cache={}`: native AIO needs O_DIRECT", cache.word()))
-                .at(aio_at, "needs O_DIRECT")
-                .at(cache_at, "goes through the page cache")
-                .help("write `cache=none` or `cache=directsync`, or `aio=io_uring`, which works with every cache mode"),
-        );
-    }
+    native_needs_direct(findings, cache, cache_at, aio, aio_at, key);
     if cache == CacheMode::Unsafe {
         findings.push(
             findings
@@ -222,6 +215,62 @@ pub(crate) fn cache_and_aio(
                 .at(cache_at, "a crash of the host loses data that the guest was told is safe")
                 .help("use it for data that can be thrown away; write `cache=writeback` or `cache=none` for any other"),
         );
+    }
+}
+
+/// `native` needs O_DIRECT, as the engine and as its fallback; `key` is the property that names it.
+pub(crate) fn native_needs_direct(
+    findings: &Findings,
+    cache: CacheMode,
+    cache_at: SourceSpan,
+    aio: Aio,
+    aio_at: SourceSpan,
+    key: &str,
+) {
+    if aio == Aio::Native && !cache.direct() {
+        let message = format!("`{key}=native` with `cache={}`: native AIO needs O_DIRECT", cache.word());
+        findings.push(
+            findings
+                .error("native_needs_direct", message)
+                .at(aio_at, "needs O_DIRECT")
+                .at(cache_at, "goes through the page cache")
+                .help(format!(
+                    "write `cache=none` or `cache=directsync`, or `{key}=io_uring`, which works with every cache mode"
+                )),
+        );
+    }
+}
+
+/// A node for everything, and other nodes for the memory: one of the two is not meant.
+pub(crate) fn nodes(findings: &Findings, host: &HostWish, memory: &Memory) {
+    let (Some(node), Some(nodes)) = (&host.node, &memory.nodes) else { return };
+    if nodes.value == CpuSet::of(node.value) {
+        return;
+    }
+    let message = format!("everything goes to node {}, and the memory to {}", node.value, nodes.value);
+    findings.push(
+        findings
+            .error("nodes_contradict", message)
+            .at(nodes.span, "the memory")
+            .at(node.span, "everything")
+            .help("remove `nodes=`, or write `numa node=auto`"),
+    );
+}
+
+/// Two disks cannot be mounted in one place.
+pub(crate) fn mounts(findings: &Findings, disks: &[Disk]) {
+    let mut seen: BTreeMap<&str, SourceSpan> = BTreeMap::new();
+    for format in disks.iter().filter_map(|disk| disk.format.as_ref()) {
+        let Some(mount) = &format.value.mount else { continue };
+        if let Some(first) = seen.insert(mount, format.span) {
+            findings.push(
+                findings
+                    .error("mounted_twice", format!("two disks are mounted on {mount}"))
+                    .at(format.span, "again here")
+                    .at(first, "first here")
+                    .help("mount one of them elsewhere"),
+            );
+        }
     }
 }
 

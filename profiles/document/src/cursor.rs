@@ -6,7 +6,9 @@ use std::cell::{Cell, RefCell};
 use kdl::{KdlDocument, KdlEntry, KdlNode};
 use miette::SourceSpan;
 
+use crate::foreign::{self, Kind};
 use crate::problem::{Findings, Problem};
+use crate::sources::Line;
 use crate::suggest::{closest, one_of};
 use crate::value::Value;
 
@@ -20,6 +22,8 @@ pub struct Block<'a> {
     asked: RefCell<Vec<&'static str>>,
     missing: RefCell<Vec<(&'static str, Problem)>>,
     place: SourceSpan,
+    /// The name of the node whose braces these are; empty for a file.
+    of: &'a str,
     within: String,
 }
 
@@ -28,11 +32,21 @@ impl<'a> Block<'a> {
         findings: &'a Findings,
         document: Option<&'a KdlDocument>,
         place: SourceSpan,
+        of: &'a str,
         within: String,
     ) -> Self {
         let nodes = document.map_or(&[] as &[KdlNode], KdlDocument::nodes);
         let read = vec![Cell::new(false); nodes.len()];
-        Block { findings, nodes, read, asked: RefCell::default(), missing: RefCell::default(), place, within }
+        Block {
+            findings,
+            nodes,
+            read,
+            asked: RefCell::default(),
+            missing: RefCell::default(),
+            place,
+            of,
+            within,
+        }
     }
 
     /// Every node of this name, in order.
@@ -122,15 +136,22 @@ impl<'a> Block<'a> {
             if read.get() {
                 continue;
             }
+            if self.findings.is_full() {
+                self.findings.skip();
+                continue;
+            }
             let name = node.name().value();
+            let foreign = foreign::instead(self.findings.foreign(), Kind::Node, self.of, name);
             let near = closest(name, missing.iter().map(|(name, _)| *name));
-            let help = match near.or_else(|| closest(name, asked.iter().copied())) {
-                Some(near) => {
+            let near = near.or_else(|| closest(name, asked.iter().copied())).filter(|_| foreign.is_none());
+            let help = match (near, foreign) {
+                (_, Some(foreign)) => foreign.to_owned(),
+                (Some(near), _) => {
                     missing.retain(|(name, _)| *name != near);
                     format!("did you mean `{near}`?")
                 }
-                None if asked.is_empty() => format!("{} takes no nodes", self.within),
-                None => format!("{} takes {}", self.within, one_of(&asked)),
+                (None, None) if asked.is_empty() => format!("{} takes no nodes", self.within),
+                (None, None) => format!("{} takes {}", self.within, one_of(&asked)),
             };
             self.findings.push(
                 self.findings
@@ -178,8 +199,8 @@ impl<'a> Node<'a> {
         self.node.name().span()
     }
 
-    /// The line of the name, counted from 1.
-    pub fn line(&self) -> u32 {
+    /// The line of the name.
+    pub fn line(&self) -> Line {
         self.findings.line(self.name_span())
     }
 
@@ -256,7 +277,27 @@ impl<'a> Node<'a> {
             ),
             None => format!("`{}`", self.name()),
         };
-        Block::new(self.findings, self.node.children(), self.name_span(), within)
+        Block::new(self.findings, self.node.children(), self.name_span(), self.name(), within)
+    }
+
+    pub(crate) fn kdl(&self) -> &'a KdlNode {
+        self.node
+    }
+
+    /// The first argument, where it is a string; looked at, not read.
+    pub fn first_text(&self) -> Option<&'a str> {
+        self.node.entries().iter().find(|e| e.name().is_none())?.value().as_string()
+    }
+
+    /// Whether the node has any property.
+    pub fn has_props(&self) -> bool {
+        self.node.entries().iter().any(|entry| entry.name().is_some())
+    }
+
+    /// Whether the node has a property that nobody asked for so far: perhaps a misspelt one, which is reported when the
+    /// node is finished.
+    pub fn has_unread_props(&self) -> bool {
+        self.unread().any(|(entry, _)| entry.name().is_some())
     }
 
     /// Whether the node has braces with something in them.
@@ -276,18 +317,31 @@ impl<'a> Node<'a> {
 
     /// Reports every property and argument that nobody asked for, and children where none are taken.
     pub fn finish(self) {
+        self.report_rest();
+    }
+
+    /// What [`Node::finish`] does, for a node whose braces are read again later.
+    pub fn report_rest(&self) {
         let name = self.name();
         let asked = self.asked.borrow();
         for (entry, _) in self.unread() {
+            if self.findings.is_full() {
+                self.findings.skip();
+                continue;
+            }
             let problem = match entry.name() {
                 Some(key) => {
-                    let help = match closest(key.value(), asked.iter().copied()) {
-                        Some(near) => {
+                    let foreign =
+                        foreign::instead(self.findings.foreign(), Kind::Property, name, key.value());
+                    let near = closest(key.value(), asked.iter().copied()).filter(|_| foreign.is_none());
+                    let help = match (near, foreign) {
+                        (_, Some(foreign)) => foreign.to_owned(),
+                        (Some(near), _) => {
                             self.missing.borrow_mut().retain(|(name, _)| *name != near);
                             format!("did you mean `{near}=`?")
                         }
-                        None if asked.is_empty() => format!("`{name}` takes no properties"),
-                        None => format!("`{name}` takes {}", one_of(&asked)),
+                        (None, None) if asked.is_empty() => format!("`{name}` takes no properties"),
+                        (None, None) => format!("`{name}` takes {}", one_of(&asked)),
                     };
                     self.findings
                         .error("unknown_property", format!("`{name}` knows no property `{}`", key.value()))

@@ -23,74 +23,86 @@
 //! ```
 
 mod cursor;
+mod foreign;
+mod format;
+mod layers;
 mod limits;
+mod merge;
 mod problem;
+mod quick;
+mod shape;
 mod size;
+mod sources;
 mod suggest;
 mod syntax;
+mod token;
 mod value;
 
-use std::sync::Arc;
-
 use kdl::KdlDocument;
-use miette::NamedSource;
 pub use miette::SourceSpan;
 
 pub use cursor::{Block, Node};
+pub use foreign::{Foreign, Kind};
+pub use format::format;
+pub use layers::Load;
+pub use merge::{Key, Layering, Over, Rule};
 pub use problem::{Findings, Problem, Problems};
 pub use size::{SizeError, format_size, parse_size};
+pub use sources::{Line, SourceFile, Sources};
 pub use suggest::{closest, one_of};
 pub use value::Value;
 
-/// A parsed file: its text, its nodes, and where each of them stands.
+/// A parsed file, or several over each other: the texts, the nodes, and where each of them stands.
 ///
 /// Slips that the KDL parser cannot read but vmprof understands (`memory 8GiB`, `true`) are recorded as problems and
 /// stood in for, so that the rest of the file is still checked.
 #[derive(Debug)]
 pub struct Document {
     area: &'static str,
-    name: String,
-    text: Arc<str>,
+    sources: Sources,
     kdl: KdlDocument,
     slips: Vec<Problem>,
+    /// How layers lie over each other, for a document that was read with them.
+    layering: Option<&'static Layering>,
 }
 
 impl Document {
     /// Reads `text`. `area` prefixes the codes of all problems (`vmprof::profile`), `name` is what diagnostics call
     /// the file. Fails only where the text is not KDL at all.
     pub fn parse(area: &'static str, name: &str, text: &str) -> Result<Self, Problems> {
-        let text: Arc<str> = Arc::from(text);
-        match syntax::parse(area, &text) {
-            Ok((kdl, slips)) => Ok(Document { area, name: name.to_owned(), text, kdl, slips }),
-            Err(problems) => Err(Problems::new(area, NamedSource::new(name, text), problems)),
+        let sources = Sources::one(name, text);
+        match syntax::parse(area, text) {
+            Ok((kdl, slips)) => Ok(Document { area, sources, kdl, slips, layering: None }),
+            Err(problems) => Err(Problems::new(area, sources, problems)),
         }
     }
 
     /// The file's name as diagnostics show it.
     pub fn name(&self) -> &str {
-        &self.name
+        self.sources.name()
     }
 
-    /// The text as it was read.
+    /// The text as it was read; the first one, where there are several.
     pub fn text(&self) -> &str {
-        &self.text
+        self.sources.files().first().map_or("", |file| &file.text)
     }
 
     /// A gatherer for one reading of this document; it starts with the syntax slips found while parsing.
     pub fn findings(&self) -> Findings {
         let poisoned = self.slips.iter().filter_map(Problem::first_span).collect();
-        Findings::new(self.area, &self.text, self.slips.clone(), poisoned)
+        Findings::new(self.area, self.sources.clone(), self.slips.clone(), poisoned)
     }
 
     /// The cursor over the top-level nodes.
     pub fn root<'a>(&'a self, findings: &'a Findings) -> Block<'a> {
-        let end = SourceSpan::from((self.text.len().saturating_sub(1), 0));
-        Block::new(findings, Some(&self.kdl), end, "the file".to_owned())
+        let end = SourceSpan::from((self.text().len().saturating_sub(1), 0));
+        Block::new(findings, Some(&self.kdl), end, "", "the file".to_owned())
     }
 
     /// Ends a reading: the value and the warnings (perhaps none), or all problems at once. A reading that yields no
     /// value without having found an error is reported as a problem of its own.
     pub fn conclude<T>(&self, findings: Findings, value: Option<T>) -> Result<(T, Problems), Problems> {
+        let skipped = findings.skipped();
         let mut problems = findings.into_problems();
         problems.sort_by_key(|p| p.first_span().map_or(0, |s| s.offset()));
         let failed = problems.iter().any(Problem::is_error);
@@ -103,19 +115,19 @@ impl Document {
                             .help("`vmprof check` reads it again and names what is missing"),
                     );
                 }
-                Err(self.problems(problems))
+                Err(Problems::counted(self.area, self.sources.clone(), problems, skipped))
             }
         }
     }
 
     /// Wraps problems found later (when planning, say) with this file's text.
     pub fn problems(&self, problems: Vec<Problem>) -> Problems {
-        Problems::new(self.area, self.source(), problems)
+        Problems::new(self.area, self.sources.clone(), problems)
     }
 
-    /// The text under its name, as miette wants it.
-    pub fn source(&self) -> NamedSource<Arc<str>> {
-        NamedSource::new(&self.name, self.text.clone())
+    /// All texts it was read from, under their names.
+    pub fn sources(&self) -> &Sources {
+        &self.sources
     }
 }
 

@@ -4,7 +4,7 @@
 
 use miette::SourceSpan;
 
-use crate::problem::Problem;
+use crate::problem::{MOST_PROBLEMS, Problem};
 
 /// Larger files are no profiles, recipes or locks.
 const MOST_BYTES: usize = 1 << 20;
@@ -53,7 +53,7 @@ pub(crate) fn check(area: &str, text: &str) -> Result<(), Vec<Problem>> {
         strays: 0,
         first_stray: 0,
     };
-    match scan.run() {
+    match scan.run().and_then(|()| words(text)) {
         Ok(()) => Ok(()),
         Err(TooMuch::Depth(at)) => Err(vec![
             error("too_deep", format!("more than {DEEPEST} levels of braces or comments"))
@@ -68,6 +68,22 @@ pub(crate) fn check(area: &str, text: &str) -> Result<(), Vec<Problem>> {
             .at(place(at), "this comment")
             .help("begin its lines with `//` instead"),
         ]),
+        Err(TooMuch::Words(places)) => {
+            let slips = places.iter().filter(|(start, end)| crate::syntax::is_slip(&text[*start..*end]));
+            let slips: Vec<Problem> = slips
+                .take(MOST_PROBLEMS)
+                .map(|(start, end)| crate::syntax::explain(area, text, *start, *end))
+                .collect();
+            if !slips.is_empty() {
+                return Err(slips);
+            }
+            let first = places.first().map_or(0, |(start, _)| *start);
+            Err(vec![
+                error("syntax", format!("this is not KDL in more than {MOST_STRAYS} places"))
+                    .at(place(first), "the first of them")
+                    .help("quote a value that is neither a number nor a word"),
+            ])
+        }
         Err(TooMuch::Strays) => Err(vec![
             error("syntax", format!("this is not KDL in more than {MOST_STRAYS} places"))
                 .at(place(scan.first_stray), "the first of them")
@@ -85,6 +101,13 @@ enum TooMuch {
     Depth(usize),
     Comment(usize),
     Strays,
+    /// Words that can be neither a name nor a value, and tokens where none can stand.
+    Words(Vec<(usize, usize)>),
+}
+
+fn words(text: &str) -> Result<(), TooMuch> {
+    let places = crate::shape::misplaced(text);
+    if places.len() > MOST_STRAYS { Err(TooMuch::Words(places)) } else { Ok(()) }
 }
 
 /// A look at the tokens that is right for KDL, and good enough to count on for what is not.

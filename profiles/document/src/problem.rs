@@ -1,14 +1,18 @@
 //! One thing wrong with a file ([`Problem`]), all of them with the text ([`Problems`]), and the gatherer that readers
 //! write into ([`Findings`]). Nothing here prints.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::fmt;
-use std::sync::Arc;
 
-use miette::{Diagnostic, LabeledSpan, NamedSource, Severity, SourceSpan};
+use miette::{Diagnostic, LabeledSpan, Severity, SourceSpan};
+
+use crate::foreign::Foreign;
+use crate::sources::{Line, Sources};
 
 /// So many problems of one file are shown; nobody reads on, and each one costs a look through the text.
 pub(crate) const MOST_PROBLEMS: usize = 100;
+/// So many are written out before the rest is counted: enough that the first hundred in the order of the text are there.
+const FULL: usize = 1000;
 
 /// One problem: what was asked, what was found, what to write instead.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -74,6 +78,21 @@ impl Problem {
         self.severity == Severity::Error
     }
 
+    /// What makes two problems one: code, message and primary place.
+    pub fn identity(&self) -> (String, String, Option<(usize, usize)>) {
+        let place = self.first_span().map(|span| (span.offset(), span.len()));
+        (self.code.clone(), self.message.clone(), place)
+    }
+
+    /// The same problem, `by` further on in the common space of several texts.
+    pub(crate) fn shifted(mut self, by: usize) -> Self {
+        for label in std::mem::take(&mut self.labels) {
+            let span = SourceSpan::from((label.offset() + by, label.len()));
+            self = self.at(span, label.label().unwrap_or_default());
+        }
+        self
+    }
+
     /// The primary place, if the problem has one.
     pub fn first_span(&self) -> Option<SourceSpan> {
         self.labels.first().map(|l| *l.inner())
@@ -107,15 +126,25 @@ impl Diagnostic for Problem {
 #[derive(Debug, Clone)]
 pub struct Problems {
     area: &'static str,
-    source: NamedSource<Arc<str>>,
+    source: Sources,
     problems: Vec<Problem>,
 }
 
 impl Problems {
     /// Joins `problems` with the text they point into. Past the first hundred they are counted only.
-    pub fn new(area: &'static str, source: NamedSource<Arc<str>>, mut problems: Vec<Problem>) -> Self {
+    pub fn new(area: &'static str, source: impl Into<Sources>, problems: Vec<Problem>) -> Self {
+        Problems::counted(area, source.into(), problems, 0)
+    }
+
+    /// The same, with `skipped` more that were not written out.
+    pub(crate) fn counted(
+        area: &'static str,
+        source: Sources,
+        mut problems: Vec<Problem>,
+        skipped: usize,
+    ) -> Self {
         if problems.len() > MOST_PROBLEMS {
-            let more = problems.len() - MOST_PROBLEMS;
+            let more = problems.len() - MOST_PROBLEMS + skipped;
             let failed = problems.iter().skip(MOST_PROBLEMS).any(Problem::is_error);
             problems.truncate(MOST_PROBLEMS);
             let severity = if failed { Severity::Error } else { Severity::Warning };
@@ -143,6 +172,11 @@ impl Problems {
     /// The name of the file they are about.
     pub fn file(&self) -> &str {
         self.source.name()
+    }
+
+    /// The texts they are about.
+    pub fn sources(&self) -> &Sources {
+        &self.source
     }
 
     fn has_errors(&self) -> bool {
@@ -180,27 +214,45 @@ impl Diagnostic for Problems {
 pub struct Findings {
     area: &'static str,
     problems: RefCell<Vec<Problem>>,
-    /// Places already reported as syntax slips: reading their stand-in values reports nothing more.
+    /// Places already reported as syntax slips, in order: reading their stand-in values reports nothing more.
     poisoned: Vec<SourceSpan>,
-    /// Where each line after the first begins.
-    lines: Vec<usize>,
+    sources: Sources,
+    foreign: &'static [Foreign],
+    /// Problems that were counted and not written out.
+    skipped: Cell<usize>,
 }
 
 impl Findings {
     pub(crate) fn new(
         area: &'static str,
-        text: &str,
+        sources: Sources,
         problems: Vec<Problem>,
-        poisoned: Vec<SourceSpan>,
+        mut poisoned: Vec<SourceSpan>,
     ) -> Self {
-        let lines = text.match_indices('\n').map(|(at, _)| at + 1).collect();
-        Findings { area, problems: RefCell::new(problems), poisoned, lines }
+        poisoned.sort_unstable_by_key(SourceSpan::offset);
+        Findings {
+            area,
+            problems: RefCell::new(problems),
+            poisoned,
+            sources,
+            foreign: &[],
+            skipped: Cell::new(0),
+        }
     }
 
-    /// The line in which a place begins, counted from 1.
-    pub fn line(&self, place: SourceSpan) -> u32 {
-        let before = self.lines.partition_point(|start| *start <= place.offset());
-        u32::try_from(before).unwrap_or(u32::MAX).saturating_add(1)
+    /// The same gatherer, which knows words of other languages: where one stands, the help says what to write here.
+    #[must_use]
+    pub fn knowing(self, foreign: &'static [Foreign]) -> Self {
+        Findings { foreign, ..self }
+    }
+
+    pub(crate) fn foreign(&self) -> &'static [Foreign] {
+        self.foreign
+    }
+
+    /// The line in which a place begins.
+    pub fn line(&self, place: SourceSpan) -> Line {
+        self.sources.line(place)
     }
 
     /// An error with the area's prefix: `code` is the last word, such as `unknown_node`.
@@ -218,14 +270,40 @@ impl Findings {
         self.problems.borrow_mut().push(problem);
     }
 
+    /// Whether so many problems were recorded that the next need not be written out: they would only be counted.
+    pub(crate) fn is_full(&self) -> bool {
+        self.problems.borrow().len() >= FULL
+    }
+
+    /// Counts a problem that is not written out.
+    pub(crate) fn skip(&self) {
+        self.skipped.set(self.skipped.get() + 1);
+    }
+
+    pub(crate) fn skipped(&self) -> usize {
+        self.skipped.get()
+    }
+
     /// Whether an error was recorded so far.
     pub fn has_errors(&self) -> bool {
         self.problems.borrow().iter().any(Problem::is_error)
     }
 
+    /// How many problems were recorded so far.
+    pub fn count(&self) -> usize {
+        self.problems.borrow().len()
+    }
+
+    /// The problems recorded so far.
+    pub fn recorded(&self) -> Vec<Problem> {
+        self.problems.borrow().clone()
+    }
+
+    /// Slips are words, so they do not overlap: the first one inside the place is the one that ends first.
     pub(crate) fn is_poisoned(&self, span: SourceSpan) -> bool {
         let (start, end) = (span.offset(), span.offset() + span.len());
-        self.poisoned.iter().any(|p| start <= p.offset() && p.offset() + p.len() <= end)
+        let first = self.poisoned.partition_point(|p| p.offset() < start);
+        self.poisoned.get(first).is_some_and(|p| p.offset() + p.len() <= end)
     }
 
     pub(crate) fn into_problems(self) -> Vec<Problem> {

@@ -11,14 +11,20 @@ use crate::problem::{MOST_PROBLEMS, Problem};
 
 /// How often a file is parsed again after standing in for slips; each round can uncover new ones.
 const ROUNDS: usize = 32;
+/// What all rounds may read together: a text of a megabyte is not read 32 times.
+const MOST_BYTES_READ: usize = 4 << 20;
 
 /// Parses `text`; the second value holds the slips that were stood in for. Fails with all problems where something
 /// is left that no stand-in mends.
 pub(crate) fn parse(area: &str, text: &str) -> Result<(KdlDocument, Vec<Problem>), Vec<Problem>> {
     crate::limits::check(area, text)?;
+    if let Some(document) = crate::quick::parse(text) {
+        return Ok((document, Vec::new()));
+    }
+    let rounds = (MOST_BYTES_READ / text.len().max(1)).clamp(2, ROUNDS);
     let mut patched = text.to_owned();
     let mut slips: Vec<Problem> = Vec::new();
-    for _ in 0..ROUNDS {
+    for _ in 0..rounds {
         let error = match KdlDocument::parse_v2(&patched) {
             Ok(document) => return Ok((document, slips)),
             Err(error) => error,
@@ -68,7 +74,7 @@ fn word_around(text: &str, at: usize) -> Option<(usize, usize)> {
     Some((start, end))
 }
 
-fn is_slip(word: &str) -> bool {
+pub(crate) fn is_slip(word: &str) -> bool {
     is_keyword(word) || (word.starts_with(|c: char| c.is_ascii_digit()) && word.parse::<i128>().is_err())
 }
 
@@ -76,7 +82,7 @@ fn is_keyword(word: &str) -> bool {
     matches!(word, "true" | "false" | "null")
 }
 
-fn explain(area: &str, text: &str, start: usize, end: usize) -> Problem {
+pub(crate) fn explain(area: &str, text: &str, start: usize, end: usize) -> Problem {
     let word = &text[start..end];
     let span = SourceSpan::from((start, end - start));
     if is_keyword(word) {
@@ -146,7 +152,13 @@ fn generic(area: &str, text: &str, diagnostics: &[KdlDiagnostic]) -> Vec<Problem
                         .to_owned(),
                 ),
             ),
-            _ => (said, diagnostic.help.clone()),
+            _ if said.starts_with("No closing '}'") => {
+                (said, Some("write the `}` that ends these nodes".to_owned()))
+            }
+            _ => {
+                let shape = "a node is a word, its values and properties, and perhaps nodes in braces";
+                (said, Some(diagnostic.help.clone().unwrap_or_else(|| shape.to_owned())))
+            }
         };
         let label = diagnostic.label.clone().unwrap_or_else(|| "here".to_owned());
         let mut problem = Problem::error(format!("{area}::syntax"), said).at(diagnostic.span, label);

@@ -211,6 +211,32 @@ fn floods_of_anything_are_refused_before_the_parser_drowns() {
 }
 
 #[test]
+fn words_that_can_be_nothing_do_not_end_the_process() {
+    for part in [
+        "a .1\n",
+        "a \\b\n",
+        "a 0x\n",
+        "a 0xg\n",
+        "a #x\n",
+        "a #tru\n",
+        "a 1e\n",
+        "a -.5\n",
+        "a true\n",
+        "a /b\n",
+        "a 8GiB\n",
+        "a b]\n",
+        "a=1\n",
+        "a \"\\q\"\n",
+        "a {} b\n",
+        "a =b\n",
+        "a 1=2\n",
+    ] {
+        let problems = read(&part.repeat(300_000 / part.len())).unwrap_err();
+        assert!(!problems.is_empty() && problems.len() <= 101, "{part:?}: {}", problems.len());
+    }
+}
+
+#[test]
 fn what_only_looks_like_a_flood_is_read() {
     let strings = "leaf \"{{{{ }}}} = \\\" // /*\"\nleaf #\"\"{=\"\"#\n".repeat(400);
     let text = format!("/**** /* nested */ {{{{ ****/\npot \"1GiB\" {{\n// {{{{\n{strings}}}\n");

@@ -5,6 +5,7 @@ use std::ops::RangeInclusive;
 use kdl::{KdlEntry, KdlValue};
 use miette::SourceSpan;
 
+use crate::foreign::{self, Kind};
 use crate::problem::{Findings, Problem};
 use crate::size::{SizeError, parse_size, unit_meant};
 use crate::suggest::{closest, one_of};
@@ -152,7 +153,9 @@ impl<'a> Value<'a> {
         if let Some((_, value)) = words.iter().find(|(name, _)| *name == given) {
             return Some(*value);
         }
+        let foreign = foreign::instead(self.findings.foreign(), Kind::Value, self.subject, given);
         let help = match closest(given, names.iter().copied()) {
+            _ if foreign.is_some() => foreign.unwrap_or_default().to_owned(),
             Some(near) if names.len() == 1 => format!("did you mean `{near}`?"),
             Some(near) => format!("did you mean `{near}`? The words are {}", one_of(&names)),
             None if names.len() == 1 => format!("write {}", one_of(&names)),

@@ -1,6 +1,6 @@
 //! `vcpu N { vcpupin … }` and `emulatorpin …`.
 
-use vmprof_document::{Node, Value};
+use vmprof_document::{Node, SourceSpan, Value};
 
 use super::{PinWord, Reading};
 use crate::profile::{EmulatorPin, ThreadPins, Vcpus};
@@ -9,13 +9,29 @@ use crate::profile::{EmulatorPin, ThreadPins, Vcpus};
 const MOST_VCPUS: u64 = 254;
 
 impl<'a> Reading<'a> {
-    pub(super) fn vcpus(&self, node: Node<'a>) -> Option<Vcpus> {
-        let count = node.required_arg("how many", "write `vcpu 4`").and_then(|v| v.u64(1..=MOST_VCPUS));
+    /// `paired` is where the profile asks for siblings in pairs.
+    pub(super) fn vcpus(&self, node: Node<'a>, paired: Option<SourceSpan>) -> Option<Vcpus> {
+        let count = node
+            .required_arg("how many", "write `vcpu 4`")
+            .and_then(|v| v.u64(1..=MOST_VCPUS).filter(|count| self.paired(*count, v.span(), paired)));
         let block = node.children();
         let pin = block.only("vcpupin").map_or(ThreadPins::Auto, |pin| self.vcpupin(pin));
         block.finish();
         node.finish();
         Some(Vcpus { count: u32::try_from(count?).ok()?, pin })
+    }
+
+    /// With `smt require` every vCPU has a sibling, so their number is even.
+    fn paired(&self, count: u64, at: SourceSpan, paired: Option<SourceSpan>) -> bool {
+        let Some(require) = paired.filter(|_| !count.is_multiple_of(2)) else { return true };
+        self.findings.push(
+            self.findings
+                .error("odd_vcpus", format!("`smt require` pairs vCPUs on siblings, and {count} is odd"))
+                .at(at, "one is left over")
+                .at(require, "pairs them")
+                .help(format!("write `vcpu {}`, or `smt prefer`", count + 1)),
+        );
+        false
     }
 
     fn vcpupin(&self, node: Node<'a>) -> ThreadPins {
@@ -44,7 +60,9 @@ impl<'a> Reading<'a> {
         // A list can stand alone: `emulatorpin "0-1"`.
         let lone = |v: &Value<'a>| {
             v.raw().is_integer()
-                || v.raw().as_string().is_some_and(|s| s.starts_with(|c: char| c.is_ascii_digit()))
+                || v.raw()
+                    .as_string()
+                    .is_some_and(|s| s.starts_with(|c: char| c.is_ascii_digit() || c == '^'))
         };
         let arg = node.arg("the pinning");
         let list = arg.filter(lone);
@@ -64,7 +82,7 @@ impl<'a> Reading<'a> {
                     .help("keep one of them"),
             );
         }
-        let set = set.and_then(|v| self.id_list(v, "CPUs"));
+        let set = set.and_then(|v| self.list_with_exclusions(v, "CPUs"));
         node.finish();
         match (word, set) {
             (_, Some(set)) => EmulatorPin::Explicit(set),

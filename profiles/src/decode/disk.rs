@@ -1,11 +1,12 @@
-//! `disk NAME { source …; driver …; queues …; iothread-vq-mapping …; scheduler …; readonly }`.
+//! `disk NAME { source …; queues …; scheduler …; format …; readonly }`; its `driver` and `iothread-vq-mapping` have files of
+//! their own.
 
 use std::collections::BTreeMap;
 
-use vmprof_document::{Node, SourceSpan, Value, format_size};
+use vmprof_document::{Line, Node, SourceSpan, Value, format_size};
 
 use super::Reading;
-use crate::profile::{Aio, CacheMode, Disk, DiskSource, ErrorPolicy, IoThreads, Mapping, Written};
+use crate::profile::{Disk, DiskSource, Format, IoThreads, Mapping, Written};
 use crate::validate;
 
 /// What virtio-blk's GET_ID can carry (virtio 1.3, 5.2.6): the disk's name is what the guest finds it by.
@@ -41,31 +42,40 @@ impl<'a> Reading<'a> {
             None => (None, None),
         };
         let readonly = block.only("readonly").and_then(|node| self.flag(node)).is_some();
+        let (logical, physical) = block.only("blockio").map(|node| self.blockio(node)).unwrap_or_default();
+        let format = block.only("format").map(|node| self.filesystem(node));
+        if let (Some(Some(format)), true) = (&format, readonly) {
+            self.findings.push(
+                self.findings
+                    .error("format_readonly", "no filesystem can be made on a disk that may only be read")
+                    .at(format.span, "made here")
+                    .help("remove `readonly`, or remove `format` and bring a formatted file"),
+            );
+        }
         block.not_yet(&[
-            ("format", "remove it; make the file system inside the guest, or bring a formatted file"),
-            ("mount", "remove it; the guest's recipe says what is mounted"),
-            ("throttle", "remove it"),
-            ("rerror", "remove it; errors are reported to the guest"),
-            ("werror", "remove it; errors are reported to the guest"),
+            ("throttle", "remove it; limit the I/O of the VM's cgroup with `io.max` instead"),
             ("serial", "remove it; the disk's name is its serial"),
         ]);
         block.finish();
         node.finish();
-        if let (Some(mapping), Some(queues)) = (&mapping, queues) {
-            validate::spread(self.findings, mapping, name.as_ref()?, driver.aio, queues, iothreads);
+        if let (Some(mapping), Some(queues), Some(name)) = (&mapping, queues, &name) {
+            validate::spread(self.findings, mapping, name, driver.aio, queues, iothreads);
         }
         Some(Disk {
             name: name?,
             source: source?,
             cache: driver.cache,
             aio: driver.aio,
-            aio_fallback: None,
-            discard: false,
-            rerror: ErrorPolicy::default(),
-            werror: ErrorPolicy::default(),
-            logical_block_bytes: None,
-            physical_block_bytes: None,
-            format: None,
+            aio_fallback: driver.fallback,
+            discard: driver.discard,
+            rerror: driver.rerror,
+            werror: driver.werror,
+            logical_block_bytes: logical,
+            physical_block_bytes: physical,
+            format: match format {
+                Some(format) => Some(format?),
+                None => None,
+            },
             readonly,
             queues: queues?,
             queues_line,
@@ -170,60 +180,7 @@ impl<'a> Reading<'a> {
         Some(bytes)
     }
 
-    fn driver(&self, node: Node<'a>) -> Driver {
-        if let Some(value) = node.required_arg("the format", "write `driver raw`") {
-            if value.string() == Some("qcow2") {
-                self.findings.push(
-                    value
-                        .problem("not_supported_yet", "qcow2 images are not supported yet")
-                        .help("convert it: `qemu-img convert -O raw IMAGE data.raw`"),
-                );
-            } else if value.string().is_some() {
-                value.word(&[("raw", ())]);
-            }
-        }
-        let cache_at = node.prop("cache");
-        let cache = cache_at.and_then(|v| {
-            v.word(&[
-                ("none", CacheMode::None),
-                ("directsync", CacheMode::Directsync),
-                ("writeback", CacheMode::Writeback),
-                ("writethrough", CacheMode::Writethrough),
-                ("unsafe", CacheMode::Unsafe),
-            ])
-        });
-        let (aio_at, io_at) = (node.prop("aio"), node.prop("io"));
-        if let (Some(_), Some(io)) = (aio_at, io_at) {
-            self.findings.push(
-                io.problem("two_engines", "`aio` and `io` are two words for one thing")
-                    .help("keep one of them"),
-            );
-        }
-        let aio_at = aio_at.or(io_at);
-        let aio = aio_at.and_then(|v| {
-            v.word(&[("io_uring", Aio::IoUring), ("native", Aio::Native), ("threads", Aio::Threads)])
-        });
-        let discard_at = node.prop("discard");
-        let unmap = discard_at.and_then(|v| v.word(&[("ignore", false), ("unmap", true)]));
-        let driver = Driver { cache: cache.unwrap_or(CacheMode::None), aio: aio.unwrap_or(Aio::IoUring) };
-        let place = |v: Option<Value<'a>>| v.map_or(node.name_span(), |v| v.span());
-        validate::cache_and_aio(self.findings, driver.cache, place(cache_at), driver.aio, place(aio_at));
-        if let (Some(value), Some(true)) = (discard_at, unmap) {
-            self.findings.push(
-                self.findings
-                    .error(
-                        "not_supported_yet",
-                        "`discard=unmap` is not supported yet: the guest is offered no discard",
-                    )
-                    .at(value.span(), "asked here")
-                    .help("write `discard=ignore`, or leave it out: the disk's file does not shrink"),
-            );
-        }
-        node.finish();
-        driver
-    }
-
-    fn queues(&self, node: Node<'a>, vcpus: Option<u32>) -> (Option<u32>, Option<u32>, u16) {
+    fn queues(&self, node: Node<'a>, vcpus: Option<u32>) -> (Option<u32>, Option<Line>, u16) {
         let line = node.line();
         let value = node.required_arg("how many", "write `queues auto` or `queues 4`");
         let (count, said) = match value {
@@ -233,20 +190,42 @@ impl<'a> Reading<'a> {
             Some(v) => (v.word(&[("auto", ())]).and(vcpus), None),
             None => (None, None),
         };
-        let size = node.prop("size").and_then(|v| {
-            let size = v.u64(2..=1024)?;
-            if !size.is_power_of_two() {
-                self.findings.push(
-                    v.problem("bad_queue_size", format!("a virtqueue cannot have {size} descriptors")).help(
-                        format!("write a power of two, such as {}", size.next_power_of_two().min(1024)),
-                    ),
-                );
-                return None;
-            }
-            u16::try_from(size).ok()
-        });
+        let size = self.queue_size(&node);
         node.finish();
         (count, said, size.unwrap_or(QUEUE_SIZE))
+    }
+
+    /// `format ext4 mount="/srv"`.
+    fn filesystem(&self, node: Node<'a>) -> Option<Written<Format>> {
+        let value = node.required_arg("the filesystem", "write `format ext4 mount=\"/srv\"`");
+        let filesystem = value.and_then(|v| Some((v, v.word(&[("ext4", "ext4"), ("xfs", "xfs")])?)));
+        let mount_at = node.prop("mount");
+        let mount = mount_at.map(|v| self.mount(v));
+        node.finish();
+        let (at, filesystem) = filesystem?;
+        let mount = match mount {
+            Some(mount) => Some(mount?),
+            None => None,
+        };
+        Some(self.written(at, Format { filesystem: filesystem.to_owned(), mount }))
+    }
+
+    fn mount(&self, value: Value<'a>) -> Option<String> {
+        let path = value.text()?;
+        let plain = path.trim_end_matches('/');
+        let odd = |part: &str| matches!(part, "" | "." | "..");
+        let right = path.starts_with('/') && !plain.is_empty() && !plain.split('/').skip(1).any(odd);
+        if !right {
+            let help = match path.starts_with('/') {
+                true => "write the path of a directory below `/`, without `.` and `..`, such as \"/srv\""
+                    .to_owned(),
+                false => format!("write an absolute path: \"/{path}\""),
+            };
+            self.findings
+                .push(value.problem("bad_mount", format!("`{path}` is no place to mount a disk")).help(help));
+            return None;
+        }
+        Some(plain.to_owned())
     }
 
     fn scheduler(&self, node: Node<'a>) -> (Option<Written<String>>, Option<String>) {
@@ -260,15 +239,3 @@ impl<'a> Reading<'a> {
 
 /// Descriptors per virtqueue where the profile does not say: what QEMU and libvirt users know.
 const QUEUE_SIZE: u16 = 256;
-
-/// What `driver` says.
-struct Driver {
-    cache: CacheMode,
-    aio: Aio,
-}
-
-impl Default for Driver {
-    fn default() -> Self {
-        Driver { cache: CacheMode::None, aio: Aio::IoUring }
-    }
-}

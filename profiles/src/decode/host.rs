@@ -1,51 +1,35 @@
 //! `host { cpuset …; smt …; numa … }`.
 
-use vmprof_document::Node;
+use vmprof_document::{Node, SourceSpan};
 
 use super::Reading;
 use crate::profile::{HostWish, Smt, Written};
 
 impl<'a> Reading<'a> {
-    pub(super) fn host(&self, node: Node<'a>) -> HostWish {
+    /// What the profile asks of the host, and where it asks for siblings in pairs.
+    pub(super) fn host(&self, node: Node<'a>) -> (HostWish, Option<SourceSpan>) {
         let block = node.children();
         let cpuset = block.only("cpuset").and_then(|node| {
             let set = node
                 .required_arg("which CPUs", "write `cpuset \"2-7\"`")
-                .and_then(|v| self.id_list(v, "CPUs"));
+                .and_then(|v| self.list_with_exclusions(v, "CPUs"));
             node.finish();
             set
         });
-        let smt = block.only("smt").and_then(|node| self.smt(node)).unwrap_or_default();
+        let smt = block.only("smt").and_then(|node| self.smt(node));
         let node_wish = block.only("numa").and_then(|node| self.numa(node));
         block.finish();
         node.finish();
-        HostWish { cpuset, smt, node: node_wish }
+        let paired = smt.filter(|(smt, _)| *smt == Smt::Require).map(|(_, span)| span);
+        let smt = smt.map_or(Smt::default(), |(smt, _)| smt);
+        (HostWish { cpuset, smt, node: node_wish }, paired)
     }
 
-    fn smt(&self, node: Node<'a>) -> Option<Smt> {
-        #[derive(Clone, Copy)]
-        enum Word {
-            Known(Smt),
-            Require,
-        }
-        let words = [
-            ("prefer", Word::Known(Smt::Prefer)),
-            ("isolate", Word::Known(Smt::Isolate)),
-            ("require", Word::Require),
-        ];
-        let value = node.required_arg("what to do with siblings", "write `smt prefer` or `smt isolate`");
-        let smt = value.and_then(|v| match v.word(&words)? {
-            Word::Known(smt) => Some(smt),
-            Word::Require => {
-                // Pairing guest threads on siblings without showing the guest that they are siblings would be half of
-                // what the word promises.
-                self.findings.push(
-                    v.problem("not_supported_yet", "`smt require` is not supported yet")
-                        .help("write `smt prefer`: it takes siblings when whole cores run out"),
-                );
-                None
-            }
-        });
+    fn smt(&self, node: Node<'a>) -> Option<(Smt, SourceSpan)> {
+        let words = [("prefer", Smt::Prefer), ("isolate", Smt::Isolate), ("require", Smt::Require)];
+        let help = "write `smt prefer`, `smt isolate` or `smt require`";
+        let value = node.required_arg("what to do with siblings", help);
+        let smt = value.and_then(|v| Some((v.word(&words)?, v.span())));
         node.finish();
         smt
     }

@@ -1,4 +1,4 @@
-//! `iothreads N|auto min=… max=… { iothreadpin …; poll-max-ns … }`.
+//! `iothreads N|auto min=… max=… { iothreadpin …; poll-max-ns …; poll-grow …; poll-shrink … }`.
 
 use vmprof_document::Node;
 
@@ -14,7 +14,13 @@ impl<'a> Reading<'a> {
     pub(super) fn iothreads(&self, node: Option<Node<'a>>) -> Option<IoThreads> {
         let Some(node) = node else {
             let count = IoThreadCount::Auto { min: 1, max: AUTO_MAX };
-            return Some(IoThreads { count, pin: ThreadPins::Auto, poll_max_ns: None });
+            return Some(IoThreads {
+                count,
+                pin: ThreadPins::Auto,
+                poll_max_ns: None,
+                poll_grow: None,
+                poll_shrink: None,
+            });
         };
         let count = self.iothread_count(&node);
         let block = node.children();
@@ -26,13 +32,19 @@ impl<'a> Reading<'a> {
             node.finish();
             ns
         });
-        block.not_yet(&[
-            ("poll-grow", "remove it; the window doubles"),
-            ("poll-shrink", "remove it; the window starts again from nothing"),
-        ]);
+        let factor = |name: &'static str| {
+            let node = block.only(name)?;
+            let factor = node
+                .required_arg("the factor", "write a whole number, such as 2")
+                .and_then(|v| v.u64(0..=1_000_000))
+                .and_then(|n| u32::try_from(n).ok());
+            node.finish();
+            factor
+        };
+        let (poll_grow, poll_shrink) = (factor("poll-grow"), factor("poll-shrink"));
         block.finish();
         node.finish();
-        Some(IoThreads { count: count?, pin, poll_max_ns })
+        Some(IoThreads { count: count?, pin, poll_max_ns, poll_grow, poll_shrink })
     }
 
     fn iothread_count(&self, node: &Node<'a>) -> Option<IoThreadCount> {

@@ -1,4 +1,4 @@
-//! `iothread-vq-mapping round-robin`, or children `iothread 0 vqs="0,2"`.
+//! `iothread-vq-mapping round-robin` or `locality`, or children `iothread 0 vqs="0,2"`.
 
 use vmprof_document::Node;
 
@@ -15,20 +15,9 @@ impl<'a> Reading<'a> {
         queues: Option<u32>,
         iothreads: Option<&IoThreads>,
     ) -> Option<Mapping> {
-        #[derive(Clone, Copy)]
-        enum Word {
-            RoundRobin,
-            Locality,
-        }
         let value = node.arg("the mapping");
-        let word = value.map(|v| v.word(&[("round-robin", Word::RoundRobin), ("locality", Word::Locality)]));
-        if let (Some(value), Some(Some(Word::Locality))) = (value, word) {
-            self.findings.push(
-                value
-                    .problem("not_supported_yet", "`iothread-vq-mapping locality` is not supported yet")
-                    .help("write `round-robin`, or name the queues of each IOThread in braces"),
-            );
-        }
+        let local = value.map(|v| v.word(&[("round-robin", false), ("locality", true)]));
+        let word = local.map(|local| Some(if local? { Mapping::Locality } else { Mapping::RoundRobin }));
         let block = node.children();
         let nodes = block.all("iothread");
         let wanted = nodes.len();
@@ -48,10 +37,7 @@ impl<'a> Reading<'a> {
         }
         node.finish();
         match word {
-            Some(word) => match word? {
-                Word::RoundRobin => Some(Mapping::RoundRobin),
-                Word::Locality => None,
-            },
+            Some(word) => word,
             None if wanted == 0 || entries.len() != wanted => None,
             None => validate::mapping(self.findings, span, &entries, queues, iothreads),
         }

@@ -1,4 +1,4 @@
-//! `memory "2GiB" hugepages=auto`.
+//! `memory "2GiB" hugepages=auto nodes="0-1" mode=interleave`.
 
 use vmprof_document::{Node, format_size};
 
@@ -41,12 +41,19 @@ impl<'a> Reading<'a> {
                 Some(Some(size)) => Hugepages::Required(self.written(v, size)),
             })
         });
+        let nodes = node.prop("nodes").and_then(|v| self.list_with_exclusions(v, "nodes"));
+        let modes = [
+            ("strict", MemoryMode::Strict),
+            ("preferred", MemoryMode::Preferred),
+            ("interleave", MemoryMode::Interleave),
+        ];
+        let mode = node.prop("mode").and_then(|v| v.word(&modes));
         node.finish();
         let memory = Memory {
             bytes: bytes?,
             hugepages: hugepages.unwrap_or(Hugepages::None),
-            nodes: None,
-            mode: MemoryMode::default(),
+            nodes,
+            mode: mode.unwrap_or_default(),
         };
         if let Hugepages::Required(size) = &memory.hugepages
             && !memory.bytes.value.is_multiple_of(size.value.bytes())

@@ -1,50 +1,107 @@
 //! Text → [`Profile`]. One file per kind of node; each reads its node through a cursor and finishes it, so that what
 //! this version does not know is refused at its place. Rules between nodes are in `validate.rs`.
 
+mod asserts;
+mod conditions;
 mod cpu;
 mod disk;
+mod driver;
+mod exclusions;
+mod foreign;
 mod host;
 mod iothreads;
+mod layering;
 mod mapping;
 mod memory;
+mod net;
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
 
-use miette::NamedSource;
-use vmprof_document::{Block, Document, Findings, Node, Problems, Value};
+use vmprof_document::{Block, Document, Findings, Load, Node, Problem, Problems, Value};
 
-use crate::profile::{Profile, Written};
+use crate::asserts::broken_by_profile;
+use crate::conditions::When;
+use crate::profile::{Conditional, Profile, Written};
 use crate::topology::CpuSet;
 use crate::validate;
 
 /// The prefix of every problem's code.
 pub(crate) const AREA: &str = "vmprof::profile";
 
-/// Nodes of the full language that this version refuses, with what to do instead.
-const NOT_YET: [(&str, &str); 5] = [
-    ("extends", "write out what the base profile says"),
-    ("when", "write one profile per kind of host"),
-    ("assert", "remove it; `vmprof plan` shows what was decided"),
-    ("net", "remove it; guests have no network in this version"),
-    ("export", "remove it"),
-];
-
-/// Reads a profile. `name` is what diagnostics call the file. Gives the profile and its warnings (perhaps none), or
-/// every problem of the file at once.
+/// Reads a profile that extends no other. `name` is what diagnostics call the file. Gives the profile and its warnings
+/// (perhaps none), or every problem of the file at once.
 pub fn read_profile(name: &str, text: &str) -> Result<(Profile, Problems), Problems> {
-    let document = Document::parse(AREA, name, text)?;
-    let findings = document.findings();
+    read(name, text, None)
+}
+
+/// Reads a profile and the files that it extends. `load` gives the text of one, named by its path relative to the
+/// directory of the first file, which may begin with `..`.
+pub fn read_profile_with(name: &str, text: &str, load: &Load<'_>) -> Result<(Profile, Problems), Problems> {
+    read(name, text, Some(load))
+}
+
+fn read(name: &str, text: &str, load: Option<&Load<'_>>) -> Result<(Profile, Problems), Problems> {
+    let document = Document::parse_layered(AREA, name, text, &layering::LAYERING, load)?;
+    let findings = document.findings().knowing(foreign::WORDS);
     let root = document.root(&findings);
     let reading = Reading { findings: &findings };
-    let profile = root
-        .required("profile", "write `profile NAME { … }`")
-        .and_then(|node| reading.profile(node, document.source()));
+    let read =
+        root.required("profile", "write `profile NAME { … }`").map(|node| reading.profile(node, &document));
     root.finish();
+    let (mut profile, whens) = read.unwrap_or_default();
+    if let Some(profile) = &mut profile {
+        profile.conditional = conditional(&document, &findings, whens);
+    }
     let (mut profile, warnings) = document.conclude(findings, profile)?;
     profile.warnings = warnings.iter().cloned().collect();
     Ok((profile, warnings))
 }
+
+/// Reads what the file comes to for each set of its conditions, the smaller sets first, and reports what is wrong with any
+/// of them and was not reported before.
+fn conditional(document: &Document, findings: &Findings, whens: Vec<(When, Node<'_>)>) -> Conditional {
+    let mut variants: Vec<(usize, Profile)> = Vec::new();
+    let mut sets: Vec<usize> = (1..1usize << whens.len()).collect();
+    sets.sort_by_key(|set| set.count_ones());
+    let mut known: std::collections::BTreeSet<_> =
+        findings.recorded().iter().map(Problem::identity).collect();
+    for set in sets {
+        let holding: Vec<&(When, Node<'_>)> =
+            (0..).zip(&whens).filter(|(bit, _)| set & 1 << bit != 0).map(|(_, when)| when).collect();
+        let nodes: Vec<&Node<'_>> = holding.iter().map(|(_, node)| node).collect();
+        let overlaid = document.overlaid(&nodes);
+        let inner = overlaid.findings().knowing(foreign::WORDS);
+        let root = overlaid.root(&inner);
+        let reading = Reading { findings: &inner };
+        let profile = root.only("profile").and_then(|node| reading.profile(node, &overlaid).0);
+        let (wrong, remarks): (Vec<Problem>, Vec<Problem>) =
+            inner.recorded().into_iter().partition(Problem::is_error);
+        for mut problem in wrong {
+            if known.insert(problem.identity()) {
+                for (when, _) in &holding {
+                    problem = problem.at(when.span, "where this holds");
+                }
+                findings.push(problem);
+            }
+        }
+        if let Some(mut profile) = profile {
+            profile.applied = holding.iter().map(|(when, _)| when.clone()).collect();
+            profile.warnings = remarks;
+            variants.push((set, profile));
+        }
+        if findings.count() > PROBLEMS_ENOUGH {
+            break;
+        }
+    }
+    variants.sort_by_key(|(set, _)| *set);
+    Conditional {
+        whens: whens.into_iter().map(|(when, _)| when).collect(),
+        variants: variants.into_iter().map(|(_, profile)| profile).collect(),
+    }
+}
+
+/// More than are shown: the other sets of conditions need not be read.
+const PROBLEMS_ENOUGH: usize = 100;
 
 /// What every decoder needs: the gatherer.
 #[derive(Debug, Clone, Copy)]
@@ -53,15 +110,17 @@ struct Reading<'a> {
 }
 
 impl<'a> Reading<'a> {
-    fn profile(&self, node: Node<'a>, source: NamedSource<Arc<str>>) -> Option<Profile> {
+    /// Reads the profile without its conditions, and gives these with their nodes.
+    fn profile(&self, node: Node<'a>, document: &'a Document) -> (Option<Profile>, Vec<(When, Node<'a>)>) {
         let name = node.required_arg("its name", "write `profile NAME { … }`").and_then(|v| self.name(v, 64));
         let block = node.children();
         let description = block.only("description").and_then(|node| self.text_of(node));
         let guest = block.required("guest", "name the guest's recipe: `guest \"../guests/hello.kdl\"`");
         let guest = guest.and_then(|node| self.guest(node));
-        let host = block.only("host").map(|node| self.host(node)).unwrap_or_default();
+        let (host, smt_require) = block.only("host").map(|node| self.host(node)).unwrap_or_default();
         let strict = block.only("strict").and_then(|node| self.flag(node));
-        let vcpus = block.required("vcpu", "say how many: `vcpu 4`").and_then(|node| self.vcpus(node));
+        let vcpus =
+            block.required("vcpu", "say how many: `vcpu 4`").and_then(|node| self.vcpus(node, smt_require));
         let emulator = self.emulator(block.only("emulatorpin"));
         let memory = block.required("memory", "say how much: `memory \"2GiB\"`");
         let memory = memory.and_then(|node| self.memory(node));
@@ -72,28 +131,64 @@ impl<'a> Reading<'a> {
         let mut names = BTreeMap::new();
         let read = |node| self.disk(node, count, iothreads.as_ref(), &mut names);
         let disks: Vec<_> = nodes.into_iter().filter_map(read).collect();
+        let nets = self.nets(block.all("net"));
         validate::disks(self.findings, &disks, iothreads.as_ref());
+        validate::mounts(self.findings, &disks);
         validate::pins(self.findings, &host, vcpus.as_ref(), iothreads.as_ref(), &emulator);
-        block.not_yet(&NOT_YET);
+        if let Some(memory) = &memory {
+            validate::nodes(self.findings, &host, memory);
+        }
+        let names: Vec<&str> = names.keys().map(String::as_str).collect();
+        let asserts = self.asserts(block.all("assert"), &names);
+        let whens = self.whens(block.all("when"), &names);
+        // Read before the nodes were; asked for here so that a misspelling finds it.
+        let _ = block.all("extends");
+        self.export(&block);
         block.finish();
         node.finish();
         let whole = disks.len() == wanted;
-        let profile = Profile {
-            name: name?,
-            description,
-            guest: guest?,
-            host,
-            strict,
-            vcpus: vcpus?,
-            emulator,
-            memory: memory?,
-            iothreads: iothreads?,
-            disks,
-            nets: Vec::new(),
-            warnings: Vec::new(),
-            source,
+        let profile = || {
+            Some(Profile {
+                name: name?,
+                description,
+                guest: guest?,
+                host,
+                strict,
+                vcpus: vcpus?,
+                emulator,
+                memory: memory?,
+                iothreads: iothreads?,
+                disks,
+                nets: nets?,
+                warnings: Vec::new(),
+                asserts,
+                applied: Vec::new(),
+                conditional: Conditional::default(),
+                source: document.sources().clone(),
+            })
         };
-        whole.then_some(profile)
+        let profile = profile().filter(|_| whole);
+        if let Some(profile) = &profile {
+            self.kept(profile);
+        }
+        (profile, whens)
+    }
+
+    /// The asserts that this profile breaks on every host.
+    fn kept(&self, profile: &Profile) {
+        let remarks: Vec<String> = self.findings.recorded().iter().map(|p| p.code().to_owned()).collect();
+        for broken in broken_by_profile(profile, &remarks) {
+            self.findings.push(
+                self.findings
+                    .error("assert_failed", format!("{}: {}", broken.text, broken.found))
+                    .at(broken.span, "claimed here")
+                    .help("change what it is about, or the `assert`"),
+            );
+        }
+    }
+
+    fn export(&self, block: &Block<'a>) {
+        block.not_yet(&[("export", "remove it; `vmprof plan --format` says what to export to")]);
     }
 
     fn guest(&self, node: Node<'a>) -> Option<Written<String>> {
@@ -147,6 +242,20 @@ impl<'a> Reading<'a> {
 
     /// A list of ids: a quoted list, or one bare number. `what` names the ids in messages.
     fn id_list(&self, value: Value<'a>, what: &str) -> Option<Written<CpuSet>> {
+        self.list(value, what, str::parse)
+    }
+
+    /// A list of CPUs or nodes, in which `^3` takes an id out again, as in libvirt.
+    fn list_with_exclusions(&self, value: Value<'a>, what: &str) -> Option<Written<CpuSet>> {
+        self.list(value, what, exclusions::parse)
+    }
+
+    fn list<E: std::fmt::Display>(
+        &self,
+        value: Value<'a>,
+        what: &str,
+        parse: fn(&str) -> Result<CpuSet, E>,
+    ) -> Option<Written<CpuSet>> {
         if value.poisoned() {
             return None;
         }
@@ -155,7 +264,7 @@ impl<'a> Reading<'a> {
             return Some(self.written(value, CpuSet::of(u32::try_from(id).ok()?)));
         }
         let text = value.string()?;
-        let problem = match text.parse::<CpuSet>() {
+        let problem = match parse(text) {
             Ok(set) if !set.is_empty() => return Some(self.written(value, set)),
             Ok(_) => value.problem("bad_list", format!("the list of {what} is empty")),
             Err(error) => value.problem("bad_list", format!("\"{text}\" is not a list of {what}: {error}")),
@@ -181,7 +290,7 @@ impl<'a> Reading<'a> {
                 .and_then(|id| u32::try_from(id).ok());
             let set = node
                 .required_prop("cpuset", "name its CPUs: `cpuset=\"2\"`")
-                .and_then(|v| self.id_list(v, "CPUs"));
+                .and_then(|v| self.list_with_exclusions(v, "CPUs"));
             if let Some(id) = id {
                 if let Some(first) = places.insert(id, node.name_span()) {
                     self.findings.push(

@@ -40,7 +40,7 @@ fn resolve(
         }
         Mapping::Exact(entries) => (exact(entries), "as the profile maps them"),
     };
-    let queues = match disk.queues_line {
+    let queues = match &disk.queues_line {
         Some(line) => format!(
             "{} {} as line {line} says",
             disk.queues,

@@ -19,7 +19,10 @@ pub(super) fn home(
     let nodes = seats.nodes_from(topology, None);
     if let Some(wish) = &profile.host.node {
         if nodes.contains(&Some(wish.value)) {
-            return Some(Home { node: Some(wish.value), choice: HomeChoice::Profile { line: wish.line } });
+            return Some(Home {
+                node: Some(wish.value),
+                choice: HomeChoice::Profile { line: wish.line.clone() },
+            });
         }
         let have: Vec<String> = nodes.iter().flatten().map(u32::to_string).collect();
         let found = match topology.nodes.contains_key(&wish.value) {

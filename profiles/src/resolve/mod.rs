@@ -15,6 +15,8 @@ use std::fmt;
 use miette::{Diagnostic as Rendered, LabeledSpan, Severity as Level, SourceCode};
 use vmprof_document::{Problem, Problems};
 
+use crate::asserts;
+use crate::conditions::Facts;
 use crate::ledger::Ledger;
 use crate::plan::{
     Diagnostic, GuestCpus, HomePlan, HostSize, IoThreadCountPlan, Plan, RULES, Schema, Severity,
@@ -108,6 +110,11 @@ pub fn plan(
     ledger: &Ledger,
 ) -> Result<Plan, HostCannot> {
     let mut gathered = Gathered::default();
+    let facts = Facts::of(profile, topology, ledger);
+    let profile = profile.on(&facts);
+    for when in &profile.applied {
+        gathered.note("when_applies", when.says(&facts), "the plan is made with the nodes of this `when`");
+    }
     let resolved = resolve(profile, topology, storage, ledger, &mut gathered);
     if let Some(strict) = &profile.strict {
         for step in std::mem::take(&mut gathered.steps) {
@@ -129,7 +136,7 @@ pub fn plan(
         help: w.help_text().unwrap_or_default().to_owned(),
     });
     let digests = Digests::of(profile, topology, storage, ledger);
-    Ok(Plan {
+    let plan = Plan {
         schema: Schema::V1,
         profile: profile.name.clone(),
         digest: digests.whole,
@@ -153,7 +160,15 @@ pub fn plan(
         disks: resolved.disks,
         nets: Vec::new(),
         diagnostics: gathered.remarks.into_iter().chain(from_profile).collect(),
-    })
+    };
+    let broken = asserts::broken_by_plan(&profile.asserts, &plan);
+    if broken.is_empty() { Ok(plan) } else { Err(refused(broken.into_iter().map(assert_failed).collect())) }
+}
+
+fn assert_failed(broken: asserts::Broken) -> Problem {
+    problem("assert_failed", format!("{}: {}", broken.text, broken.found))
+        .at(broken.span, "claimed here")
+        .help("`vmprof plan` on a host that can keep it, or change the `assert`")
 }
 
 struct Resolved {
@@ -194,7 +209,8 @@ impl Digests {
         let mut facts = topology.clone();
         facts.nodes.values_mut().for_each(|node| node.free_bytes = None);
         let json = |part: serde_json::Result<Vec<u8>>| part.unwrap_or_default();
-        let profile = blake3_of(&[profile.source.inner().as_bytes()]);
+        let texts: Vec<&[u8]> = profile.source.files().iter().map(|file| file.text.as_bytes()).collect();
+        let profile = blake3_of(&texts);
         let host = blake3_of(&[
             &json(serde_json::to_vec(&facts)),
             &json(serde_json::to_vec(storage)),

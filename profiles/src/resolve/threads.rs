@@ -187,13 +187,13 @@ impl View<'_> {
         (0..count)
             .map(|id| match (pins, seated.get(&id)) {
                 (ThreadPins::Float { line }, _) => {
-                    (self.seats.usable.clone(), Reason::Floats { line: *line })
+                    (self.seats.usable.clone(), Reason::Floats { line: line.clone() })
                 }
                 (ThreadPins::Emulator { line }, _) => {
-                    (emulator.clone(), Reason::WithEmulator { line: *line })
+                    (emulator.clone(), Reason::WithEmulator { line: line.clone() })
                 }
                 (ThreadPins::Explicit(pins), None) => match pins.get(&id) {
-                    Some(pin) => (pin.value.clone(), Reason::ProfileSaid { line: pin.line }),
+                    Some(pin) => (pin.value.clone(), Reason::ProfileSaid { line: pin.line.clone() }),
                     None => {
                         (self.seats.usable.clone(), Reason::SharesCpu { usable: self.seats.usable.clone() })
                     }
@@ -216,8 +216,12 @@ impl View<'_> {
 
     fn emulator(&self, profile: &Profile, layout: &Layout) -> Place {
         match (&profile.emulator, &layout.emulator) {
-            (EmulatorPin::Explicit(pin), _) => (pin.value.clone(), Reason::ProfileSaid { line: pin.line }),
-            (EmulatorPin::Float { line }, _) => (self.seats.usable.clone(), Reason::Floats { line: *line }),
+            (EmulatorPin::Explicit(pin), _) => {
+                (pin.value.clone(), Reason::ProfileSaid { line: pin.line.clone() })
+            }
+            (EmulatorPin::Float { line }, _) => {
+                (self.seats.usable.clone(), Reason::Floats { line: line.clone() })
+            }
             (EmulatorPin::Auto, Some(seat)) => self.place(seat, Kind::Emulator),
             (EmulatorPin::Auto, None) => {
                 (self.seats.usable.clone(), Reason::SharesCpu { usable: self.seats.usable.clone() })

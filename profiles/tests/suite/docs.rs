@@ -1,29 +1,43 @@
 //! Every KDL block of the documentation on profiles and plans parses; those marked `must-fail` do not.
 
-use vmprof_profiles::read_profile;
+use std::collections::BTreeMap;
+use std::io;
+
+use vmprof_profiles::read_profile_with;
 
 use crate::host::text_of;
 
-/// The `kdl` blocks of a Markdown text: first line number, whether it must fail, the block.
-fn blocks(text: &str) -> Vec<(usize, bool, String)> {
+/// A `kdl` block of a Markdown text.
+#[derive(Default)]
+struct Block {
+    /// Its first line.
+    line: usize,
+    must_fail: bool,
+    /// The name under which other blocks extend it; such a block need not be whole.
+    file: Option<String>,
+    text: String,
+}
+
+fn blocks(text: &str) -> Vec<Block> {
     let mut found = Vec::new();
-    let mut open: Option<(usize, bool, String)> = None;
+    let mut open: Option<Block> = None;
     let mut other = false;
     for (number, line) in (1..).zip(text.lines()) {
-        match (line.strip_prefix("```"), open.take()) {
-            (Some(_), Some(block)) => found.push(block),
-            (Some(info), None) => {
-                let mut words = info.split_whitespace();
-                if !other && words.next() == Some("kdl") {
-                    open = Some((number + 1, words.any(|w| w == "must-fail"), String::new()));
-                } else {
-                    other = !other;
-                }
+        match (line.strip_prefix("```"), &mut open) {
+            (Some(_), Some(_)) => found.extend(open.take()),
+            (Some(info), None) if !other && info.split_whitespace().next() == Some("kdl") => {
+                let file = info.split_whitespace().find_map(|word| word.strip_prefix("file="));
+                open = Some(Block {
+                    line: number + 1,
+                    must_fail: info.split_whitespace().any(|w| w == "must-fail"),
+                    file: file.map(str::to_owned),
+                    text: String::new(),
+                });
             }
-            (None, Some((start, fail, mut block))) => {
-                block.push_str(line);
-                block.push('\n');
-                open = Some((start, fail, block));
+            (Some(_), None) => other = !other,
+            (None, Some(block)) => {
+                block.text.push_str(line);
+                block.text.push('\n');
             }
             (None, None) => {}
         }
@@ -53,16 +67,24 @@ fn whole(block: &str) -> String {
 
 #[test]
 fn every_block_does_what_the_page_says() {
-    for (page, least) in [("../docs/profile.md", 15), ("../docs/plan.md", 2)] {
+    for (page, least) in [("../docs/profile.md", 50), ("../docs/plan.md", 2)] {
         let blocks = blocks(&text_of(page));
         assert!(blocks.len() >= least, "{page} has {} blocks", blocks.len());
-        for (line, must_fail, block) in blocks {
-            let read = read_profile(page, &whole(&block));
+        let files: BTreeMap<&str, &str> =
+            blocks.iter().filter_map(|b| Some((b.file.as_deref()?, b.text.as_str()))).collect();
+        let load = |path: &str| {
+            files
+                .get(path)
+                .map(|text| (*text).to_owned())
+                .ok_or_else(|| io::Error::from(io::ErrorKind::NotFound))
+        };
+        for block in blocks.iter().filter(|block| block.file.is_none()) {
+            let read = read_profile_with(page, &whole(&block.text), &load);
             let why = || match &read {
                 Ok(_) => "it is taken".to_owned(),
                 Err(problems) => problems.iter().map(|p| format!("\n  {p}")).collect(),
             };
-            assert_eq!(read.is_err(), must_fail, "{page}, line {line}: {}", why());
+            assert_eq!(read.is_err(), block.must_fail, "{page}, line {}: {}", block.line, why());
         }
     }
 }

@@ -1,6 +1,7 @@
 //! The profile language, the topology reader and the planner from outside: fixtures, golden plans, rendered
 //! diagnostics, properties over made-up hosts, and every KDL block of the documentation.
 
+mod conditions;
 mod diagnostics;
 mod docs;
 mod exports;
@@ -12,6 +13,7 @@ mod hwloc;
 mod imports;
 mod ladder;
 mod language;
+mod layers;
 mod properties;
 mod shipped;
 mod topology;

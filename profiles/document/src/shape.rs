@@ -1,0 +1,75 @@
+//! Places where a text cannot be KDL, told from its tokens: the parser calls itself once for each place that it cannot read, so
+//! they are counted before it is asked.
+
+use crate::token::{Kind, tokens};
+
+/// The places, in order: words that can be neither a name nor a value, and tokens where none of their kind can stand. None in
+/// a text that parses.
+pub(crate) fn misplaced(text: &str) -> Vec<(usize, usize)> {
+    let mut places = Vec::new();
+    let tokens: Vec<_> = tokens(text).into_iter().filter(|token| token.kind != Kind::BlockComment).collect();
+    let mut place = Place::Start;
+    for (at, token) in tokens.iter().enumerate() {
+        let before = at.checked_sub(1).and_then(|at| tokens.get(at));
+        let after = tokens.get(at + 1).map(|token| token.kind);
+        let was = before.map(|token| token.kind);
+        let touches = before.is_some_and(|before| before.end() == token.at);
+        let right = match token.kind {
+            Kind::Word => {
+                let typed = was == Some(Kind::OpenType);
+                let named = place == Place::Start && !typed;
+                let right = token.is_sound()
+                    && (!named || token.is_name())
+                    && !(touches && was == Some(Kind::Word))
+                    && (place != Place::Behind || was == Some(Kind::SlashDash))
+                    && !(named && after == Some(Kind::Equals));
+                if named {
+                    place = Place::Inside;
+                }
+                right
+            }
+            Kind::Equals => {
+                before.is_some_and(|before| before.kind == Kind::Word && before.is_name())
+                    && matches!(after, Some(Kind::Word | Kind::OpenType | Kind::Continued))
+            }
+            Kind::OpenType => after == Some(Kind::Word),
+            Kind::CloseType => was == Some(Kind::Word) && matches!(after, Some(Kind::Word | Kind::Continued)),
+            Kind::Open => {
+                let right = place != Place::Start;
+                place = Place::Start;
+                right
+            }
+            Kind::Close => {
+                place = Place::Behind;
+                true
+            }
+            Kind::Newline | Kind::Semicolon | Kind::LineComment => {
+                // What `/-` switches off may stand on a later line.
+                if was != Some(Kind::SlashDash) {
+                    place = Place::Start;
+                }
+                true
+            }
+            Kind::SlashDash => was != Some(Kind::SlashDash),
+            Kind::Continued => {
+                token.text.ends_with(['\n', '\r']) || token.end() >= text.len() || !token.text.is_ascii()
+            }
+            Kind::BlockComment => true,
+        };
+        if !right {
+            places.push((token.at, token.end()));
+        }
+    }
+    places
+}
+
+/// Where in a node a token stands.
+#[derive(PartialEq, Eq)]
+enum Place {
+    /// Before its name.
+    Start,
+    /// Behind its name.
+    Inside,
+    /// Behind its braces.
+    Behind,
+}

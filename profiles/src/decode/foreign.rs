@@ -1,0 +1,236 @@
+//! Words of libvirt's XML and of QEMU's command line, and what to write here instead.
+
+use vmprof_document::{Foreign, Kind};
+
+const fn node(within: &'static str, word: &'static str, write: &'static str) -> Foreign {
+    Foreign { kind: Kind::Node, within, word, write }
+}
+
+const fn key(within: &'static str, word: &'static str, write: &'static str) -> Foreign {
+    Foreign { kind: Kind::Property, within, word, write }
+}
+
+const fn value(within: &'static str, word: &'static str, write: &'static str) -> Foreign {
+    Foreign { kind: Kind::Value, within, word, write }
+}
+
+const PIN_VCPUS: &str = "write `vcpu 4 { vcpupin { vcpu 0 cpuset=\"2\" } }`";
+const PIN_IOTHREADS: &str = "write `iothreads 2 { iothreadpin { iothread 0 cpuset=\"6\" } }`";
+const PIN_EMULATOR: &str = "write `emulatorpin \"0-1\"` beside `vcpu`, not inside another node";
+const HOW_MANY: &str = "write `vcpu 4`";
+const MEMORY: &str = "write `memory \"2GiB\"`";
+const NUMA: &str = "write `host { numa node=0 }`, or for the memory alone `memory \"2GiB\" nodes=\"0\"`";
+const HUGEPAGES: &str = "write `memory \"2GiB\" hugepages=auto`";
+const DRIVE: &str = "write `disk data { source file=\"data.raw\" }`";
+const BUS: &str = "remove it: every disk is virtio-blk, which is what IOThreads serve";
+const TARGET: &str = "remove it: the guest finds a disk by its name, under /dev/disk/by-id/virtio-NAME";
+const QUEUES: &str = "write `queues 4` between the disk's braces";
+const QUEUE_SIZE: &str = "write `queues auto size=256` between the disk's braces";
+const MAPPING: &str = "write `iothread-vq-mapping { iothread 0 }` between the disk's braces";
+const SOURCE: &str = "write `source file=\"data.raw\"` or `source dev=\"/dev/nvme0n1\"`";
+const READONLY: &str = "write `readonly` between the disk's braces";
+const BLOCKIO: &str = "write `blockio logical=512 physical=4096` between the disk's braces";
+const GUEST: &str = "the guest's recipe says what boots; name it: `guest \"../guests/hello.kdl\"`";
+const NET: &str = "write `net passt` or `net tap name=tap0`";
+const IOTHREADS: &str = "write `iothreads 2`, or leave it out: `auto` is the default";
+
+/// Looked up before a misspelling is guessed at. The more of a user's habits are in here, the better.
+pub(super) static WORDS: &[Foreign] = &[
+    // libvirt: directly in a domain.
+    node(
+        "profile",
+        "cputune",
+        "write `vcpupin` in `vcpu`, `iothreadpin` in `iothreads`, and `emulatorpin` beside them",
+    ),
+    node("profile", "vcpus", HOW_MANY),
+    node(
+        "profile",
+        "cpus",
+        "write `vcpu 4` for the guest's CPUs, or `host { cpuset \"0-7\" }` for the host's",
+    ),
+    node("profile", "cpu", "write `vcpu 4`; the guest sees the host's own CPU model"),
+    node("profile", "smp", HOW_MANY),
+    node("profile", "cpuset", "write `host { cpuset \"0-7\" }`"),
+    node("profile", "vcpupin", PIN_VCPUS),
+    node("profile", "iothreadpin", PIN_IOTHREADS),
+    node("profile", "iothread", IOTHREADS),
+    node("profile", "iothreadids", IOTHREADS),
+    node("profile", "object", IOTHREADS),
+    node("profile", "mem", MEMORY),
+    node("profile", "ram", MEMORY),
+    node("profile", "currentMemory", MEMORY),
+    node("profile", "memoryBacking", HUGEPAGES),
+    node("profile", "hugepages", HUGEPAGES),
+    node("profile", "numatune", NUMA),
+    node("profile", "numa", "write `host { numa node=0 }`"),
+    node("profile", "smt", "write `host { smt isolate }`"),
+    node("profile", "os", GUEST),
+    node("profile", "kernel", GUEST),
+    node("profile", "initrd", GUEST),
+    node("profile", "append", GUEST),
+    node("profile", "name", "write the name behind `profile`: `profile db { … }`"),
+    node("profile", "title", "write `description \"…\"`"),
+    node("profile", "devices", "write `disk` and `net` directly in the profile"),
+    node("profile", "drive", DRIVE),
+    node("profile", "blockdev", DRIVE),
+    node("profile", "device", DRIVE),
+    node("profile", "hda", DRIVE),
+    node("profile", "interface", NET),
+    node("profile", "netdev", NET),
+    node("profile", "nic", NET),
+    node("profile", "network", NET),
+    node("profile", "include", "write `extends \"base.kdl\"`"),
+    node("profile", "inherits", "write `extends \"base.kdl\"`"),
+    node("profile", "if", "write `when host.spare-cores lt=2 { … }`"),
+    node("profile", "throttle", "limit the I/O of the VM's cgroup with `io.max` instead"),
+    // Pins in the wrong braces.
+    node("vcpu", "iothreadpin", PIN_IOTHREADS),
+    node("vcpu", "emulatorpin", PIN_EMULATOR),
+    node("vcpu", "topology", "remove it; `host { smt require }` shows the guest the host's siblings"),
+    node("iothreads", "vcpupin", PIN_VCPUS),
+    node("iothreads", "emulatorpin", PIN_EMULATOR),
+    node(
+        "iothreads",
+        "iothread",
+        "pin it with `iothreadpin { iothread 0 cpuset=\"6\" }`; the number behind `iothreads` says how many",
+    ),
+    node("iothreads", "poll", "write `poll-max-ns 32768`"),
+    node("iothreads", "polling", "write `poll-max-ns 32768`"),
+    node("host", "vcpupin", PIN_VCPUS),
+    node("host", "iothreadpin", PIN_IOTHREADS),
+    node("host", "emulatorpin", PIN_EMULATOR),
+    node("host", "numatune", "write `numa node=0`"),
+    node("host", "cpus", "write `cpuset \"0-7\"`"),
+    key(
+        "vcpu",
+        "cpuset",
+        "write `host { cpuset \"2-7\" }` for all of the VM, or pin each vCPU with `vcpupin`",
+    ),
+    key("vcpu", "placement", "remove it; `vcpupin auto` or `vcpupin { … }` says where vCPUs go"),
+    key("vcpu", "sockets", "remove it; `host { smt require }` shows the guest the host's siblings"),
+    key("vcpu", "cores", "remove it; `host { smt require }` shows the guest the host's siblings"),
+    key("vcpu", "threads", "remove it; `host { smt require }` shows the guest the host's siblings"),
+    key("vcpupin", "vcpu", PIN_VCPUS),
+    key("vcpupin", "cpuset", PIN_VCPUS),
+    key("iothreadpin", "iothread", PIN_IOTHREADS),
+    key("iothreadpin", "cpuset", PIN_IOTHREADS),
+    key("emulatorpin", "cpus", "write `emulatorpin cpuset=\"0-1\"`"),
+    key("memory", "unit", "write the unit with the number: `memory \"2GiB\"`"),
+    key("memory", "size", MEMORY),
+    key("memory", "nodeset", "write `nodes=\"0-1\"`"),
+    key("memory", "node", "write `nodes=\"0\"`"),
+    key("memory", "policy", "write `mode=strict`, `mode=preferred` or `mode=interleave`"),
+    key("memory", "hugepage", "write `hugepages=auto`"),
+    key("memory", "mem-path", "write `hugepages=\"2MiB\"`"),
+    key("memory", "prealloc", "remove it; hugepages are taken when the VM starts"),
+    value("mode", "bind", "write `mode=strict`"),
+    value("mode", "restrictive", "write `mode=preferred`"),
+    value("hugepages", "on", "write `hugepages=auto`, or a size: `hugepages=\"2MiB\"`"),
+    value("hugepages", "yes", "write `hugepages=auto`, or a size: `hugepages=\"2MiB\"`"),
+    value("hugepages", "2M", "write `hugepages=\"2MiB\"`"),
+    value("hugepages", "1G", "write `hugepages=\"1GiB\"`"),
+    // A disk.
+    node("disk", "file", SOURCE),
+    node("disk", "dev", SOURCE),
+    node("disk", "path", SOURCE),
+    node("disk", "target", TARGET),
+    node("disk", "address", TARGET),
+    node("disk", "boot", GUEST),
+    node("disk", "bus", BUS),
+    node("disk", "cache", "write `driver raw cache=none`"),
+    node("disk", "aio", "write `driver raw aio=io_uring`"),
+    node("disk", "io", "write `driver raw aio=native`"),
+    node("disk", "discard", "write `driver raw discard=unmap`"),
+    node("disk", "rerror", "write `driver raw rerror=stop`"),
+    node("disk", "werror", "write `driver raw werror=stop`"),
+    node("disk", "size", "write `source file=\"data.raw\" size=\"8GiB\"`"),
+    node("disk", "mount", "write `format ext4 mount=\"/srv\"`"),
+    node("disk", "num-queues", QUEUES),
+    node("disk", "queue-size", QUEUE_SIZE),
+    node("disk", "iothread", MAPPING),
+    node("disk", "iothreads", MAPPING),
+    node("disk", "iotune", "limit the I/O of the VM's cgroup with `io.max` instead"),
+    node("disk", "elevator", "write `scheduler guest=none`"),
+    node("disk", "shareable", "remove it; two VMs that write one disk destroy it"),
+    key("disk", "file", SOURCE),
+    key("disk", "dev", SOURCE),
+    key("disk", "path", SOURCE),
+    key("disk", "bus", BUS),
+    key("disk", "if", BUS),
+    key("disk", "device", BUS),
+    key("disk", "type", SOURCE),
+    key("disk", "cache", "write `driver raw cache=none` between the disk's braces"),
+    key("disk", "aio", "write `driver raw aio=io_uring` between the disk's braces"),
+    key("disk", "io", "write `driver raw aio=native` between the disk's braces"),
+    key("disk", "format", "write `driver raw` between the disk's braces"),
+    key("disk", "size", "write `source file=\"data.raw\" size=\"8GiB\"` between the disk's braces"),
+    key("disk", "queues", QUEUES),
+    key("disk", "num-queues", QUEUES),
+    key("disk", "queue-size", QUEUE_SIZE),
+    key("disk", "iothread", MAPPING),
+    key("disk", "readonly", READONLY),
+    key("disk", "serial", "remove it; the disk's name is its serial"),
+    key("source", "path", SOURCE),
+    key("source", "device", "write `dev=\"/dev/nvme0n1\"`"),
+    key("source", "name", SOURCE),
+    key("driver", "name", "remove it; vmprof has one driver"),
+    key("driver", "type", "write the format first: `driver raw`"),
+    key("driver", "format", "write the format first: `driver raw`"),
+    key("driver", "if", BUS),
+    key("driver", "bus", BUS),
+    key("driver", "queues", QUEUES),
+    key("driver", "num-queues", QUEUES),
+    key("driver", "queue-size", QUEUE_SIZE),
+    key("driver", "queue_size", QUEUE_SIZE),
+    key("driver", "iothread", MAPPING),
+    key("driver", "error_policy", "write `werror=stop`"),
+    key("driver", "rerror_policy", "write `rerror=stop`"),
+    key("driver", "readonly", READONLY),
+    key("driver", "detect_zeroes", "remove it; zeroes are written as they come"),
+    key("driver", "detect-zeroes", "remove it; zeroes are written as they come"),
+    key("driver", "logical_block_size", BLOCKIO),
+    key("driver", "physical_block_size", BLOCKIO),
+    key("driver", "write-cache", "remove it; `cache=` says whether the guest sees a write cache"),
+    key("driver", "throttling", "limit the I/O of the VM's cgroup with `io.max` instead"),
+    key("blockio", "logical_block_size", "write `logical=512`"),
+    key("blockio", "physical_block_size", "write `physical=4096`"),
+    key("queues", "queue-size", "write `size=256`"),
+    key("queues", "num", "write the number bare: `queues 4`"),
+    key("iothread", "queues", "write `vqs=\"0,2\"`"),
+    key("iothread", "vq", "write `vqs=\"0,2\"`"),
+    key("iothread", "cpus", "write `cpuset=\"6\"`"),
+    key("scheduler", "elevator", "write `guest=none`"),
+    key("forward", "from", "write `host=8080 guest=80`"),
+    key("forward", "to", "write `host=8080 guest=80`"),
+    value("driver", "qemu", "write `driver raw`: the first word is the image's format"),
+    value("driver", "virtio", "write `driver raw`: the first word is the image's format"),
+    value("driver", "virtio-blk", "write `driver raw`: the first word is the image's format"),
+    value("driver", "virtio-blk-pci", "write `driver raw`: the first word is the image's format"),
+    value("driver", "file", "write `driver raw`: the first word is the image's format"),
+    value("driver", "host_device", "write `driver raw`: the first word is the image's format"),
+    value("driver", "vmdk", "convert it: `qemu-img convert -O raw IMAGE data.raw`"),
+    value("driver", "vdi", "convert it: `qemu-img convert -O raw IMAGE data.raw`"),
+    value("driver", "vhdx", "convert it: `qemu-img convert -O raw IMAGE data.raw`"),
+    value("aio", "posix", "write `aio=threads`"),
+    value("aio", "libaio", "write `aio=native`"),
+    value("aio", "uring", "write `aio=io_uring`"),
+    value("io", "uring", "write `aio=io_uring`"),
+    value("cache", "off", "write `cache=none`"),
+    value("cache", "default", "leave `cache` out: `none` is the default"),
+    value("discard", "on", "write `discard=unmap`"),
+    value("discard", "off", "write `discard=ignore`"),
+    value("scheduler", "noop", "write `none`"),
+    value("host", "noop", "write `none`"),
+    value("host", "deadline", "write `mq-deadline`"),
+    value("guest", "noop", "write `none`"),
+    value("guest", "deadline", "write `mq-deadline`"),
+    value("host", "cfq", "write `bfq`"),
+    value("guest", "cfq", "write `bfq`"),
+    value("vcpupin", "static", "write `vcpupin auto`, or pin each vCPU in braces"),
+    value("net", "user", "write `net passt`: it needs no root either"),
+    value("net", "bridge", "make a tap device in the bridge, and write `net tap name=tap0`"),
+    value("net", "vhost-user", NET),
+    value("smt", "on", "write `smt prefer` or `smt require`"),
+    value("smt", "off", "write `smt isolate`"),
+    value("iothread-vq-mapping", "auto", "write `round-robin`, or leave the node out"),
+];
