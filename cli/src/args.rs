@@ -42,6 +42,8 @@ pub enum Verb {
     Plan(PlanArguments),
     /// Check profiles without looking at any host
     Check(CheckArguments),
+    /// Lay out profiles and guests canonically, comments kept
+    Fmt(FmtArguments),
     /// Print the JSON Schema of a plan
     Schema,
     /// Make a profile of what another tool describes
@@ -100,7 +102,7 @@ pub enum PlanFormat {
 
 #[derive(Debug, Args)]
 pub struct HostChoice {
-    /// Plan for the host that FILE describes: what `vmprof host --capture FILE` wrote
+    /// Plan for the host that FILE describes: what `vmprof host --capture FILE` or hwloc's `lstopo --of xml FILE` wrote
     #[arg(long, value_name = "FILE", conflicts_with = "sysroot")]
     pub host: Option<PathBuf>,
     /// Read DIR/sys and DIR/proc instead of this host's
@@ -156,6 +158,20 @@ pub struct CheckArguments {
     /// json: vmprof.check/1 on stdout, every problem with its place
     #[arg(long, value_enum, default_value = "text")]
     pub format: Format,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:\n  \
+    vmprof fmt profiles/*.kdl guests/*.kdl\n  \
+    vmprof fmt --check profiles/*.kdl       for a CI job: changes nothing, and ends with 1 where it would\n  \
+    vmprof fmt - < profiles/db.kdl          from standard input to standard output")]
+pub struct FmtArguments {
+    /// KDL files, rewritten in place; `-` is standard input, and goes to standard output
+    #[arg(required = true)]
+    pub files: Vec<PathBuf>,
+    /// Change nothing: name the files that are laid out otherwise, and end with status 1 where there are any
+    #[arg(long)]
+    pub check: bool,
 }
 
 #[derive(Debug, Args)]

@@ -4,6 +4,7 @@ mod args;
 mod check;
 mod explain;
 mod failure;
+mod fmt;
 mod guest;
 mod host;
 mod import;
@@ -63,6 +64,7 @@ fn run(verb: &Verb, report: Report) -> Result<(), Failure> {
         Verb::Check(arguments) => check::check(arguments, report),
         Verb::Import(verb) => import::import(verb, report),
         Verb::Schema => report.data(&vmprof_profiles::plan_schema()),
+        Verb::Fmt(arguments) => fmt::fmt(arguments, report),
         Verb::Host(arguments) => host::show(arguments, report),
         Verb::Lock(arguments) => guest::lock(arguments, report),
         Verb::Build(arguments) => guest::build(arguments, report),

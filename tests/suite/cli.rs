@@ -206,6 +206,29 @@ fn planned(home: &Home, more: &[&str]) -> vmprof_tests::Finished {
 }
 
 #[test]
+fn files_are_laid_out_in_place_or_only_named() {
+    let home = Home::new();
+    let file = home.path().join("a.kdl");
+    let untidy = "profile a {\n  guest \"g.kdl\" // kept\n  vcpu   1;memory \"256MiB\"\n}\n";
+    fs::write(&file, untidy).unwrap();
+    fs::set_permissions(&file, fs::Permissions::from_mode(0o640)).unwrap();
+    let name = file.to_str().unwrap();
+    let named = home.run(["fmt", "--check", name]).expect(1);
+    assert_eq!(named.stdout.trim(), name);
+    assert_eq!(fs::read_to_string(&file).unwrap(), untidy, "--check changes nothing");
+    home.run(["fmt", name]).expect(0);
+    let tidy = fs::read_to_string(&file).unwrap();
+    assert!(tidy.contains("    vcpu 1\n") && tidy.contains("// kept"), "{tidy}");
+    assert_eq!(file.metadata().unwrap().permissions().mode() & 0o777, 0o640);
+    assert!(home.run(["fmt", "--check", name]).expect(0).stdout.is_empty());
+    let piped = vmprof_tests::finish_with_input(&mut home.vmprof(["fmt", "-"]), untidy.as_bytes());
+    assert_eq!(piped.expect(0).stdout, tidy);
+    fs::write(&file, "profile {").unwrap();
+    home.run(["fmt", name]).expect(3);
+    assert_eq!(fs::read_to_string(&file).unwrap(), "profile {", "what is not KDL stays as it is");
+}
+
+#[test]
 fn a_plan_is_text_json_or_a_picture() {
     let home = Home::new();
     let text = planned(&home, &[]).expect(0).stdout;

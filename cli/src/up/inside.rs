@@ -205,6 +205,18 @@ fn path_inside(profile: &Profile, source: &DiskSource, outside: &Path) -> PathBu
     }
 }
 
+/// What the profile was read from, each file with its place inside: its own, and those that it extends.
+fn texts(upping: &Upping) -> impl Iterator<Item = (String, Vec<u8>)> {
+    upping.profile.source().files().iter().enumerate().map(|(position, file)| {
+        let outside = match position {
+            0 => upping.path.clone(),
+            // Its path leads from the directory of the profile's own.
+            _ => upping.path.with_file_name(file.path.as_ref()),
+        };
+        (Inside::file(&outside), file.text.as_bytes().to_vec())
+    })
+}
+
 /// Everything the emulated host needs besides its own boot files.
 fn archive(upping: &Upping, image: &BootImage, job: &Job) -> Result<Vec<u8>, Failure> {
     let read = |path: &Path| {
@@ -225,9 +237,9 @@ fn archive(upping: &Upping, image: &BootImage, job: &Job) -> Result<Vec<u8>, Fai
         (name(Inside::KERNEL), 0o444, read(&image.kernel)?),
         (name(Inside::INITRAMFS), 0o444, read(&image.initramfs)?),
         (name(Inside::IMAGE), 0o444, description),
-        (name(&Inside::file(&upping.path)), 0o444, read(&upping.path)?),
         (JOB_PATH.to_owned(), 0o600, vmprof_job::line(job)),
     ];
+    files.extend(texts(upping).map(|(path, text)| (name(&path), 0o444, text)));
     if let Some(saved) = &upping.saved {
         files.push((name(Inside::PLAN), 0o444, read(&saved.path)?));
     }
