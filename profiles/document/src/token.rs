@@ -53,7 +53,7 @@ impl Token<'_> {
 
     /// Whether a word can be a name: no number, and none of the words with a hash.
     pub(crate) fn is_name(self) -> bool {
-        let digits = self.text.trim_start_matches(['+', '-']);
+        let digits = self.text.strip_prefix(['+', '-']).unwrap_or(self.text);
         !digits.starts_with(|c: char| c.is_ascii_digit())
             && (!digits.starts_with('#') || digits.contains('"'))
     }
