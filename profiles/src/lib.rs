@@ -35,7 +35,7 @@ pub use decode::{read_profile, read_profile_with};
 pub use ledger::{Held, Ledger};
 pub use plan::{
     Diagnostic, DiskPlan, EmulatorPlan, GuestCpus, HomePlan, HostSize, IoThreadCountPlan, IoThreadPlan,
-    MemoryPlan, NetPlan, Plan, Rejected, Scheduler, Severity, VcpuPlan, Virtqueue,
+    LadderStep, MemoryPlan, NetPlan, Plan, Rejected, Scheduler, Severity, VcpuPlan, Virtqueue,
 };
 pub use profile::{
     Aio, CacheMode, Disk, DiskSource, EmulatorPin, ErrorPolicy, Format, Forward, HostWish, Hugepages,
@@ -43,7 +43,7 @@ pub use profile::{
     ThreadPins, Vcpus, Written,
 };
 pub use reason::Reason;
-pub use resolve::{HostCannot, plan};
+pub use resolve::{HostCannot, PlanFault, host_digest, plan};
 pub use schema::plan_schema;
 pub use storage::{DirectIoAlignment, Storage, StoragePlace};
 pub use topology::{

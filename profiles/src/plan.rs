@@ -8,7 +8,7 @@ use crate::profile::{Aio, CacheMode, DiskSource, ErrorPolicy, Format, MemoryMode
 use crate::topology::{CpuSet, NodeSet};
 
 /// The version of the rules that make plans; part of every digest.
-pub(crate) const RULES: &str = "vmprof.rules/1";
+pub(crate) const RULES: &str = "vmprof.rules/2";
 
 /// Which thread runs where, which virtqueue is served by whom, and why.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -17,7 +17,7 @@ pub struct Plan {
     pub schema: Schema,
     /// The profile's name.
     pub profile: String,
-    /// blake3 of the profile, the facts it was resolved against, and the rules' version.
+    /// blake3 of the profile, every fact it was resolved against, and the rules' version.
     pub digest: String,
     /// blake3 of the profile's text alone, the files it extends included.
     pub profile_digest: String,
@@ -41,9 +41,26 @@ pub struct Plan {
     pub disks: Vec<DiskPlan>,
     /// One per network device of the profile.
     pub nets: Vec<NetPlan>,
+    /// The steps of the ladder that were taken, the cheapest first; empty where there is room for all.
+    pub ladder: Vec<LadderStep>,
     /// What the host made the planner give up, and other remarks.
     pub diagnostics: Vec<Diagnostic>,
 }
+
+/// The steps by their weight, the heaviest first; where a letter stands for two, with the code that tells them apart.
+const PRICES: [(&str, &str); 11] = [
+    ("home", ""),
+    ("memory", ""),
+    ("g", ""),
+    ("f", "_shares_vcpu"),
+    ("f", "beside_"),
+    ("e", "_other_node"),
+    ("e", "_siblings"),
+    ("d", ""),
+    ("c", ""),
+    ("b", ""),
+    ("a", ""),
+];
 
 /// The version of the JSON.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -61,8 +78,19 @@ pub struct HostSize {
     pub cpus: usize,
     /// NUMA nodes; 1 where the kernel knows none.
     pub nodes: usize,
-    /// blake3 of every fact of the host that was decided upon: topology, the disks' devices, CPUs that others hold.
+    /// blake3 of the machine as the plan lays threads on it: see [`crate::host_digest`].
     pub digest: String,
+}
+
+/// A step down the ladder.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct LadderStep {
+    /// `a` to `g`; `memory` where memory outgrows its node, `home` where the disk's node has no usable CPU.
+    pub step: String,
+    /// The code of the warning that goes with it.
+    pub code: String,
+    /// How many threads stand on it. For `memory` on how many nodes it lies, for `home` how far that is from the disk.
+    pub count: u32,
 }
 
 /// The best choice that was not made, and why not.
@@ -148,6 +176,12 @@ pub struct IoThreadPlan {
     pub node: Option<u32>,
     /// How long it looks for work before it sleeps, in nanoseconds; 0 never polls.
     pub poll_max_ns: u64,
+    /// By what the window grows; 0 is the built-in factor, as in QEMU.
+    #[serde(default)]
+    pub poll_grow: u32,
+    /// By what the window shrinks; 0 is the built-in behaviour, as in QEMU.
+    #[serde(default)]
+    pub poll_shrink: u32,
     /// Why there.
     pub because: String,
     /// The next best place.
@@ -282,6 +316,26 @@ impl Plan {
         let mut text = serde_json::to_string_pretty(self).unwrap_or_default();
         text.push('\n');
         text
+    }
+
+    /// The price of this plan, to compare with that of the same profile on another host: the less, the better.
+    ///
+    /// It counts how far home lies from the hottest disk, then whether memory outgrows it, then how many threads
+    /// stand on each step of the ladder, the deepest step first.
+    pub fn price(&self) -> Vec<u32> {
+        let on = |step: &str, code: &str| {
+            let steps =
+                self.ladder.iter().filter(|s| s.step == step && (code.is_empty() || s.code.contains(code)));
+            steps.fold(0u32, |all, s| all.saturating_add(s.count))
+        };
+        let take_turns = on("g", "") > 0;
+        let price = |step: &str, code: &str| match step {
+            "memory" => on(step, code).min(1),
+            // Where vCPUs take turns it no longer counts on which CPUs the others of them are alone.
+            "e" if take_turns => 0,
+            _ => on(step, code),
+        };
+        PRICES.iter().map(|(step, code)| price(step, code)).collect()
     }
 
     /// Reads a stored plan.

@@ -1,11 +1,12 @@
-//! Rules 7 and 8: which IOThread serves which virtqueue, and what a disk's cache mode comes to.
+//! Rule 8 and all that a plan says of a disk. Which IOThread serves which virtqueue is [`super::mapping`]'s.
 
-use crate::plan::{DiskPlan, Scheduler, Virtqueue};
-use crate::profile::{Disk, Mapping, Profile};
+use crate::plan::{DiskPlan, Scheduler};
+use crate::profile::{Disk, Profile};
 use crate::storage::Storage;
 use crate::topology::Topology;
 
 use super::Gathered;
+use super::mapping::{Mapper, Served};
 use super::threads::Threads;
 
 /// Resolves every disk, in the order of the profile.
@@ -16,30 +17,22 @@ pub(super) fn disks(
     threads: &Threads,
     gathered: &mut Gathered,
 ) -> Vec<DiskPlan> {
-    profile.disks.iter().map(|disk| resolve(disk, topology, storage, threads, gathered)).collect()
+    let mut mapper = Mapper::new(topology, &threads.vcpus, &threads.iothreads);
+    profile.disks.iter().map(|disk| resolve(disk, topology, storage, &mut mapper, gathered)).collect()
 }
 
 fn resolve(
     disk: &Disk,
     topology: &Topology,
     storage: &Storage,
-    threads: &Threads,
+    mapper: &mut Mapper<'_>,
     gathered: &mut Gathered,
 ) -> DiskPlan {
     let place = storage.disks.get(&disk.name.value);
     let device = place.map(|p| p.device.clone());
     check_scheduler(disk, topology, device.as_deref(), gathered);
     let node = place.and_then(|p| p.node).filter(|id| topology.nodes.contains_key(id));
-    let all: Vec<u32> = threads.iothreads.iter().map(|i| i.id).collect();
-    let (virtqueues, how) = match &disk.mapping {
-        Mapping::RoundRobin | Mapping::Locality => {
-            (round_robin(disk.queues, &all), "round robin over all IOThreads")
-        }
-        Mapping::Over(entries) => {
-            (round_robin(disk.queues, entries), "round robin over the IOThreads the profile names")
-        }
-        Mapping::Exact(entries) => (exact(entries), "as the profile maps them"),
-    };
+    let Served { virtqueues, because: how, rejected } = mapper.map(disk, gathered);
     let queues = match &disk.queues_line {
         Some(line) => format!(
             "{} {} as line {line} says",
@@ -73,23 +66,8 @@ fn resolve(
         physical_block_bytes: disk.physical_block_bytes,
         format: disk.format.as_ref().map(|format| format.value.clone()),
         because: format!("{queues}; {how}"),
-        rejected: None,
+        rejected: rejected.map(Into::into),
     }
-}
-
-/// QEMU's round robin: entry k of n serves queues k, k+n, and so on.
-fn round_robin(queues: u32, iothreads: &[u32]) -> Vec<Virtqueue> {
-    (0..queues)
-        .zip(iothreads.iter().cycle())
-        .map(|(vq, iothread)| Virtqueue { vq, iothread: *iothread })
-        .collect()
-}
-
-fn exact(entries: &[(u32, Vec<u32>)]) -> Vec<Virtqueue> {
-    let pairs = entries.iter().flat_map(|(iothread, vqs)| vqs.iter().map(|vq| (*vq, *iothread)));
-    let mut served: Vec<Virtqueue> = pairs.map(|(vq, iothread)| Virtqueue { vq, iothread }).collect();
-    served.sort_by_key(|v| v.vq);
-    served
 }
 
 /// The host's scheduler is the host's: vmprof compares and says what to do, and sets nothing.

@@ -1,12 +1,22 @@
 //! Profile × topology → plan. Pure: a `&Topology`, the storage under each disk and the ledger come in, a [`Plan`]
 //! with a reason for every value goes out, or [`HostCannot`]. The rules are those of `docs/plan.md`.
 
+mod alternatives;
+mod board;
+mod check;
+mod demand;
+mod digest;
 mod disks;
 mod home;
 mod ladder;
+mod lints;
+mod mapping;
 mod memory;
+mod nets;
 mod report;
+mod require;
 mod seats;
+mod shape;
 mod threads;
 mod usable;
 
@@ -18,12 +28,13 @@ use vmprof_document::{Problem, Problems};
 use crate::asserts;
 use crate::conditions::Facts;
 use crate::ledger::Ledger;
-use crate::plan::{
-    Diagnostic, GuestCpus, HomePlan, HostSize, IoThreadCountPlan, Plan, RULES, Schema, Severity,
-};
-use crate::profile::Profile;
+use crate::plan::{Diagnostic, GuestCpus, HomePlan, HostSize, LadderStep, Plan, Schema, Severity};
+use crate::profile::{Mapping, Profile};
 use crate::storage::Storage;
 use crate::topology::Topology;
+
+pub use check::PlanFault;
+pub use digest::host_digest;
 
 /// The prefix of the planner's codes.
 const AREA: &str = "vmprof::plan";
@@ -71,13 +82,23 @@ struct Gathered {
     remarks: Vec<Diagnostic>,
     /// Those of the remarks that are steps down the ladder, which `strict` forbids.
     steps: Vec<Diagnostic>,
+    ladder: Vec<LadderStep>,
     refused: Vec<Problem>,
 }
 
 impl Gathered {
     /// A step down the ladder: what was given up, and what it costs.
-    fn step(&mut self, code: &str, message: impl Into<String>, help: impl Into<String>) {
+    fn step(
+        &mut self,
+        step: &str,
+        count: u32,
+        code: &str,
+        message: impl Into<String>,
+        help: impl Into<String>,
+    ) {
         self.warn(code, message, help);
+        let code = format!("{AREA}::{code}");
+        self.ladder.push(LadderStep { step: step.to_owned(), code, count });
         self.steps.extend(self.remarks.last().cloned());
     }
 
@@ -135,8 +156,12 @@ pub fn plan(
         message: w.message().to_owned(),
         help: w.help_text().unwrap_or_default().to_owned(),
     });
-    let digests = Digests::of(profile, topology, storage, ledger);
-    let plan = Plan {
+    let digests = digest::Digests::of(profile, topology, storage, ledger);
+    let Resolved { guest, home, memory, threads, disks, nets } = resolved;
+    let mut ladder = gathered.ladder;
+    // Cheapest first; `home` and `memory` come after the letters, as they are decided before any thread is placed.
+    ladder.sort_by(|a, b| (a.step.len(), &a.step, &b.code).cmp(&(b.step.len(), &b.step, &a.code)));
+    let mut plan = Plan {
         schema: Schema::V1,
         profile: profile.name.clone(),
         digest: digests.whole,
@@ -146,21 +171,20 @@ pub fn plan(
             nodes: topology.nodes.len().max(1),
             digest: digests.host,
         },
-        guest: GuestCpus { threads_per_core: 1 },
-        home: resolved.home,
-        iothread_count: IoThreadCountPlan {
-            count: u32::try_from(resolved.threads.iothreads.len()).unwrap_or(u32::MAX),
-            because: String::new(),
-            rejected: None,
-        },
-        memory: resolved.memory,
-        vcpus: resolved.threads.vcpus,
-        iothreads: resolved.threads.iothreads,
-        emulator: resolved.threads.emulator,
-        disks: resolved.disks,
-        nets: Vec::new(),
+        guest,
+        home,
+        iothread_count: threads.count,
+        memory,
+        vcpus: threads.vcpus,
+        iothreads: threads.iothreads,
+        emulator: threads.emulator,
+        disks,
+        nets,
+        ladder,
         diagnostics: gathered.remarks.into_iter().chain(from_profile).collect(),
     };
+    let lints = lints::lints(profile, topology, storage, ledger, &plan);
+    plan.diagnostics.extend(lints);
     let broken = asserts::broken_by_plan(&profile.asserts, &plan);
     if broken.is_empty() { Ok(plan) } else { Err(refused(broken.into_iter().map(assert_failed).collect())) }
 }
@@ -172,10 +196,12 @@ fn assert_failed(broken: asserts::Broken) -> Problem {
 }
 
 struct Resolved {
+    guest: GuestCpus,
     home: HomePlan,
     memory: crate::plan::MemoryPlan,
     threads: threads::Threads,
     disks: Vec<crate::plan::DiskPlan>,
+    nets: Vec<crate::plan::NetPlan>,
 }
 
 fn resolve(
@@ -187,45 +213,49 @@ fn resolve(
 ) -> Option<Resolved> {
     let usable = usable::usable(profile, topology, ledger, gathered)?;
     let seats = seats::Seats::new(topology, &usable, profile.host.smt);
-    let home = home::home(profile, topology, storage, &seats, gathered)?;
-    let memory = memory::memory(profile, topology, &home, gathered);
-    let threads = threads::threads(profile, topology, &seats, &home, gathered)?;
+    let mut taken = threads::taken(profile);
+    let pairing = require::pairing(profile, &seats, &taken, gathered)?;
+    let paired: Vec<u32> = pairing.completed.iter().map(|(id, _)| *id).collect();
+    taken.extend(pairing.completed.iter().map(|(id, seat)| (seat.cpu, board::Sitter::Vcpu(*id))));
+    let demand = demand::Demand::of(profile, pairing.siblings, &paired);
+    let board = board::Board::new(&seats, &taken);
+    let chosen = home::home(profile, topology, storage, &board, &demand, gathered)?;
+    let memory = memory::memory(profile, topology, &chosen.home, gathered);
+    let locality = profile.disks.iter().any(|disk| disk.mapping == Mapping::Locality);
+    let Some(mut layout) = ladder::place(&board, &chosen.nodes, &demand, locality) else {
+        refuse_layout(&seats, &demand, gathered);
+        return None;
+    };
+    layout.vcpus.extend(pairing.completed);
+    layout.vcpus.sort_by_key(|(id, _)| *id);
+    let hottest = home::hottest(profile, topology, storage);
+    let alternatives =
+        alternatives::Alternatives::new(&layout.board, topology, hottest.as_ref(), &chosen.nodes);
+    let home = chosen.home;
+    let threads =
+        threads::threads(profile, topology, &home, &demand, &layout, &alternatives, ledger, gathered);
     let disks = disks::disks(profile, topology, storage, &threads, gathered);
-    let home = HomePlan { node: home.node, because: home.to_string(), rejected: None };
-    Some(Resolved { home, memory: memory?, threads, disks })
+    let nets = nets::nets(profile, &threads.iothreads);
+    let home =
+        HomePlan { node: home.node, because: home.to_string(), rejected: chosen.rejected.map(Into::into) };
+    let guest = GuestCpus { threads_per_core: pairing.siblings };
+    Some(Resolved { guest, home, memory: memory?, threads, disks, nets })
 }
 
-/// blake3 of what was decided upon.
-struct Digests {
-    profile: String,
-    host: String,
-    /// Of both, and of the rules.
-    whole: String,
-}
-
-impl Digests {
-    /// Free memory is shown and never decided upon, so it is left out.
-    fn of(profile: &Profile, topology: &Topology, storage: &Storage, ledger: &Ledger) -> Digests {
-        let mut facts = topology.clone();
-        facts.nodes.values_mut().for_each(|node| node.free_bytes = None);
-        let json = |part: serde_json::Result<Vec<u8>>| part.unwrap_or_default();
-        let texts: Vec<&[u8]> = profile.source.files().iter().map(|file| file.text.as_bytes()).collect();
-        let profile = blake3_of(&texts);
-        let host = blake3_of(&[
-            &json(serde_json::to_vec(&facts)),
-            &json(serde_json::to_vec(storage)),
-            &json(serde_json::to_vec(ledger)),
-        ]);
-        let whole = blake3_of(&[RULES.as_bytes(), profile.as_bytes(), host.as_bytes()]);
-        Digests { profile, host, whole }
+fn refuse_layout(seats: &seats::Seats, demand: &demand::Demand, gathered: &mut Gathered) {
+    let (wanted, siblings) = (demand.guest_cores(), demand.siblings as usize);
+    if siblings > 1 {
+        let whole = seats.cores.iter().filter(|core| core.cpus.len() >= siblings).count();
+        let message = format!(
+            "`smt require`: the vCPUs need {wanted} free cores with {siblings} usable CPUs each, and the usable CPUs {} make {whole}",
+            seats.usable
+        );
+        let help = "ask for fewer vCPUs, widen `host { cpuset }`, or write `smt prefer`";
+        gathered.refuse(problem("no_siblings", message).help(help));
+        return;
     }
-}
-
-fn blake3_of(parts: &[&[u8]]) -> String {
-    let mut hasher = blake3::Hasher::new();
-    for part in parts {
-        hasher.update(&(part.len() as u64).to_le_bytes());
-        hasher.update(part);
-    }
-    hasher.finalize().to_hex().to_string()
+    gathered.refuse(
+        problem("no_usable_cpu", format!("no layout fits on the usable CPUs {}", seats.usable))
+            .help("widen `host { cpuset }`"),
+    );
 }

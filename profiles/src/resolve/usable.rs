@@ -6,15 +6,21 @@ use crate::topology::{CpuSet, Topology};
 
 use super::{Gathered, problem};
 
-/// Online ∩ affinity ∩ `cpuset`, minus what other VMs hold.
+/// Online ∩ affinity ∩ the cgroup's CPUs: what this process may use at all.
+pub(crate) fn allowed(topology: &Topology) -> CpuSet {
+    let online = &topology.online;
+    let by_affinity = topology.affinity.as_ref().map_or(online.clone(), |affinity| affinity.and(online));
+    topology.cgroup_cpus.as_ref().map_or(by_affinity.clone(), |cgroup| cgroup.and(&by_affinity))
+}
+
+/// Allowed ∩ `cpuset`, minus what other VMs hold.
 pub(super) fn usable(
     profile: &Profile,
     topology: &Topology,
     ledger: &Ledger,
     gathered: &mut Gathered,
 ) -> Option<CpuSet> {
-    let online = &topology.online;
-    let allowed = topology.affinity.as_ref().map_or(online.clone(), |affinity| affinity.and(online));
+    let allowed = allowed(topology);
     let held = ledger.cpus();
     let wish = profile.host.cpuset.as_ref();
     let asked = wish.map_or(allowed.clone(), |wish| wish.value.and(&allowed));
@@ -33,7 +39,13 @@ pub(super) fn usable(
     if !cpus.is_empty() {
         return Some(cpus);
     }
-    let found = format!("online are {}, this process may use {}", list(online), list(&allowed));
+    let mut found = format!("online are {}", list(&topology.online));
+    if let Some(affinity) = &topology.affinity {
+        found.push_str(&format!(", this process may use {}", list(affinity)));
+    }
+    if let Some(cgroup) = &topology.cgroup_cpus {
+        found.push_str(&format!(", its cgroup's cpuset is {}", list(cgroup)));
+    }
     let mut refusal = if asked.is_empty() {
         problem("no_usable_cpu", format!("no CPU is left: {found}")).help(
             "widen `host { cpuset }`, or start vmprof with a wider affinity (`taskset`, the cgroup's cpuset)",
@@ -71,11 +83,15 @@ fn pins(profile: &Profile, topology: &Topology, allowed: &CpuSet, ledger: &Ledge
                 "`vmprof host` lists the CPUs you can use",
             )
         } else if !barred.is_empty() {
-            let may = format!("this process may use {}", list(allowed));
+            let cgroup = topology.cgroup_cpus.as_ref().filter(|cgroup| !barred.is_subset(cgroup));
+            let may = match cgroup {
+                Some(cgroup) => format!("the cgroup's cpuset is {}", list(cgroup)),
+                None => format!("this process may use {}", list(allowed)),
+            };
             (
                 "cpu_barred",
                 format!("CPU {barred} is out of reach: {may}"),
-                "start vmprof with a wider affinity, or pin elsewhere",
+                "start vmprof with a wider affinity (`taskset`, the cgroup's cpuset), or pin elsewhere",
             )
         } else if !held.is_empty() {
             let holders = ledger.holders(&held).join("`, `");

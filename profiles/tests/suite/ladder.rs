@@ -55,7 +55,7 @@ fn each_step_is_taken_only_when_the_cheaper_ones_do_not_do() {
             "(e) siblings",
             smt(vec![node(0, 4)]),
             "vcpu 6\niothreads 1",
-            ("0 1 2 4 5 6", "3", "7"),
+            ("1 2 3 5 6 7", "4", "0"),
             &["vcpus_on_siblings"],
         ),
         (
@@ -70,7 +70,7 @@ fn each_step_is_taken_only_when_the_cheaper_ones_do_not_do() {
             smt(vec![node(0, 2)]),
             "vcpu 3\niothreads 1",
             ("0 1 2", "3", "3"),
-            &["emulator_shares_iothread", "iothread_beside_vcpu", "vcpus_on_siblings"],
+            &["emulator_shares_iothread", "vcpus_on_siblings", "iothread_beside_vcpu"],
         ),
         (
             "(f) on a vCPU",
@@ -98,7 +98,9 @@ fn each_step_is_taken_only_when_the_cheaper_ones_do_not_do() {
         let plan = planned(&with(nodes), &spec.source());
         let (vcpus, iothreads, emulator) = layout(&plan);
         assert_eq!((vcpus.as_str(), iothreads.as_str(), emulator.as_str()), wanted, "{name}");
-        assert_eq!(codes(&plan), warnings, "{name}");
+        let steps: Vec<&str> = plan.ladder.iter().filter_map(|s| s.code.rsplit("::").next()).collect();
+        assert_eq!(steps, warnings, "{name}");
+        assert!(steps.iter().all(|step| codes(&plan).contains(step)), "{name}");
     }
 }
 

@@ -14,6 +14,8 @@ mod imports;
 mod ladder;
 mod language;
 mod layers;
+mod lints;
+mod plans;
 mod properties;
 mod shipped;
 mod topology;
