@@ -4,7 +4,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
-use vmprof_profiles::{Plan, Profile};
+use vmprof_profiles::{DiskSource, Plan, PlanFault, Profile};
 
 use crate::failure::{Failure, Kind};
 use crate::profile::Host;
@@ -33,6 +33,19 @@ pub fn parse(path: &Path, text: &str) -> Result<Plan, Failure> {
             "`vmprof plan PROFILE --format json > FILE` writes one; `vmprof schema` tells what is in it";
         Failure::said(Kind::Invalid, "vmprof::plan::not_a_plan", message, help)
     })
+}
+
+/// A plan that cannot be obeyed as it is.
+#[derive(Debug, thiserror::Error, miette::Diagnostic)]
+#[error("{} cannot be obeyed on this host as it is", file.display())]
+#[diagnostic(
+    code(vmprof::plan::unfit),
+    help("mend what was edited, or save the plan anew: `vmprof plan PROFILE --format json`")
+)]
+struct Unfit {
+    file: PathBuf,
+    #[related]
+    faults: Vec<PlanFault>,
 }
 
 impl SavedPlan {
@@ -76,7 +89,21 @@ impl SavedPlan {
                 self.what_to_do(profile),
             ));
         }
-        Ok(self.plan.clone())
+        let made_of = |plan: &Plan| -> Vec<(String, DiskSource)> {
+            plan.disks.iter().map(|disk| (disk.name.clone(), disk.source.clone())).collect()
+        };
+        if made_of(&now) != made_of(&self.plan) {
+            return Err(Failure::said(
+                Kind::Invalid,
+                "vmprof::plan::other_disks",
+                format!("{file} has other disks than {}", profile.source().name()),
+                "a plan says how disks are served; which they are, and where they lie, is the profile's to say",
+            ));
+        }
+        match host.check(&self.plan) {
+            Ok(()) => Ok(self.plan.clone()),
+            Err(faults) => Err(Failure::new(Kind::HostCannot, Unfit { file: self.path.clone(), faults })),
+        }
     }
 
     /// What of the host differs, as far as the two plans tell.
@@ -171,6 +198,32 @@ mod tests {
         plan.host.digest = "0".repeat(64);
         let failure = saved(&plan).for_now(&profile, &host).unwrap_err();
         assert!(failure.problem.to_string().contains("otherwise built"), "{}", failure.problem);
+    }
+
+    #[test]
+    fn a_plan_edited_by_hand_is_obeyed_where_it_can_be_and_refused_by_name_where_not() {
+        let (profile, host, plan) = planned("db.kdl", "lab.json");
+        let free: vmprof_profiles::CpuSet = "10".parse().unwrap();
+        let mut moved = plan.clone();
+        moved.vcpus[0].cpus = free.clone();
+        assert_eq!(saved(&moved).for_now(&profile, &host).unwrap().vcpus[0].cpus, free);
+
+        let mut absent = plan.clone();
+        absent.vcpus[0].cpus = "40".parse().unwrap();
+        absent.disks[0].virtqueues.pop();
+        let failure = saved(&absent).for_now(&profile, &host).unwrap_err();
+        assert_eq!(failure.kind, Kind::HostCannot);
+        let faults: Vec<String> = failure.problem.related().unwrap().map(|fault| fault.to_string()).collect();
+        assert_eq!(faults.len(), 2, "{faults:?}");
+        assert!(faults[0].starts_with("vcpu 0 is planned on CPU 40"), "{faults:?}");
+
+        let mut other = plan;
+        other.disks[0].name = "else".to_owned();
+        let failure = saved(&other).for_now(&profile, &host).unwrap_err();
+        assert_eq!(
+            (failure.kind, failure.problem.to_string().contains("other disks")),
+            (Kind::Invalid, true)
+        );
     }
 
     #[test]
