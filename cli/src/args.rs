@@ -229,6 +229,7 @@ pub enum On {
 #[command(after_help = "Examples:\n  \
     vmprof up profiles/db.kdl                        boot it, with its console here\n  \
     vmprof up profiles/ci.kdl -- make check          run a command in it, and end with its status\n  \
+    vmprof up --dry-run profiles/db.kdl > db.json    save the plan that would be run, in the lab too\n  \
     vmprof up profiles/db.kdl --plan db.json         run the plan that was saved and looked at\n\n\
     With CMD, stdout is CMD's stdout and nothing else; plan, progress, notices and console go to stderr.\n\
     Exit status with CMD: CMD's own, 128+N for its signal N; 3, 4, 64 before anything boots; 124 --timeout ran out; \
@@ -241,9 +242,13 @@ pub struct UpArguments {
     /// Where the VM runs
     #[arg(long, value_enum, default_value = "auto")]
     pub on: On,
-    /// Run exactly this plan, which `vmprof plan --format json` wrote; refused where the profile or the host has changed
+    /// Run exactly this plan, which --dry-run or `vmprof plan --format json` wrote; refused where the profile or the host
+    /// has changed
     #[arg(long, value_name = "FILE")]
     pub plan: Option<PathBuf>,
+    /// Print the plan that would be run as JSON, for --plan, and end there: nothing is built, and no guest boots
+    #[arg(long, conflicts_with_all = ["console", "command"])]
+    pub dry_run: bool,
     /// Name of the running VM [default: the profile's]
     #[arg(long, value_parser = vm_name)]
     pub name: Option<String>,
@@ -255,7 +260,7 @@ pub struct UpArguments {
     pub timeout: Option<Duration>,
     #[command(flatten)]
     pub sources: Sources,
-    /// The emulated host's shape, such as nodes=8+4,nvme=2,memory=6GiB
+    /// The emulated host's shape, such as nodes=8+4,threads=2,nvme=2,memory=6GiB; what is left out keeps its default
     #[arg(long, value_name = "SHAPE", default_value_t)]
     pub lab: Shape,
     /// The image that the emulated host was given, instead of building one

@@ -51,6 +51,11 @@ pub fn up(upping: &Upping, kvm: &Usable) -> Result<u8, Failure> {
         }
     }
 
+    if arguments.dry_run {
+        report.data(&plan.to_json())?;
+        return Ok(0);
+    }
+
     let store = Store::open(&upping.places.store)?;
     let image = upping.image(&store)?;
     let disks = sources::make(&upping.profile, &paths)?;

@@ -41,21 +41,17 @@ pub fn up(upping: &Upping) -> Result<u8, Failure> {
     let paths = sources::paths(&upping.profile, &directory);
 
     let store = Store::open(&upping.places.store)?;
-    let image = upping.image(&store)?;
+    let dry = upping.arguments.dry_run;
+    let image = if dry { None } else { Some(upping.image(&store)?) };
     let stages = Stages::new(report);
     let builder = upping.builder(&store, &stages);
     let host = lab_host(&builder).map_err(in_the_lab)?;
     let emulator = emulator::find(&builder).map_err(in_the_lab)?;
 
-    let disks = sources::make(&upping.profile, &paths)?;
-    let own = OwnRecord::claim(&upping.places, &upping.name)?;
-    record::refuse_shared_disks(&upping.places, &disks)?;
-    own.write(&Run::new(&upping.name, &upping.path, "lab", String::new(), disks.clone()))?;
-    // Held to the end of the run: the emulator's own locks do not say who has the disk.
-    let _locks = lock_all(upping, &paths, &disks)?;
+    let claimed = if dry { None } else { Some(claim(upping, &paths)?) };
 
-    let job = job(upping, &paths, &image);
-    let archive = archive(upping, &image, &job)?;
+    let job = job(upping, &paths, image.as_ref());
+    let archive = archive(upping, image.as_ref(), &job)?;
     let initramfs = pack(&host.initramfs, &archive)?;
     drop(archive);
     let (ours, ports) =
@@ -69,7 +65,7 @@ pub fn up(upping: &Upping) -> Result<u8, Failure> {
         },
         emulator.version
     ));
-    let drives = drives(&upping.profile, &paths, &image, shape);
+    let drives = drives(upping, &paths, image.as_ref(), shape);
     let kernel = host.kernel.clone();
     let raw = match upping.arguments.console {
         true => RawTerminal::take().map_err(|error| Failure::os("the terminal cannot be made raw", error))?,
@@ -86,9 +82,11 @@ pub fn up(upping: &Upping) -> Result<u8, Failure> {
         silence: Some(SILENCE),
     };
     let supervision = Supervision::new(ours, manners);
-    let answers = Forwarded { name: upping.name.clone(), events: supervision.events.clone() };
-    control::serve(own.directory(), Arc::new(answers))
-        .map_err(|error| Failure::os("the control socket cannot be opened", error))?;
+    if let Some(Claimed { own, .. }) = &claimed {
+        let answers = Forwarded { name: upping.name.clone(), events: supervision.events.clone() };
+        control::serve(own.directory(), Arc::new(answers))
+            .map_err(|error| Failure::os("the control socket cannot be opened", error))?;
+    }
 
     let input = match (upping.arguments.console, upping.with_command()) {
         (true, _) => Input::Keys,
@@ -112,6 +110,23 @@ pub fn up(upping: &Upping) -> Result<u8, Failure> {
     Ok(upping.conclude(Ran::Inside { with_command: upping.with_command() }, &outcome))
 }
 
+/// What this run has to itself, to its end.
+struct Claimed {
+    own: OwnRecord,
+    /// The emulator's own locks do not say who has the disk.
+    _locks: Vec<File>,
+}
+
+/// Makes the disks that are missing, and takes them and the name.
+fn claim(upping: &Upping, paths: &[PathBuf]) -> Result<Claimed, Failure> {
+    let disks = sources::make(&upping.profile, paths)?;
+    let own = OwnRecord::claim(&upping.places, &upping.name)?;
+    record::refuse_shared_disks(&upping.places, &disks)?;
+    own.write(&Run::new(&upping.name, &upping.path, "lab", String::new(), disks.clone()))?;
+    let locks = lock_all(upping, paths, &disks)?;
+    Ok(Claimed { own, _locks: locks })
+}
+
 /// A failure to make the lab is the lab's, unless it is a wrong hash.
 fn in_the_lab(error: vmprof_guests::GuestError) -> Failure {
     let failure = Failure::from(error);
@@ -122,10 +137,13 @@ fn in_the_lab(error: vmprof_guests::GuestError) -> Failure {
 }
 
 /// What the emulated host's first process shall do: run the inner `up`, with its disks where the profile has them.
-fn job(upping: &Upping, paths: &[PathBuf], image: &BootImage) -> Job {
+fn job(upping: &Upping, paths: &[PathBuf], image: Option<&BootImage>) -> Job {
     let arguments = &upping.arguments;
-    let mut argv: Vec<Bytes> =
-        [Inside::VMPROF, "up", "--on", "kvm", "--image", Inside::IMAGE].map(Into::into).into();
+    let mut argv: Vec<Bytes> = [Inside::VMPROF, "up", "--on", "kvm"].map(Into::into).into();
+    match image {
+        Some(_) => argv.extend(["--image", Inside::IMAGE].map(Bytes::from)),
+        None => argv.push("--dry-run".into()),
+    }
     argv.extend(["--name".into(), upping.name.as_str().into()]);
     if arguments.console {
         argv.push("--console".into());
@@ -150,7 +168,7 @@ fn job(upping: &Upping, paths: &[PathBuf], image: &BootImage) -> Job {
         .zip(paths)
         .map(|(disk, outside)| link(&path_inside(&upping.profile, &disk.source, outside), &disk.name.value))
         .collect();
-    if image.root.is_some() {
+    if image.is_some_and(|image| image.root.is_some()) {
         links.push(link(Inside::ROOT.as_ref(), ROOT_SERIAL));
     }
     let (rows, columns) = terminal::size();
@@ -218,27 +236,29 @@ fn texts(upping: &Upping) -> impl Iterator<Item = (String, Vec<u8>)> {
 }
 
 /// Everything the emulated host needs besides its own boot files.
-fn archive(upping: &Upping, image: &BootImage, job: &Job) -> Result<Vec<u8>, Failure> {
+fn archive(upping: &Upping, image: Option<&BootImage>, job: &Job) -> Result<Vec<u8>, Failure> {
     let read = |path: &Path| {
         std::fs::read(path)
             .map_err(|error| Failure::os(format!("{} cannot be read for the lab", path.display()), error))
     };
-    let inside = BootImage {
-        kernel: Inside::KERNEL.into(),
-        initramfs: Inside::INITRAMFS.into(),
-        root: image.root.as_ref().map(|_| Inside::ROOT.into()),
-        ..image.clone()
-    };
-    let description = serde_json::to_vec(&inside)
-        .map_err(|error| Failure::os("the image cannot be described", error.into()))?;
     let name = |path: &str| path.trim_start_matches('/').to_owned();
     let mut files = vec![
         (name(Inside::VMPROF), 0o755, read("/proc/self/exe".as_ref())?),
-        (name(Inside::KERNEL), 0o444, read(&image.kernel)?),
-        (name(Inside::INITRAMFS), 0o444, read(&image.initramfs)?),
-        (name(Inside::IMAGE), 0o444, description),
         (JOB_PATH.to_owned(), 0o600, vmprof_job::line(job)),
     ];
+    if let Some(image) = image {
+        let inside = BootImage {
+            kernel: Inside::KERNEL.into(),
+            initramfs: Inside::INITRAMFS.into(),
+            root: image.root.as_ref().map(|_| Inside::ROOT.into()),
+            ..image.clone()
+        };
+        let description = serde_json::to_vec(&inside)
+            .map_err(|error| Failure::os("the image cannot be described", error.into()))?;
+        files.push((name(Inside::KERNEL), 0o444, read(&image.kernel)?));
+        files.push((name(Inside::INITRAMFS), 0o444, read(&image.initramfs)?));
+        files.push((name(Inside::IMAGE), 0o444, description));
+    }
     files.extend(texts(upping).map(|(path, text)| (name(&path), 0o444, text)));
     if let Some(saved) = &upping.saved {
         files.push((name(Inside::PLAN), 0o444, read(&saved.path)?));
@@ -249,19 +269,22 @@ fn archive(upping: &Upping, image: &BootImage, job: &Job) -> Result<Vec<u8>, Fai
 }
 
 /// The profile's disks on node 0, then drives that are only there to be seen, the nodes in turn; the root image beside.
-fn drives(profile: &Profile, paths: &[PathBuf], image: &BootImage, shape: &Shape) -> Vec<Drive> {
+fn drives(upping: &Upping, paths: &[PathBuf], image: Option<&BootImage>, shape: &Shape) -> Vec<Drive> {
     let media = |source: &DiskSource, path: &Path| match source {
+        // A plan needs to know that the drive is there, not what is on it; nothing of the user's is opened or made.
+        DiskSource::File { .. } if upping.arguments.dry_run => Media::Empty,
         DiskSource::File { .. } => Media::File(path.to_owned()),
         DiskSource::Device { .. } => Media::BlockDevice(path.to_owned()),
     };
-    let mut drives: Vec<Drive> = profile
+    let mut drives: Vec<Drive> = upping
+        .profile
         .disks
         .iter()
         .zip(paths)
         .map(|(disk, path)| Drive {
             serial: disk.name.value.clone(),
             media: media(&disk.source, path),
-            read_only: disk.readonly,
+            read_only: disk.readonly || upping.arguments.dry_run,
             node: Some(0),
         })
         .collect();
@@ -273,7 +296,7 @@ fn drives(profile: &Profile, paths: &[PathBuf], image: &BootImage, shape: &Shape
         read_only: false,
         node: Some(spare % shape.nodes.len()),
     }));
-    drives.extend(image.root.iter().map(|root| Drive {
+    drives.extend(image.and_then(|image| image.root.as_ref()).map(|root| Drive {
         serial: ROOT_SERIAL.to_owned(),
         media: Media::File(root.clone()),
         read_only: true,
