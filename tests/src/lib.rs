@@ -162,6 +162,12 @@ impl Running {
         kill_process(Pid::from_child(&self.child), signal).expect("the child can be signalled");
     }
 
+    /// Writes a line to its standard input, which the test made a pipe, and ends that input.
+    pub fn type_line(&mut self, line: &str) {
+        let mut stdin = self.child.stdin.take().expect("its input is a pipe");
+        writeln!(stdin, "{line}").expect("it reads its input");
+    }
+
     pub fn has_ended(&mut self) -> bool {
         self.child.try_wait().expect("the child can be waited for").is_some()
     }

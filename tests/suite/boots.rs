@@ -145,34 +145,37 @@ fn threads_and_queues_are_where_the_plan_has_them() {
     assert!(finished.stdout.contains("[none]") && finished.stdout.contains("\n4\n"), "{}", finished.stdout);
 }
 
-/// The emulated host shows its cores' siblings: vCPUs that want none beside them are each on a core of their own.
+/// vCPUs 2k and 2k+1 are on the siblings of one core of the host, and the guest sees them as the siblings of one core.
 #[test]
-fn isolated_vcpus_have_their_cores_to_themselves() {
+fn required_siblings_are_siblings_on_the_host_and_in_the_guest() {
     let _lab = the_lab();
     let home = Home::new();
-    let profile = home.path().join("isolated.kdl");
+    let profile = home.path().join("paired.kdl");
     let guest = checkout().join("guests/hello.kdl");
     let text = format!(
-        "profile isolated {{\n    guest {guest:?}\n    host {{ smt isolate; }}\n    vcpu 4\n    memory \"256MiB\"\n    \
+        "profile paired {{\n    guest {guest:?}\n    host {{ smt require; }}\n    vcpu 4\n    memory \"256MiB\"\n    \
          iothreads 1\n}}\n"
     );
     fs::write(&profile, text).unwrap();
-    let words = ["--lab", "nodes=12,threads=2", profile.to_str().unwrap(), "--", "sleep", "1000"];
-    let mut running = spawn(&mut home.vmprof(LAB.iter().chain(&words)));
+    // What the guest sees goes to stdout once the plan was read.
+    let script = "read go; cat /sys/devices/system/cpu/cpu*/topology/thread_siblings_list";
+    let words = ["--lab", "nodes=12,threads=2", profile.to_str().unwrap(), "--", "sh", "-c", script];
+    let mut command = home.vmprof(LAB.iter().chain(&words));
+    let mut running = spawn(command.stdin(std::process::Stdio::piped()));
     let plan: Value = eventually("the plan in force", || {
         assert!(!running.has_ended(), "the run ended early");
-        let answer = finish(&mut home.vmprof(["ask", "isolated", "plan"]));
+        let answer = finish(&mut home.vmprof(["ask", "paired", "plan"]));
         (answer.status == Some(0)).then(|| serde_json::from_str(&answer.stdout).expect("JSON on stdout"))
     });
-    // CPUs 2k and 2k+1 are core k.
+    assert_eq!(plan["guest"]["threads_per_core"], 2);
+    // CPUs 2k and 2k+1 of the emulated host are core k.
     let core = |thread: &Value| thread["cpus"].as_str().unwrap().parse::<u32>().expect("one CPU") / 2;
-    let mut cores: Vec<u32> =
-        ["vcpus", "iothreads"].iter().flat_map(|list| plan[list].as_array().unwrap()).map(core).collect();
-    cores.sort_unstable();
-    cores.dedup();
-    assert_eq!(cores.len(), 4 + 1, "{plan}");
-    home.run(["stop", "isolated"]).expect(0);
-    assert_eq!(running.finish().status, Some(128 + 15));
+    let cores: Vec<u32> = plan["vcpus"].as_array().unwrap().iter().map(core).collect();
+    assert!(cores[0] == cores[1] && cores[2] == cores[3] && cores[0] != cores[2], "{plan}");
+    running.type_line("go");
+    let finished = running.finish();
+    assert_eq!(finished.status, Some(0), "{}", finished.stderr);
+    assert_eq!(finished.stdout, "0-1\n0-1\n2-3\n2-3\n");
 }
 
 #[test]
