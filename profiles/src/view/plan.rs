@@ -190,6 +190,7 @@ fn threads(plan: &Plan, explain: bool) -> Vec<Row> {
         emulator.because.clone(),
         instead(emulator.rejected.as_ref(), explain),
     ));
+    as_above(&mut rows);
     let short = rows.iter().map(|row| row.1.to_string().len()).filter(|length| *length <= LONGEST_LIST);
     let widest = short.max().unwrap_or(0);
     let row = |(name, cpus, node, because, below): Placed| {
@@ -198,6 +199,19 @@ fn threads(plan: &Plan, explain: bool) -> Vec<Row> {
         Row { name, value: format!("CPU {cpus:<widest$}{node}"), because, below }
     };
     rows.into_iter().map(row).collect()
+}
+
+/// A reason is told once: rows below it that have the same one name the row that tells it.
+fn as_above(rows: &mut [Placed]) {
+    let mut told: Option<Placed> = None;
+    for row in rows {
+        match &told {
+            Some((name, _, _, because, below)) if (because, below) == (&row.3, &row.4) => {
+                (row.3, row.4) = (format!("as {name}"), None);
+            }
+            _ => told = Some(row.clone()),
+        }
+    }
 }
 
 /// Beyond this a list of CPUs no longer lines up with others.
