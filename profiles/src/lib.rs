@@ -43,7 +43,7 @@ pub use profile::{
     ThreadPins, Vcpus, Written,
 };
 pub use reason::Reason;
-pub use resolve::{HostCannot, PlanFault, host_digest, plan};
+pub use resolve::{HostCannot, PlanFault, host_digest, plan, profile_digest};
 pub use schema::plan_schema;
 pub use storage::{DirectIoAlignment, Storage, StoragePlace};
 pub use topology::{

@@ -36,6 +36,14 @@ pub fn binary() -> &'static Path {
     })
 }
 
+/// A copy of the binary in `directory`, to be run from there. Another process makes it: while this one had it open for
+/// writing, a child that another test forks would have it open too, and it could not be executed (ETXTBSY).
+pub fn copy_of_binary(directory: &Path) -> PathBuf {
+    let copy = directory.join("vmprof");
+    finish(Command::new("cp").arg(binary()).arg(&copy)).expect(0);
+    copy
+}
+
 /// Cargo's target directory, from where this test binary lies: TARGET/debug/deps/suite-….
 fn target() -> PathBuf {
     let own = std::env::current_exe().expect("a test knows its own binary");

@@ -145,9 +145,10 @@ fn threads_and_queues_are_where_the_plan_has_them() {
     assert!(finished.stdout.contains("[none]") && finished.stdout.contains("\n4\n"), "{}", finished.stdout);
 }
 
-/// vCPUs 2k and 2k+1 are on the siblings of one core of the host, and the guest sees them as the siblings of one core.
+/// vCPUs 2k and 2k+1 are on the siblings of one core of the host, and the guest sees them as the siblings of one core: as
+/// the plan says that was saved before.
 #[test]
-fn required_siblings_are_siblings_on_the_host_and_in_the_guest() {
+fn a_saved_plan_is_obeyed_and_required_siblings_are_siblings_on_the_host_and_in_the_guest() {
     let _lab = the_lab();
     let home = Home::new();
     let profile = home.path().join("paired.kdl");
@@ -157,16 +158,37 @@ fn required_siblings_are_siblings_on_the_host_and_in_the_guest() {
          iothreads 1\n}}\n"
     );
     fs::write(&profile, text).unwrap();
+    let shape = ["--lab", "nodes=12,threads=2"];
+    // A plan of one boot is obeyed in another of the same shape, as it was saved and not as it would be made anew.
+    let planned =
+        home.run(LAB.iter().chain(&shape).chain(&["--dry-run", profile.to_str().unwrap()])).expect(0);
+    let mut saved: Value = serde_json::from_str(&planned.stdout).expect("JSON on stdout");
+    assert_ne!(saved["emulator"]["cpus"], "11");
+    saved["emulator"]["cpus"] = "11".into();
+    let plan_file = home.path().join("saved.json");
+    fs::write(&plan_file, saved.to_string()).unwrap();
+    let saved_words = ["--plan", plan_file.to_str().unwrap(), profile.to_str().unwrap(), "--"];
+
+    // Another shape is another host: refused before the guest boots.
+    let small =
+        home.run(LAB.iter().chain(&["--lab", "nodes=4"]).chain(&saved_words).chain(&["true"])).expect(4);
+    assert!(small.stderr.contains("vmprof::plan::host_changed"), "{}", small.stderr);
+
     // What the guest sees goes to stdout once the plan was read.
     let script = "read go; cat /sys/devices/system/cpu/cpu*/topology/thread_siblings_list";
-    let words = ["--lab", "nodes=12,threads=2", profile.to_str().unwrap(), "--", "sh", "-c", script];
-    let mut command = home.vmprof(LAB.iter().chain(&words));
+    let words = LAB.iter().chain(&shape).chain(&saved_words).chain(&["sh", "-c", script]);
+    let mut command = home.vmprof(words);
     let mut running = spawn(command.stdin(std::process::Stdio::piped()));
     let plan: Value = eventually("the plan in force", || {
         assert!(!running.has_ended(), "the run ended early");
         let answer = finish(&mut home.vmprof(["ask", "paired", "plan"]));
         (answer.status == Some(0)).then(|| serde_json::from_str(&answer.stdout).expect("JSON on stdout"))
     });
+    assert_eq!(plan, saved);
+    let findings = home.run(["verify", "paired", "--format", "json"]).expect(0).stdout;
+    let findings: Value = serde_json::from_str(&findings).expect("JSON on stdout");
+    let emulator = findings.as_array().unwrap().iter().find(|finding| finding["thread"] == "vmprof").unwrap();
+    assert_eq!(emulator["allowed"], "11");
     assert_eq!(plan["guest"]["threads_per_core"], 2);
     // CPUs 2k and 2k+1 of the emulated host are core k.
     let core = |thread: &Value| thread["cpus"].as_str().unwrap().parse::<u32>().expect("one CPU") / 2;

@@ -6,13 +6,12 @@ use std::os::unix::process::CommandExt;
 use std::process::Command;
 
 use serde_json::Value;
-use vmprof_tests::{Home, NOBODY, binary, checkout, finish, kvm_is_usable};
+use vmprof_tests::{Home, NOBODY, binary, checkout, copy_of_binary, finish, kvm_is_usable};
 
 #[test]
 fn the_binary_is_one_static_file_that_runs_anywhere() {
     let elsewhere = tempfile::tempdir().unwrap();
-    let copy = elsewhere.path().join("vmprof");
-    fs::copy(binary(), &copy).unwrap();
+    let copy = copy_of_binary(elsewhere.path());
     let version = finish(Command::new(copy).arg("--version").env_clear().current_dir("/"));
     assert!(version.expect(0).stdout.starts_with("vmprof "));
     // An interpreter is what a dynamic executable has (ELF, program header PT_INTERP).
@@ -42,6 +41,29 @@ fn wrong_usage_is_64_and_help_is_0() {
     }
     assert!(home.run(["--help"]).expect(0).stdout.contains("plan"));
     assert!(home.run(["up", "--help"]).expect(0).stdout.contains("125"));
+}
+
+/// Nothing is built and no emulated host boots to find that out: the store is empty and has no network.
+#[test]
+fn a_saved_plan_of_another_profile_is_refused_at_once() {
+    let home = Home::with_store("/nowhere".into());
+    let planned = home.run(["plan", "profiles/db.kdl", "--format", "json"]).expect(0);
+    let file = home.path().join("db.json");
+    fs::write(&file, planned.stdout).unwrap();
+    let words = ["up", "--on", "lab", "--offline", "--plan", file.to_str().unwrap(), "profiles/hello.kdl"];
+    let finished = home.run(words).expect(3);
+    assert!(finished.stderr.contains("vmprof::plan::profile_changed"), "{}", finished.stderr);
+    assert!(finished.stderr.contains("a plan of `db`"), "{}", finished.stderr);
+}
+
+#[test]
+fn a_file_that_is_no_host_is_named() {
+    let finished = Home::new().run(["plan", "profiles/db.kdl", "--host", "README.md"]).expect(1);
+    assert!(
+        finished.stderr.contains("README.md") && finished.stderr.contains("not_a_host"),
+        "{}",
+        finished.stderr
+    );
 }
 
 #[test]
@@ -79,8 +101,7 @@ fn a_kvm_that_may_not_be_opened_is_4() {
         return;
     }
     let home = Home::new();
-    let copy = home.path().join("vmprof");
-    fs::copy(binary(), &copy).unwrap();
+    let copy = copy_of_binary(home.path());
     fs::set_permissions(home.path(), fs::Permissions::from_mode(0o755)).unwrap();
     // The checkout may lie where nobody else may look.
     fs::copy(checkout().join("profiles/hello.kdl"), home.path().join("hello.kdl")).unwrap();

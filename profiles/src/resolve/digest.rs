@@ -24,11 +24,7 @@ pub(super) struct Digests {
 
 impl Digests {
     pub(super) fn of(profile: &Profile, topology: &Topology, storage: &Storage, ledger: &Ledger) -> Digests {
-        let mut text = Facts::default();
-        let files = profile.source.files();
-        text.count(files.len());
-        files.iter().for_each(|file| text.text(&file.text));
-        let (profile, host) = (text.digest(), host_digest(topology, storage));
+        let (profile, host) = (profile_digest(profile), host_digest(topology, storage));
         let mut facts = Facts::default();
         facts.text(RULES);
         facts.text(&profile);
@@ -36,6 +32,15 @@ impl Digests {
         passing(&mut facts, topology, storage, ledger);
         Digests { whole: facts.digest(), profile, host }
     }
+}
+
+/// The digest of a profile's text, the files that it extends included, as a plan has it in `profile_digest`.
+pub fn profile_digest(profile: &Profile) -> String {
+    let mut text = Facts::default();
+    let files = profile.source.files();
+    text.count(files.len());
+    files.iter().for_each(|file| text.text(&file.text));
+    text.digest()
 }
 
 /// The digest of a machine and of what lies under a profile's disks, as a plan has it in `host.digest`. A saved plan is

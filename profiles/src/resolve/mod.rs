@@ -34,7 +34,7 @@ use crate::storage::Storage;
 use crate::topology::Topology;
 
 pub use check::PlanFault;
-pub use digest::host_digest;
+pub use digest::{host_digest, profile_digest};
 
 /// The prefix of the planner's codes.
 const AREA: &str = "vmprof::plan";
