@@ -19,9 +19,7 @@ pub struct Report {
 impl Report {
     pub fn new() -> Report {
         let terminal = io::stderr().is_terminal();
-        // no-color.org: set and not empty.
-        let no_colour = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
-        Report { colour: terminal && !no_colour, terminal }
+        Report { colour: terminal && colour_is_welcome(), terminal }
     }
 
     /// Whether lines may be drawn over: progress bars only where somebody watches.
@@ -31,8 +29,7 @@ impl Report {
 
     /// Whether text for stdout may have colours.
     pub fn colour_on_stdout(self) -> bool {
-        let no_colour = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
-        io::stdout().is_terminal() && !no_colour
+        io::stdout().is_terminal() && colour_is_welcome()
     }
 
     /// How many columns stdout has, where it is a terminal.
@@ -96,6 +93,14 @@ impl Report {
             Err(_) => self.text(&format!("error: {problem}\n")),
         }
     }
+}
+
+/// Whether a terminal here takes colours and its user wants them.
+fn colour_is_welcome() -> bool {
+    // no-color.org: set and not empty. A dumb terminal shows escape sequences as they are.
+    let no_colour = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
+    let dumb = std::env::var_os("TERM").is_some_and(|value| value == "dumb");
+    !no_colour && !dumb
 }
 
 /// The code that a problem is about: its own, or that of the problems which it lists; `CODE` where they are several.
