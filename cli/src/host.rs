@@ -1,10 +1,12 @@
 //! The verb `host`: the topology as vmprof sees it, and its capture.
 
+use std::fmt::Display;
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
+use miette::Diagnostic;
 use vmprof_profiles::view::{host_json, host_text};
-use vmprof_profiles::{Capture, Ledger, Source, Topology};
+use vmprof_profiles::{Capture, HostFileError, Ledger, Source, Topology};
 
 use crate::args::{Format, HostArguments};
 use crate::failure::{Failure, Kind};
@@ -17,7 +19,7 @@ pub fn source(capture: Option<&Path>, sysroot: Option<&Path>) -> Result<Source, 
             let text = fs::read_to_string(file).map_err(|error| {
                 Failure::os(format!("the host file {} cannot be read", file.display()), error)
             })?;
-            from_text(&text)
+            from_text(file, &text)
         }
         (None, Some(root)) if !root.join("sys").is_dir() => Err(Failure::said(
             Kind::Failure,
@@ -30,9 +32,28 @@ pub fn source(capture: Option<&Path>, sysroot: Option<&Path>) -> Result<Source, 
     }
 }
 
-/// The host that a file's text describes.
-pub fn from_text(text: &str) -> Result<Source, Failure> {
-    Source::from_file_text(text).map_err(|error| Failure::new(Kind::Failure, error))
+/// The host that the text of `file` describes.
+pub fn from_text(file: &Path, text: &str) -> Result<Source, Failure> {
+    Source::from_file_text(text)
+        .map_err(|found| Failure::new(Kind::Failure, NoHost { file: file.into(), found }))
+}
+
+/// What is wrong with a file that describes no host, and which file it is.
+#[derive(Debug, thiserror::Error)]
+#[error("{}: {found}", file.display())]
+struct NoHost {
+    file: PathBuf,
+    found: HostFileError,
+}
+
+impl Diagnostic for NoHost {
+    fn code(&self) -> Option<Box<dyn Display + '_>> {
+        self.found.code()
+    }
+
+    fn help(&self) -> Option<Box<dyn Display + '_>> {
+        self.found.help()
+    }
 }
 
 pub fn show(arguments: &HostArguments, report: Report) -> Result<(), Failure> {

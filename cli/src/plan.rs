@@ -97,7 +97,7 @@ fn other_plan(path: &Path, profile: &Profile, source: &Source) -> Result<Plan, F
     match text.trim_start().chars().next() {
         Some('{') if saved::is_plan(&text) => saved::parse(path, &text),
         Some('{' | '<') => {
-            let other = host::from_text(&text)?;
+            let other = host::from_text(path, &text)?;
             Host::described_by(&other, profile).plan(profile)
         }
         _ => {
