@@ -4,7 +4,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
-use vmprof_profiles::{DiskSource, Plan, PlanFault, Profile};
+use vmprof_profiles::{DiskSource, Plan, PlanFault, Profile, profile_digest};
 
 use crate::failure::{Failure, Kind};
 use crate::profile::Host;
@@ -55,30 +55,29 @@ impl SavedPlan {
         Ok(SavedPlan { path: path.to_owned(), plan: parse(path, &text)? })
     }
 
+    /// Refuses a profile that the plan was not made from: no host needs to be looked at for that.
+    pub fn made_from(&self, profile: &Profile) -> Result<(), Failure> {
+        if profile_digest(profile) == self.plan.profile_digest {
+            return Ok(());
+        }
+        let whose = match profile.name == self.plan.profile {
+            true => String::new(),
+            false => format!(": it is a plan of `{}`", self.plan.profile),
+        };
+        let (file, name) = (self.path.display(), profile.source().name());
+        Err(Failure::said(
+            Kind::Invalid,
+            "vmprof::plan::profile_changed",
+            format!("{file} was made from another profile than {name} is now{whose}"),
+            self.what_to_do(profile),
+        ))
+    }
+
     /// The plan, where it was made from this profile on this host as both are now.
     pub fn for_now(&self, profile: &Profile, host: &Host) -> Result<Plan, Failure> {
+        self.made_from(profile)?;
         let file = self.path.display();
-        let now = host.plan(profile);
-        if let Ok(now) = &now
-            && now.profile_digest != self.plan.profile_digest
-        {
-            let message = format!(
-                "{file} was made from another profile than {} is now{}",
-                profile.source().name(),
-                if now.profile == self.plan.profile {
-                    String::new()
-                } else {
-                    format!(": it is a plan of `{}`", self.plan.profile)
-                }
-            );
-            return Err(Failure::said(
-                Kind::Invalid,
-                "vmprof::plan::profile_changed",
-                message,
-                self.what_to_do(profile),
-            ));
-        }
-        let now = now?;
+        let now = host.plan(profile)?;
         if now.host.digest != self.plan.host.digest {
             let message =
                 format!("{file} was made for another host than this one is now: {}", self.changed(&now));
@@ -155,7 +154,7 @@ mod tests {
         let room = Path::new(env!("CARGO_MANIFEST_DIR")).join("../profiles");
         let (_, profile) = profile::read(&room.join(name)).unwrap();
         let capture = fs::read_to_string(room.join("fixtures/topology").join(capture)).unwrap();
-        let host = Host::described_by(&host::from_text(&capture).unwrap(), &profile);
+        let host = Host::described_by(&host::from_text("host.json".as_ref(), &capture).unwrap(), &profile);
         let plan = host.plan(&profile).unwrap();
         (profile, host, plan)
     }

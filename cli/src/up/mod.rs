@@ -55,6 +55,10 @@ fn try_up(arguments: UpArguments, report: Report) -> Result<u8, Failure> {
     promises::of_profile(&profile)?;
     let name = arguments.name.clone().unwrap_or_else(|| profile.name.clone());
     let saved = arguments.plan.as_deref().map(SavedPlan::read).transpose()?;
+    if let Some(saved) = &saved {
+        // Before anything is built or an emulated host boots for it.
+        saved.made_from(&profile)?;
+    }
     let upping = Upping { arguments, profile, path, saved, name, places, report };
     match (upping.arguments.on, kvm::probe()) {
         (On::Kvm | On::Auto, Ok(kvm)) => here::up(&upping, &kvm),
