@@ -193,9 +193,12 @@ fn drives(text: &mut String, topology: &Topology) {
         let scheduler = device.scheduler.as_deref().unwrap_or("unknown");
         let _ = write!(
             text,
-            "  {name}  node {}  {} queues{}  blocks {blocks}  scheduler {scheduler}  {kind}",
+            "  {name}  node {}  {}{}  blocks {blocks}  scheduler {scheduler}  {kind}",
             number(device.node),
-            number(device.queues),
+            match device.queues {
+                Some(1) => "1 queue".to_owned(),
+                queues => format!("{} queues", number(queues)),
+            },
             queue_map(device)
         );
         match device.write_cache {

@@ -203,13 +203,11 @@ fn threads(plan: &Plan, explain: bool) -> Vec<Row> {
 
 /// A reason is told once: rows below it that have the same one name the row that tells it.
 fn as_above(rows: &mut [Placed]) {
-    let mut told: Option<Placed> = None;
-    for row in rows {
+    let mut told: Option<(String, String)> = None;
+    for (name, _, _, because, _) in rows {
         match &told {
-            Some((name, _, _, because, below)) if (because, below) == (&row.3, &row.4) => {
-                (row.3, row.4) = (format!("as {name}"), None);
-            }
-            _ => told = Some(row.clone()),
+            Some((teller, reason)) if reason == because => *because = format!("as {teller}"),
+            _ => told = Some((name.clone(), because.clone())),
         }
     }
 }

@@ -93,7 +93,8 @@ impl<'a> Cells<'a> {
         let emulator = (Who::Emulator, format!("emulator: {}", plan.emulator.because));
         let reasons = vcpus.chain(iothreads).chain([emulator]).collect();
         let mark = |cpu: &u32| match marks.of_cpu(*cpu) {
-            Mark::Threads(threads) => names(threads).chars().count(),
+            // A bold plus is wider than a digit.
+            Mark::Threads(threads) => names(threads).chars().map(|c| if c == '+' { 2 } else { 1 }).sum(),
             Mark::Idle(_) => 1,
         };
         let longest = topology.cpus.keys().map(mark).max().unwrap_or(1).max(2);
