@@ -176,8 +176,8 @@ fn a_saved_plan_is_obeyed_and_required_siblings_are_siblings_on_the_host_and_in_
 
     // What the guest sees goes to stdout once the plan was read.
     let script = "read go; cat /sys/devices/system/cpu/cpu*/topology/thread_siblings_list";
-    let words = LAB.iter().chain(&shape).chain(&saved_words).chain(&["sh", "-c", script]);
-    let mut command = home.vmprof(words);
+    let command = ["sh", "-c", script];
+    let mut command = home.vmprof(LAB.iter().chain(&shape).chain(&saved_words).chain(&command));
     let mut running = spawn(command.stdin(std::process::Stdio::piped()));
     let plan: Value = eventually("the plan in force", || {
         assert!(!running.has_ended(), "the run ended early");
