@@ -6,7 +6,8 @@ use std::path::{Path, PathBuf};
 use vmprof_guests::Recipe;
 use vmprof_profiles::view::{Backdrop, TextStyle, plan_svg, plan_text_on};
 use vmprof_profiles::{
-    CpuSet, Held, Ledger, Plan, PlanFault, Profile, Source, Storage, Topology, Written, read_profile_with,
+    CpuSet, Held, Ledger, Plan, PlanFault, Profile, Source, Storage, Topology, Written, host_digest,
+    read_profile_with,
 };
 
 use crate::failure::{Failure, Kind};
@@ -105,6 +106,11 @@ impl Host {
     pub fn plan(&self, profile: &Profile) -> Result<Plan, Failure> {
         vmprof_profiles::plan(profile, &self.topology, &self.storage, &self.ledger)
             .map_err(|problems| Failure::new(Kind::HostCannot, problems))
+    }
+
+    /// The host's digest, as a plan made for it has it.
+    pub fn digest(&self) -> String {
+        host_digest(&self.topology, &self.storage)
     }
 
     /// What keeps a plan from being obeyed on this host now.

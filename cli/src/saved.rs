@@ -4,7 +4,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
-use vmprof_profiles::{DiskSource, Plan, PlanFault, Profile, profile_digest};
+use vmprof_profiles::{Plan, PlanFault, Profile, profile_digest};
 
 use crate::failure::{Failure, Kind};
 use crate::profile::Host;
@@ -77,10 +77,12 @@ impl SavedPlan {
     pub fn for_now(&self, profile: &Profile, host: &Host) -> Result<Plan, Failure> {
         self.made_from(profile)?;
         let file = self.path.display();
-        let now = host.plan(profile)?;
-        if now.host.digest != self.plan.host.digest {
-            let message =
-                format!("{file} was made for another host than this one is now: {}", self.changed(&now));
+        if host.digest() != self.plan.host.digest {
+            let changed = match host.plan(profile) {
+                Ok(now) => self.changed(&now),
+                Err(_) => "on this one the profile cannot be planned".to_owned(),
+            };
+            let message = format!("{file} was made for another host than this one is now: {changed}");
             return Err(Failure::said(
                 Kind::HostCannot,
                 "vmprof::plan::host_changed",
@@ -88,10 +90,8 @@ impl SavedPlan {
                 self.what_to_do(profile),
             ));
         }
-        let made_of = |plan: &Plan| -> Vec<(String, DiskSource)> {
-            plan.disks.iter().map(|disk| (disk.name.clone(), disk.source.clone())).collect()
-        };
-        if made_of(&now) != made_of(&self.plan) {
+        let disks = profile.disks.iter().map(|disk| (disk.name.value.as_str(), &disk.source));
+        if !disks.eq(self.plan.disks.iter().map(|disk| (disk.name.as_str(), &disk.source))) {
             return Err(Failure::said(
                 Kind::Invalid,
                 "vmprof::plan::other_disks",
@@ -197,6 +197,12 @@ mod tests {
         plan.host.digest = "0".repeat(64);
         let failure = saved(&plan).for_now(&profile, &host).unwrap_err();
         assert!(failure.problem.to_string().contains("otherwise built"), "{}", failure.problem);
+        // Where the profile has no plan at all now, the plan is still the other host's.
+        let (paired, siblings, plan) = planned("fixtures/profiles/paired.kdl", "smt2.json");
+        let (_, other, _) = planned("db.kdl", "lab.json");
+        let failure = saved(&plan).for_now(&paired, &other).unwrap_err();
+        assert!(failure.problem.to_string().contains("cannot be planned"), "{}", failure.problem);
+        assert_eq!(saved(&plan).for_now(&paired, &siblings).unwrap(), plan);
     }
 
     #[test]
