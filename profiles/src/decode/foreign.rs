@@ -27,6 +27,7 @@ const TARGET: &str = "remove it: the guest finds a disk by its name, under /dev/
 const QUEUES: &str = "write `queues 4` between the disk's braces";
 const QUEUE_SIZE: &str = "write `queues auto size=256` between the disk's braces";
 const MAPPING: &str = "write `iothread-vq-mapping { iothread 0 }` between the disk's braces";
+const MAP_QUEUES: &str = "write `iothread-vq-mapping { iothread 0 vqs=\"0,2\"; iothread 1 vqs=\"1,3\" }`";
 const SOURCE: &str = "write `source file=\"data.raw\"` or `source dev=\"/dev/nvme0n1\"`";
 const READONLY: &str = "write `readonly` between the disk's braces";
 const BLOCKIO: &str = "write `blockio logical=512 physical=4096` between the disk's braces";
@@ -209,6 +210,9 @@ pub(super) static WORDS: &[Foreign] = &[
     key("blockio", "physical_block_size", "write `physical=4096`"),
     key("queues", "queue-size", "write `size=256`"),
     key("queues", "num", "write the number bare: `queues 4`"),
+    key("iothread-vq-mapping", "iothread", MAP_QUEUES),
+    key("iothread-vq-mapping", "vqs", MAP_QUEUES),
+    key("iothread-vq-mapping", "queues", MAP_QUEUES),
     key("iothread", "queues", "write `vqs=\"0,2\"`"),
     key("iothread", "vq", "write `vqs=\"0,2\"`"),
     key("iothread", "cpus", "write `cpuset=\"6\"`"),

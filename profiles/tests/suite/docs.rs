@@ -95,7 +95,11 @@ fn every_block_does_what_the_page_says() {
             };
             if found != block.must_fail {
                 let codes = found.join(",");
-                wrong.push(format!("{page}, line {}: {codes}, not {}", block.line, block.must_fail.join(",")));
+                wrong.push(format!(
+                    "{page}, line {}: {codes}, not {}",
+                    block.line,
+                    block.must_fail.join(",")
+                ));
             }
         }
         assert!(wrong.is_empty(), "{}", wrong.join("\n"));
