@@ -85,11 +85,11 @@ pub fn check(arguments: &CheckArguments, report: Report) -> Result<(), Failure> 
 /// Whether a profile is valid, and what there is to say about it.
 fn read(path: &Path) -> (bool, Option<Box<dyn Diagnostic + Send + Sync>>) {
     match profile::read(path) {
-        Ok((_, profile)) if profile.warnings.is_empty() => (true, None),
         Ok((_, profile)) => {
-            let warnings =
-                Problems::new("vmprof::profile", profile.source().clone(), profile.warnings.clone());
-            (true, Some(Box::new(warnings)))
+            let remarks = profile.remarks();
+            let told = !remarks.is_empty();
+            let warnings = Problems::new("vmprof::profile", profile.source().clone(), remarks);
+            (true, told.then(|| Box::new(warnings) as Box<_>))
         }
         Err(failure) => (false, Some(failure.problem)),
     }

@@ -2,11 +2,11 @@
 //! are told; the other files of the same run are laid out all the same.
 
 use std::fs;
-use std::io::Read;
 use std::path::Path;
 
 use crate::args::FmtArguments;
 use crate::failure::{Failure, Kind};
+use crate::profile::bytes_of;
 use crate::replace::replace;
 use crate::report::Report;
 
@@ -49,13 +49,10 @@ fn one(path: &Path, check: bool, report: Report) -> Result<Done, Failure> {
     let name = if stdin { "standard input".to_owned() } else { path.display().to_string() };
     let unread = |error| Failure::os(format!("{name} cannot be read"), error);
     let bytes = match stdin {
-        true => {
-            let mut bytes = Vec::new();
-            std::io::stdin().lock().read_to_end(&mut bytes).map_err(unread)?;
-            bytes
-        }
-        false => fs::read(path).map_err(unread)?,
+        true => bytes_of(std::io::stdin().lock()),
+        false => fs::File::open(path).and_then(bytes_of),
     };
+    let bytes = bytes.map_err(unread)?;
     let text = String::from_utf8(bytes).map_err(|error| {
         let at = error.utf8_error().valid_up_to();
         let message = format!("{name} is not UTF-8 text: byte {at} is none");

@@ -1,6 +1,7 @@
 //! Profiles: read from their file, and planned for a host.
 
 use std::fs;
+use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
 use vmprof_guests::Recipe;
@@ -18,7 +19,10 @@ use crate::run::record::{self, Run};
 pub fn read(path: &Path) -> Result<(PathBuf, Profile), Failure> {
     let text = text_of(path)?;
     // A file that it extends is named relative to its own directory.
-    let beside = |name: &str| fs::read_to_string(path.with_file_name(name));
+    let beside = |name: &str| {
+        let bytes = bytes_of(fs::File::open(path.with_file_name(name))?)?;
+        String::from_utf8(bytes).map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))
+    };
     let (profile, _) = read_profile_with(&path.to_string_lossy(), &text, &beside)
         .map_err(|problems| Failure::new(Kind::Invalid, problems))?;
     let path = std::path::absolute(path)
@@ -26,12 +30,25 @@ pub fn read(path: &Path) -> Result<(PathBuf, Profile), Failure> {
     Ok((path, profile))
 }
 
+/// More than any KDL file may have: past it nothing is read, so that /dev/zero is refused and not gathered.
+const MOST_BYTES_READ: u64 = 1 << 20;
+
+/// All that a KDL file has, or an error where that is far more than one can have.
+pub fn bytes_of(file: impl Read) -> io::Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    file.take(MOST_BYTES_READ + 1).read_to_end(&mut bytes)?;
+    match bytes.len() as u64 > MOST_BYTES_READ {
+        true => Err(io::Error::other("it has more than 1 MiB, and a KDL file is a few kilobytes long")),
+        false => Ok(bytes),
+    }
+}
+
 /// The text of the profile at `path`. One that cannot be read is no valid profile: exit 3, like one that says nothing sensible.
 pub fn text_of(path: &Path) -> Result<String, Failure> {
     let invalid = |message: String, help: &str| {
         Failure::said(Kind::Invalid, "vmprof::profile::unreadable", message, help)
     };
-    let bytes = fs::read(path).map_err(|error| {
+    let bytes = fs::File::open(path).and_then(bytes_of).map_err(|error| {
         invalid(
             format!("{} cannot be read: {error}", path.display()),
             "the first argument is the path of a KDL file",

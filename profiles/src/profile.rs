@@ -1,7 +1,7 @@
 //! The validated profile: what a file says, right on any host. [`crate::read_profile`] makes it, the planner reads
 //! it. Values that a host can refuse keep their place in the text, so that the refusal can point there.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use serde::Serialize;
@@ -76,6 +76,22 @@ impl Profile {
     /// `when`, in the order of the files.
     pub fn whens(&self) -> &[When] {
         &self.conditional.whens
+    }
+
+    /// The remarks of reading it, and those that it has only where some of its `when`s hold: these point at them.
+    pub fn remarks(&self) -> Vec<Problem> {
+        let mut remarks = self.warnings.clone();
+        let mut known: BTreeSet<_> = remarks.iter().map(Problem::identity).collect();
+        let mut variants: Vec<&Profile> = self.conditional.variants.iter().collect();
+        // The fewest conditions that bring a remark are the ones to name.
+        variants.sort_by_key(|variant| variant.applied.len());
+        for variant in variants {
+            for remark in variant.warnings.iter().filter(|remark| known.insert(remark.identity())) {
+                let places = variant.applied.iter().map(|when| when.span);
+                remarks.push(places.fold(remark.clone(), |remark, at| remark.at(at, "where this holds")));
+            }
+        }
+        remarks
     }
 
     /// What the profile says on a host with these facts: the conditions that hold are laid over the rest in the order of

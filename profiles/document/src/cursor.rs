@@ -2,6 +2,7 @@
 //! node's arguments, properties and children. `finish` reports what nobody asked for.
 
 use std::cell::{Cell, RefCell};
+use std::rc::Rc;
 
 use kdl::{KdlDocument, KdlEntry, KdlNode};
 use miette::SourceSpan;
@@ -19,7 +20,7 @@ pub struct Block<'a> {
     findings: &'a Findings,
     nodes: &'a [KdlNode],
     read: Vec<Cell<bool>>,
-    asked: RefCell<Vec<&'static str>>,
+    asked: Rc<RefCell<Vec<&'static str>>>,
     missing: RefCell<Vec<(&'static str, Problem)>>,
     place: SourceSpan,
     /// The name of the node whose braces these are; empty for a file.
@@ -37,16 +38,12 @@ impl<'a> Block<'a> {
     ) -> Self {
         let nodes = document.map_or(&[] as &[KdlNode], KdlDocument::nodes);
         let read = vec![Cell::new(false); nodes.len()];
-        Block {
-            findings,
-            nodes,
-            read,
-            asked: RefCell::default(),
-            missing: RefCell::default(),
-            place,
-            of,
-            within,
-        }
+        Block { findings, nodes, read, asked: Rc::default(), missing: RefCell::default(), place, of, within }
+    }
+
+    /// The same block, which tells the node around it what it was asked for.
+    fn telling(self, asked: Rc<RefCell<Vec<&'static str>>>) -> Self {
+        Block { asked, ..self }
     }
 
     /// Every node of this name, in order.
@@ -145,7 +142,11 @@ impl<'a> Block<'a> {
             let near = closest(name, missing.iter().map(|(name, _)| *name));
             let near = near.or_else(|| closest(name, asked.iter().copied())).filter(|_| foreign.is_none());
             let help = match (near, foreign) {
-                (_, Some(foreign)) => foreign.to_owned(),
+                (_, Some(foreign)) => {
+                    // `vcpus 4` is the `vcpu` that is missing.
+                    missing.retain(|(name, _)| foreign::names(foreign) != Some(*name));
+                    foreign.to_owned()
+                }
                 (Some(near), _) => {
                     missing.retain(|(name, _)| *name != near);
                     format!("did you mean `{near}`?")
@@ -173,7 +174,11 @@ pub struct Node<'a> {
     read: Vec<Cell<bool>>,
     asked: RefCell<Vec<&'static str>>,
     missing: RefCell<Vec<(&'static str, Problem)>>,
+    /// The argument that was reported missing, which may stand there in another shape.
+    argument_missing: RefCell<Option<Problem>>,
     children_read: Cell<bool>,
+    /// The names asked for between its braces.
+    asked_inside: Rc<RefCell<Vec<&'static str>>>,
 }
 
 impl<'a> Node<'a> {
@@ -185,7 +190,9 @@ impl<'a> Node<'a> {
             read,
             asked: RefCell::default(),
             missing: RefCell::default(),
+            argument_missing: RefCell::default(),
             children_read: Cell::new(false),
+            asked_inside: Rc::default(),
         }
     }
 
@@ -220,9 +227,10 @@ impl<'a> Node<'a> {
     pub fn required_arg(&self, what: &'a str, help: &str) -> Option<Value<'a>> {
         let value = self.arg(what);
         if value.is_none() {
-            self.findings.push(
-                self.problem("missing_argument", format!("`{}` does not say {what}", self.name())).help(help),
-            );
+            let message = format!("`{}` does not say {what}", self.name());
+            let problem = self.problem("missing_argument", message).help(help);
+            self.findings.push(problem.clone());
+            self.argument_missing.replace(Some(problem));
         }
         value
     }
@@ -278,6 +286,7 @@ impl<'a> Node<'a> {
             None => format!("`{}`", self.name()),
         };
         Block::new(self.findings, self.node.children(), self.name_span(), self.name(), within)
+            .telling(Rc::clone(&self.asked_inside))
     }
 
     pub(crate) fn kdl(&self) -> &'a KdlNode {
@@ -323,39 +332,37 @@ impl<'a> Node<'a> {
     /// What [`Node::finish`] does, for a node whose braces are read again later.
     pub fn report_rest(&self) {
         let name = self.name();
-        let asked = self.asked.borrow();
+        // Problems that are mended by writing the same thing are one, which points at all their places.
+        let mut rest: Vec<Problem> = Vec::new();
         for (entry, _) in self.unread() {
             if self.findings.is_full() {
                 self.findings.skip();
                 continue;
             }
-            let problem = match entry.name() {
+            let (problem, place, label) = match entry.name() {
                 Some(key) => {
-                    let foreign =
-                        foreign::instead(self.findings.foreign(), Kind::Property, name, key.value());
-                    let near = closest(key.value(), asked.iter().copied()).filter(|_| foreign.is_none());
-                    let help = match (near, foreign) {
-                        (_, Some(foreign)) => foreign.to_owned(),
-                        (Some(near), _) => {
-                            self.missing.borrow_mut().retain(|(name, _)| *name != near);
-                            format!("did you mean `{near}=`?")
-                        }
-                        (None, None) if asked.is_empty() => format!("`{name}` takes no properties"),
-                        (None, None) => format!("`{name}` takes {}", one_of(&asked)),
-                    };
-                    self.findings
-                        .error("unknown_property", format!("`{name}` knows no property `{}`", key.value()))
-                        .at(key.span(), "unknown property")
-                        .help(help)
+                    let message = format!("`{name}` knows no property `{}`", key.value());
+                    let problem = self.findings.error("unknown_property", message);
+                    (problem.help(self.property_help(entry, key.value())), key.span(), "unknown property")
                 }
-                None => self
-                    .findings
-                    .error("extra_argument", format!("`{name}` takes no further argument"))
-                    .at(entry.span(), "one too many")
-                    .help(self.extra_help(entry)),
+                None => {
+                    let message = format!("`{name}` takes no further argument");
+                    let problem = self.findings.error("extra_argument", message);
+                    (problem.help(self.extra_help(entry)), entry.span(), "one too many")
+                }
             };
-            self.findings.push(problem);
+            let argument = entry.name().is_none();
+            match rest.last_mut() {
+                Some(last)
+                    if last.code() == problem.code()
+                        && (argument || last.help_text() == problem.help_text()) =>
+                {
+                    last.point(place, label);
+                }
+                _ => rest.push(problem.at(place, label)),
+            }
         }
+        rest.into_iter().for_each(|problem| self.findings.push(problem));
         self.missing.borrow_mut().drain(..).for_each(|(_, problem)| self.findings.push(problem));
         for entry in self.node.entries() {
             // A typed number that is read as a size was refused there, with what to write.
@@ -374,13 +381,48 @@ impl<'a> Node<'a> {
         }
     }
 
+    /// What to write instead of a property that is not there. Where it stands for something else that was reported
+    /// missing, that report is taken back.
+    fn property_help(&self, entry: &KdlEntry, key: &str) -> String {
+        let name = self.name();
+        let asked = self.asked.borrow();
+        let foreign = foreign::instead(self.findings.foreign(), Kind::Property, name, key);
+        let missing = self.argument_missing.borrow();
+        let argument = missing.as_ref().and_then(Problem::help_text);
+        if let Some(foreign) = foreign {
+            if argument.is_some_and(|help| help.strip_prefix("write ").is_some_and(|it| foreign.contains(it)))
+            {
+                missing.iter().for_each(|problem| self.findings.retract(problem));
+            }
+            return foreign.to_owned();
+        }
+        let inside = self.asked_inside.borrow();
+        if let Some(node) = inside.iter().find(|node| **node == key) {
+            return format!("write it as a node in braces: `{name} … {{ {node} {} }}`", entry.value());
+        }
+        if let Some(near) = closest(key, asked.iter().copied()) {
+            self.missing.borrow_mut().retain(|(name, _)| *name != near);
+            return format!("did you mean `{near}=`?");
+        }
+        if let Some(help) = argument {
+            missing.iter().for_each(|problem| self.findings.retract(problem));
+            return help.to_owned();
+        }
+        match asked.as_slice() {
+            [] => format!("`{name}` takes no properties"),
+            asked => format!("`{name}` takes {}", one_of(asked)),
+        }
+    }
+
     fn extra_help(&self, entry: &KdlEntry) -> String {
         let word = entry.value().as_string().unwrap_or_default();
-        match closest(word, self.asked.borrow().iter().copied())
-            .or_else(|| self.asked.borrow().iter().copied().find(|key| *key == word))
-        {
-            Some(key) => format!("a property is written `{key}=…`, without blanks around `=`"),
-            None => "remove it; a list goes into one quoted string".to_owned(),
+        let asked = self.asked.borrow();
+        let meant = closest(word, asked.iter().copied());
+        match (meant.or_else(|| asked.iter().copied().find(|key| *key == word)), asked.as_slice()) {
+            (Some(key), _) => format!("a property is written `{key}=…`, as one word"),
+            (None, [only]) => format!("write `{only}={}`, or remove it", entry.value()),
+            (None, []) => "remove it; a list goes into one quoted string".to_owned(),
+            (None, asked) => format!("remove it, or write it as a property: {} and `=`", one_of(asked)),
         }
     }
 

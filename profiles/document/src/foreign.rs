@@ -36,3 +36,9 @@ pub(crate) fn instead(
     let here = table.iter().filter(fits).find(|entry| entry.within == within);
     here.or_else(|| table.iter().filter(fits).find(|entry| entry.within.is_empty())).map(|entry| entry.write)
 }
+
+/// The node that a help line tells to write: its first word behind the first backquote.
+pub(crate) fn names(write: &str) -> Option<&str> {
+    let code = write.strip_prefix("write `")?;
+    code.split(|c: char| c.is_whitespace() || c == '`').next()
+}

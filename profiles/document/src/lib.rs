@@ -137,8 +137,8 @@ mod tests;
 /// The name of a file's first node, whatever the rest of it says; `None` where that cannot be read. For telling kinds of
 /// file apart: the reader of the kind then says what is wrong with it.
 pub fn first_node(text: &str) -> Option<String> {
-    match text.parse::<KdlDocument>() {
-        Ok(document) => document.nodes().first().map(|node| node.name().value().to_owned()),
+    match syntax::parse("", text) {
+        Ok((document, _)) => document.nodes().first().map(|node| node.name().value().to_owned()),
         // What is no KDL as a whole still begins with a word, after comments and the version marker.
         Err(_) => {
             let line = text.lines().map(str::trim).find(|line| !line.is_empty() && !line.starts_with('/'))?;

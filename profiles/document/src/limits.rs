@@ -6,8 +6,9 @@ use miette::SourceSpan;
 
 use crate::problem::{MOST_PROBLEMS, Problem};
 
-/// Larger files are no profiles, recipes or locks.
-const MOST_BYTES: usize = 1 << 20;
+/// Larger files are no profiles, recipes or locks: the lock of a guest with a hundred packages is a tenth of it. What is not
+/// plain KDL takes the parser some microseconds a byte, so this is also what bounds the time of a reading.
+const MOST_BYTES: usize = 256 << 10;
 /// Longer lines cannot be shown: diagnostics count columns in 16 bits.
 const MOST_LINE_BYTES: usize = 32 << 10;
 /// Braces inside braces, and block comments inside block comments.

@@ -51,6 +51,11 @@ impl Problem {
         self
     }
 
+    /// Points at one more place.
+    pub(crate) fn point(&mut self, span: SourceSpan, label: &str) {
+        self.labels.push(LabeledSpan::new_with_span(Some(label.to_owned()), span));
+    }
+
     /// The next step.
     #[must_use]
     pub fn help(mut self, help: impl Into<String>) -> Self {
@@ -268,6 +273,14 @@ impl Findings {
     /// Records a problem.
     pub fn push(&self, problem: Problem) {
         self.problems.borrow_mut().push(problem);
+    }
+
+    /// Takes back a problem that turned out to be the echo of another.
+    pub(crate) fn retract(&self, problem: &Problem) {
+        let mut problems = self.problems.borrow_mut();
+        if let Some(at) = problems.iter().rposition(|recorded| recorded == problem) {
+            problems.remove(at);
+        }
     }
 
     /// Whether so many problems were recorded that the next need not be written out: they would only be counted.

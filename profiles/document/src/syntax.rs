@@ -11,12 +11,18 @@ use crate::problem::{MOST_PROBLEMS, Problem};
 
 /// How often a file is parsed again after standing in for slips; each round can uncover new ones.
 const ROUNDS: usize = 32;
-/// What all rounds may read together: a text of a megabyte is not read 32 times.
-const MOST_BYTES_READ: usize = 4 << 20;
+/// What all rounds may read together: the largest text is not read 32 times.
+const MOST_BYTES_READ: usize = 512 << 10;
 
 /// Parses `text`; the second value holds the slips that were stood in for. Fails with all problems where something
 /// is left that no stand-in mends.
 pub(crate) fn parse(area: &str, text: &str) -> Result<(KdlDocument, Vec<Problem>), Vec<Problem>> {
+    if text.trim_start_matches(['\u{feff}', ' ', '\t', '\r', '\n']).starts_with('<') {
+        let at = text.find('<').unwrap_or_default();
+        let problem = Problem::error(format!("{area}::syntax"), "this is XML, not KDL");
+        let help = "`vmprof import libvirt FILE` makes a profile of a libvirt domain";
+        return Err(vec![problem.at(SourceSpan::from((at, 1)), "here").help(help)]);
+    }
     crate::limits::check(area, text)?;
     if let Some(document) = crate::quick::parse(text) {
         return Ok((document, Vec::new()));
@@ -59,6 +65,8 @@ fn slip_at(text: &str, span: SourceSpan) -> Option<(usize, usize)> {
     let (start, end) = [span.offset(), stop.saturating_sub(1)]
         .into_iter()
         .filter_map(|at| word_around(text, at))
+        // Behind an open quote, the quote is what is wrong.
+        .filter(|(start, _)| !text[..*start].ends_with(['"', '\'']))
         .find(|(start, end)| is_slip(&text[*start..*end]))?;
     Some((start, end))
 }
@@ -90,6 +98,12 @@ pub(crate) fn explain(area: &str, text: &str, start: usize, end: usize) -> Probl
             .at(span, format!("write `#{word}`"))
             .help(format!("KDL 2 writes `#{word}`"));
     }
+    let value = word.trim_end_matches(',');
+    if value.len() < word.len() && !is_slip(value) {
+        return comma(area)
+            .at(SourceSpan::from((start + value.len(), word.len() - value.len())), "remove it");
+    }
+    let word = value;
     if word.bytes().all(|b| b.is_ascii_digit()) {
         return Problem::error(
             format!("{area}::out_of_range"),
@@ -113,6 +127,11 @@ pub(crate) fn explain(area: &str, text: &str, start: usize, end: usize) -> Probl
     .help(format!("write \"{word}\""))
 }
 
+fn comma(area: &str) -> Problem {
+    Problem::error(format!("{area}::syntax"), "a comma separates nothing in KDL")
+        .help("remove it: blanks separate values, and a line's end or `;` separates nodes")
+}
+
 /// What is left of the parser's own messages once echoes of the same mistake are dropped.
 fn generic(area: &str, text: &str, diagnostics: &[KdlDiagnostic]) -> Vec<Problem> {
     let message = |d: &KdlDiagnostic| d.message.clone().unwrap_or_else(|| "this is not KDL".to_owned());
@@ -129,9 +148,16 @@ fn generic(area: &str, text: &str, diagnostics: &[KdlDiagnostic]) -> Vec<Problem
         let behind = marked.get(diagnostic.span.len()..).unwrap_or_default();
         let marked = marked.get(..diagnostic.span.len()).unwrap_or_default();
         let (said, help) = match found {
-            _ if marked.ends_with(',') || behind.starts_with(',') => (
-                "a comma separates nothing in KDL".to_owned(),
-                Some("remove it: blanks separate values, and a line's end or `;` separates nodes".to_owned()),
+            _ if marked.ends_with(',') || behind.starts_with(',') => {
+                let comma = comma(area);
+                (comma.message().to_owned(), comma.help_text().map(str::to_owned))
+            }
+            Some('#') if marked.trim_end() == "#" => {
+                ("a `#` begins no comment in KDL".to_owned(), Some("write `// …`".to_owned()))
+            }
+            Some('"') if said.starts_with("Unexpected newline in single-line") => (
+                "this string is not closed on its line".to_owned(),
+                Some("write the `\"` that ends it".to_owned()),
             ),
             _ if marked.starts_with("r\"") || marked.starts_with("r#") => (
                 "raw strings have no `r` in KDL 2".to_owned(),

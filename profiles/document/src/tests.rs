@@ -270,3 +270,33 @@ fn habits_of_other_languages_are_named() {
         assert_eq!(problems.iter().next().unwrap().message(), says, "{problems:?}");
     }
 }
+
+#[test]
+fn telling_kinds_of_file_apart_keeps_the_limits_of_reading() {
+    // The parser alone descends once per brace, to the end of the stack.
+    let deep = format!("guest g {}", "{ a ".repeat(100_000));
+    assert_eq!(first_node(&deep).as_deref(), Some("guest"));
+    assert_eq!(first_node("// x\n/- off\nprofile p { memory 8GiB }").as_deref(), Some("profile"));
+}
+
+#[test]
+fn a_property_for_a_missing_argument_is_one_problem() {
+    let found = |text: &str| {
+        let document = Document::parse("t", "t.kdl", text).unwrap();
+        let findings = document.findings();
+        let root = document.root(&findings);
+        let node = root.required("cup", "write `cup 4`").unwrap();
+        let _ = node.required_arg("how many", "write `cup 4`");
+        let _ = node.prop("sugar");
+        node.finish();
+        root.finish();
+        let problems = document.conclude(findings, Some(())).unwrap_err();
+        let told = |p: &Problem| format!("{} {}", p.code(), p.help_text().unwrap_or_default());
+        problems.iter().map(told).collect::<Vec<_>>()
+    };
+    assert_eq!(found("cup count=4\n"), ["t::unknown_property write `cup 4`"]);
+    assert_eq!(found("cup count=4 of=5\n"), ["t::unknown_property write `cup 4`"]);
+    // A misspelt property stands for itself.
+    let both = ["t::missing_argument write `cup 4`", "t::unknown_property did you mean `sugar=`?"];
+    assert_eq!(found("cup suger=4\n"), both);
+}

@@ -7,7 +7,7 @@ use miette::SourceSpan;
 
 use crate::foreign::{self, Kind};
 use crate::problem::{Findings, Problem};
-use crate::size::{SizeError, parse_size, unit_meant};
+use crate::size::{SizeError, format_size, parse_size, unit_meant};
 use crate::suggest::{closest, one_of};
 
 /// One value. Each getter returns `None` after having reported why.
@@ -84,6 +84,15 @@ impl<'a> Value<'a> {
             KdlValue::String(s) if s.parse::<i64>().is_ok() => {
                 self.refuse("a whole number", "write it bare, without quotes")
             }
+            // `iothread0`, as QEMU and libvirt name its objects.
+            KdlValue::String(s) => {
+                let digits = s.trim_start_matches(|c: char| !c.is_ascii_digit());
+                let help = match digits.parse::<u64>() {
+                    Ok(n) if range.contains(&n) => format!("write the number alone: `{n}`"),
+                    _ => "write a number, such as 2".to_owned(),
+                };
+                self.refuse("a whole number", help)
+            }
             _ => self.refuse("a whole number", "write a number, such as 2"),
         }
     }
@@ -110,11 +119,12 @@ impl<'a> Value<'a> {
             KdlValue::String(s) => s.as_str(),
             KdlValue::Integer(n) => {
                 let unit = self.entry.ty().map(|t| t.value()).filter(|t| unit_meant(t).is_some());
-                let text = format!("{n}{}", unit.unwrap_or("MiB"));
-                return self.refuse(
-                    "a size with its unit",
-                    format!("write it as a quoted string, such as \"{text}\""),
-                );
+                let help = match (unit, u64::try_from(*n)) {
+                    (Some(unit), _) => format!("write \"{n}{unit}\""),
+                    (None, Ok(n)) => unit_of(n),
+                    (None, Err(_)) => "write a quoted string with its unit, such as \"8GiB\"".to_owned(),
+                };
+                return self.refuse("a size with its unit", help);
             }
             _ => return self.refuse("a size with its unit", "write it as a quoted string, such as \"8GiB\""),
         };
@@ -130,6 +140,9 @@ impl<'a> Value<'a> {
                         None => "the units are KiB, MiB, GiB and TiB".to_owned(),
                     },
                     SizeError::NoUnit(text) => format!("name the unit: \"{text}MiB\" or \"{text}GiB\""),
+                    SizeError::Number(_) if unquoted(text).is_some_and(|inner| parse_size(inner).is_ok()) => {
+                        format!("KDL's quotes are double: write \"{}\"", unquoted(text).unwrap_or_default())
+                    }
                     SizeError::Number(_) | SizeError::TooLarge(_) => {
                         "write a whole number and a unit, such as \"1536MiB\"".to_owned()
                     }
@@ -145,21 +158,30 @@ impl<'a> Value<'a> {
     /// One word of a closed list.
     pub fn word<T: Copy>(&self, words: &[(&str, T)]) -> Option<T> {
         let names: Vec<&str> = words.iter().map(|(name, _)| *name).collect();
+        let shown: Vec<String> = names.iter().map(|name| as_written(name)).collect();
+        let shown: Vec<&str> = shown.iter().map(String::as_str).collect();
         let given = match self.raw() {
             _ if self.poisoned() => return None,
             KdlValue::String(s) => s.as_str(),
-            _ => return self.refuse(&one_of(&names), "write one of these words, bare"),
+            _ => return self.refuse(&one_of(&shown), "write one of these words"),
         };
         if let Some((_, value)) = words.iter().find(|(name, _)| *name == given) {
             return Some(*value);
         }
         let foreign = foreign::instead(self.findings.foreign(), Kind::Value, self.subject, given);
-        let help = match closest(given, names.iter().copied()) {
+        let near = closest(given, names.iter().copied());
+        let help = match near.map(as_written) {
             _ if foreign.is_some() => foreign.unwrap_or_default().to_owned(),
+            _ if unquoted(given).is_some_and(|inner| names.contains(&inner)) => {
+                format!(
+                    "KDL's quotes are double, and a word needs none: write `{}`",
+                    given.trim_matches('\'')
+                )
+            }
             Some(near) if names.len() == 1 => format!("did you mean `{near}`?"),
-            Some(near) => format!("did you mean `{near}`? The words are {}", one_of(&names)),
-            None if names.len() == 1 => format!("write {}", one_of(&names)),
-            None => format!("the words are {}", one_of(&names)),
+            Some(near) => format!("did you mean `{near}`? The words are {}", one_of(&shown)),
+            None if names.len() == 1 => format!("write {}", one_of(&shown)),
+            None => format!("the words are {}", one_of(&shown)),
         };
         let problem = self.problem("unknown_word", format!("`{given}` is no word for `{}`", self.subject));
         self.findings.push(problem.help(help));
@@ -199,5 +221,26 @@ impl<'a> Value<'a> {
         let message = format!("`{}` is given {found}, outside {low} to {high}", self.subject);
         self.findings.push(self.problem("out_of_range", message).help(format!("write {low} to {high}")));
         None
+    }
+}
+
+/// A word as KDL has it: one that starts with a digit stands in quotes.
+fn as_written(word: &str) -> String {
+    if word.starts_with(|c: char| c.is_ascii_digit()) { format!("\"{word}\"") } else { word.to_owned() }
+}
+
+/// What stands between single quotes, which are no quotes in KDL.
+fn unquoted(text: &str) -> Option<&str> {
+    text.strip_prefix('\'')?.strip_suffix('\'')
+}
+
+/// What a number without a unit can have meant: few are GiB or MiB, very many are libvirt's KiB or bytes.
+fn unit_of(number: u64) -> String {
+    let kib = number.checked_mul(1 << 10).map(format_size);
+    match (number, kib) {
+        (0..64, _) => format!("name the unit, in quotes: \"{number}GiB\" or \"{number}MiB\""),
+        (64..65_536, _) => format!("name the unit, in quotes: \"{number}MiB\" or \"{number}GiB\""),
+        (65_536..268_435_456, Some(kib)) => format!("write \"{kib}\" if it is KiB, as in libvirt's XML"),
+        _ => format!("write \"{}\" if it is bytes", format_size(number)),
     }
 }

@@ -48,6 +48,18 @@ impl<'a> Reading<'a> {
                 tests.extend(wanted.map(|wanted| (comparison, wanted)));
             }
         }
+        let signs = [("<", "lt"), (">", "gt"), ("==", "eq"), ("!=", "ne"), ("is", "eq")];
+        if let Some(sign) = node.arg("a comparison") {
+            any = true;
+            let word = sign.raw().as_string().unwrap_or_default();
+            let value = node.arg("the value").map_or("2".to_owned(), |value| value.raw().to_string());
+            let key = signs.iter().find(|(sign, _)| *sign == word).map_or("lt", |(_, key)| key);
+            self.findings.push(
+                sign.problem("extra_argument", "a comparison is a property of the `when`").help(format!(
+                    "write `{key}={value}`; the comparisons are `lt`, `le`, `eq`, `ne`, `ge` and `gt`"
+                )),
+            );
+        }
         if !any && !node.has_unread_props() && fact.is_some() {
             self.findings.push(
                 node.problem("missing_property", "this `when` compares its fact with nothing")

@@ -128,10 +128,16 @@ impl<'a> Reading<'a> {
                 None
             }
             (None, None) => {
-                self.findings.push(
-                    node.problem("missing_property", "`source` names neither a file nor a device")
-                        .help("write `file=\"data.raw\" size=\"8GiB\"` or `dev=\"/dev/…\"`"),
-                );
+                let problem = node.problem("missing_property", "`source` names neither a file nor a device");
+                // A path without its key is the same mistake.
+                let path = node.arg("a path").and_then(|v| Some((v, v.raw().as_string()?)));
+                self.findings.push(match path {
+                    Some((value, path)) => {
+                        let key = if is_device(path) { "dev" } else { "file" };
+                        problem.at(value.span(), "a path of what?").help(format!("write `{key}=\"{path}\"`"))
+                    }
+                    None => problem.help("write `file=\"data.raw\" size=\"8GiB\"` or `dev=\"/dev/…\"`"),
+                });
                 None
             }
             (Some((value, path)), None) => path.and_then(|path| {
@@ -140,6 +146,14 @@ impl<'a> Reading<'a> {
                         value
                             .problem("path_escapes", format!("`{path}` leads out of the disks' directory"))
                             .help("a relative file lies in vmprof's state directory; write an absolute path for any other"),
+                    );
+                    return None;
+                }
+                if is_device(path) {
+                    self.findings.push(
+                        value
+                            .problem("device_as_file", format!("`{path}` is a device, and no file"))
+                            .help(format!("write `source dev=\"{path}\"`, without a size")),
                     );
                     return None;
                 }
@@ -239,3 +253,8 @@ impl<'a> Reading<'a> {
 
 /// Descriptors per virtqueue where the profile does not say: what QEMU and libvirt users know.
 const QUEUE_SIZE: u16 = 256;
+
+/// Whether a path is a device's by its place. Files lie in /dev/shm.
+fn is_device(path: &str) -> bool {
+    path.starts_with("/dev/") && !path.starts_with("/dev/shm/")
+}

@@ -27,6 +27,7 @@ const TARGET: &str = "remove it: the guest finds a disk by its name, under /dev/
 const QUEUES: &str = "write `queues 4` between the disk's braces";
 const QUEUE_SIZE: &str = "write `queues auto size=256` between the disk's braces";
 const MAPPING: &str = "write `iothread-vq-mapping { iothread 0 }` between the disk's braces";
+const MAP_QUEUES: &str = "write `iothread-vq-mapping { iothread 0 vqs=\"0,2\"; iothread 1 vqs=\"1,3\" }`";
 const SOURCE: &str = "write `source file=\"data.raw\"` or `source dev=\"/dev/nvme0n1\"`";
 const READONLY: &str = "write `readonly` between the disk's braces";
 const BLOCKIO: &str = "write `blockio logical=512 physical=4096` between the disk's braces";
@@ -36,6 +37,14 @@ const IOTHREADS: &str = "write `iothreads 2`, or leave it out: `auto` is the def
 
 /// Looked up before a misspelling is guessed at. The more of a user's habits are in here, the better.
 pub(super) static WORDS: &[Foreign] = &[
+    // At the top of the file.
+    node(
+        "",
+        "domain",
+        "write `profile NAME { … }`; `vmprof import libvirt FILE` makes one of a domain's XML",
+    ),
+    node("", "vm", "write `profile NAME { … }`"),
+    node("", "profile:", "write `profile NAME { … }`: this is KDL, not YAML"),
     // libvirt: directly in a domain.
     node(
         "profile",
@@ -50,6 +59,10 @@ pub(super) static WORDS: &[Foreign] = &[
     ),
     node("profile", "cpu", "write `vcpu 4`; the guest sees the host's own CPU model"),
     node("profile", "smp", HOW_MANY),
+    node("profile", "machine", "remove it; there is one machine, the one vmprof makes"),
+    node("profile", "features", "remove it; there is one machine, the one vmprof makes"),
+    node("profile", "serial", "remove it; the guest's console is the terminal that `vmprof up` runs in"),
+    node("profile", "console", "remove it; the guest's console is the terminal that `vmprof up` runs in"),
     node("profile", "cpuset", "write `host { cpuset \"0-7\" }`"),
     node("profile", "vcpupin", PIN_VCPUS),
     node("profile", "iothreadpin", PIN_IOTHREADS),
@@ -136,6 +149,7 @@ pub(super) static WORDS: &[Foreign] = &[
     node("disk", "target", TARGET),
     node("disk", "address", TARGET),
     node("disk", "boot", GUEST),
+    node("disk", "bootindex", GUEST),
     node("disk", "bus", BUS),
     node("disk", "cache", "write `driver raw cache=none`"),
     node("disk", "aio", "write `driver raw aio=io_uring`"),
@@ -196,10 +210,17 @@ pub(super) static WORDS: &[Foreign] = &[
     key("blockio", "physical_block_size", "write `physical=4096`"),
     key("queues", "queue-size", "write `size=256`"),
     key("queues", "num", "write the number bare: `queues 4`"),
+    key("iothread-vq-mapping", "iothread", MAP_QUEUES),
+    key("iothread-vq-mapping", "vqs", MAP_QUEUES),
+    key("iothread-vq-mapping", "queues", MAP_QUEUES),
     key("iothread", "queues", "write `vqs=\"0,2\"`"),
     key("iothread", "vq", "write `vqs=\"0,2\"`"),
     key("iothread", "cpus", "write `cpuset=\"6\"`"),
     key("scheduler", "elevator", "write `guest=none`"),
+    key("net", "hostfwd", "write `net passt { forward tcp host=8080 guest=80 }`"),
+    key("net", "ifname", "write `net tap name=tap0`"),
+    key("when", "<", "write `le=4`: a comparison is a property, such as `lt=4`, `le=4`, `ge=4`"),
+    key("when", ">", "write `ge=4`: a comparison is a property, such as `gt=4`, `ge=4`, `le=4`"),
     key("forward", "from", "write `host=8080 guest=80`"),
     key("forward", "to", "write `host=8080 guest=80`"),
     value("driver", "qemu", "write `driver raw`: the first word is the image's format"),

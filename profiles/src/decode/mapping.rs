@@ -29,7 +29,8 @@ impl<'a> Reading<'a> {
                 node.problem("mapping_twice", "the mapping is a word and a list of IOThreads")
                     .help("keep the word, or the braces with `iothread` in them"),
             );
-        } else if value.is_none() && wanted == 0 {
+        } else if value.is_none() && wanted == 0 && !node.has_props() {
+            // It knows no properties: where there are some, they are refused with what to write.
             self.findings
                 .push(node.problem("missing_argument", "`iothread-vq-mapping` does not say how").help(
                 "write `iothread-vq-mapping round-robin`, or `iothread 0 vqs=\"0,2\"` and so on in braces",

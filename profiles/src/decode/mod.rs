@@ -61,6 +61,15 @@ fn read(name: &str, text: &str, load: Option<&Load<'_>>) -> Result<(Profile, Pro
 /// of them and was not reported before.
 fn conditional(document: &Document, findings: &Findings, whens: Vec<(When, Node<'_>)>) -> Conditional {
     let mut variants: Vec<(usize, Profile)> = Vec::new();
+    let bytes: usize = document.sources().files().iter().map(|file| file.text.len()).sum();
+    if let Some((last, _)) = whens.last().filter(|_| bytes << whens.len() > MOST_BYTES_OF_SETS) {
+        let message = format!("{} `when`s are too many for a profile of {bytes} bytes", whens.len());
+        let most = (MOST_BYTES_OF_SETS / bytes.max(1)).checked_ilog2().unwrap_or(0);
+        findings.push(findings.error("too_many_whens", message).at(last.span, "the last of them").help(
+            format!("each set of them is read as a profile of its own; {most} can stand in one of this size"),
+        ));
+        return Conditional::default();
+    }
     let mut sets: Vec<usize> = (1..1usize << whens.len()).collect();
     sets.sort_by_key(|set| set.count_ones());
     let mut known: std::collections::BTreeSet<_> =
@@ -100,6 +109,8 @@ fn conditional(document: &Document, findings: &Findings, whens: Vec<(When, Node<
     }
 }
 
+/// What all sets of conditions may come to together: about half a second of reading.
+const MOST_BYTES_OF_SETS: usize = 4 << 20;
 /// More than are shown: the other sets of conditions need not be read.
 const PROBLEMS_ENOUGH: usize = 100;
 

@@ -252,3 +252,31 @@ proptest! {
         prop_assert!(matches!(effective.vcpus.pin, ThreadPins::Auto));
     }
 }
+
+#[test]
+fn a_remark_that_only_a_condition_brings_is_told_once_and_names_it() {
+    let profile = with(
+        "vcpu 4\niothreads 2\ndisk data { source file=\"d.raw\"; queues 4; }\n\
+         when host.cpus ge=2 { disk data { driver raw aio=threads; }; }\nwhen host.smt eq=#true { strict; }",
+    );
+    assert!(profile.warnings.is_empty(), "{:?}", profile.warnings);
+    let remarks = profile.remarks();
+    assert_eq!(remarks.len(), 1, "{remarks:?}");
+    let places: Vec<usize> =
+        miette::Diagnostic::labels(&remarks[0]).unwrap().map(|label| label.offset()).collect();
+    let text = &profile.source().files()[0].text;
+    assert!(places.contains(&text.find("when host.cpus").unwrap()), "{remarks:?}");
+    assert!(!places.contains(&text.find("when host.smt").unwrap()), "{remarks:?}");
+}
+
+#[test]
+fn large_profiles_have_fewer_whens() {
+    let disks = |count: usize, whens: usize| {
+        let disk = |n| format!("disk d{n} {{ source file=\"d{n}.raw\"; driver raw cache=none; }}\n");
+        let when = |n| format!("when host.cpus lt={n} {{ disk d0 {{ driver raw cache=writeback; }}; }}\n");
+        (0..count).map(disk).chain((0..whens).map(when)).collect::<String>() + "vcpu 4\n"
+    };
+    assert_eq!(last_words(&refused(&disks(600, 8))), ["too_many_whens"]);
+    let profile = with(&disks(600, 2));
+    assert_eq!(profile.whens().len(), 2);
+}
