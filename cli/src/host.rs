@@ -2,6 +2,7 @@
 
 use std::fmt::Display;
 use std::fs;
+use std::io::Read;
 use std::path::{Path, PathBuf};
 
 use miette::Diagnostic;
@@ -12,13 +13,30 @@ use crate::args::{Format, HostArguments};
 use crate::failure::{Failure, Kind};
 use crate::report::Report;
 
+/// A capture of a host of 1,024 CPUs and 64 drives has 2 MiB.
+const MOST_BYTES: u64 = 256 << 20;
+
 /// Which host to plan for: a capture or an hwloc file, a captured tree, or this one.
 pub fn source(capture: Option<&Path>, sysroot: Option<&Path>) -> Result<Source, Failure> {
     match (capture, sysroot) {
         (Some(file), _) => {
-            let text = fs::read_to_string(file).map_err(|error| {
-                Failure::os(format!("the host file {} cannot be read", file.display()), error)
-            })?;
+            let mut text = String::new();
+            let opened = fs::File::open(file);
+            opened.and_then(|opened| opened.take(MOST_BYTES + 1).read_to_string(&mut text)).map_err(
+                |error| Failure::os(format!("the host file {} cannot be read", file.display()), error),
+            )?;
+            if text.len() as u64 > MOST_BYTES {
+                return Err(Failure::said(
+                    Kind::Failure,
+                    "vmprof::host::not_a_host",
+                    format!(
+                        "{} goes on beyond {} MiB: no host takes as many",
+                        file.display(),
+                        MOST_BYTES >> 20
+                    ),
+                    "`--host` takes what `vmprof host --capture FILE` or `lstopo --of xml FILE` wrote",
+                ));
+            }
             from_text(file, &text)
         }
         (None, Some(root)) if !root.join("sys").is_dir() => Err(Failure::said(

@@ -223,8 +223,10 @@ fn pages(
     gathered: &mut Gathered,
 ) -> Option<(Option<PageSize>, Option<PagesReason>)> {
     let bytes = profile.memory.bytes.value;
-    let counted =
-        || topology.nodes.iter().filter(|(id, _)| nodes.is_none_or(|set| set.contains(**id))).map(|(_, n)| n);
+    let counted = || {
+        let chosen = topology.nodes.iter().filter(|(id, _)| nodes.is_none_or(|set| set.contains(**id)));
+        chosen.map(|(_, node)| node).chain(&topology.unplaced)
+    };
     let free = |size: PageSize| -> u64 {
         let free = counted().filter_map(|node| node.free_hugepages.get(&size.bytes()));
         free.fold(0, |all, one| all.saturating_add(*one))
@@ -258,10 +260,17 @@ fn pages(
                 )
                 .help("write `hugepages=auto`, or leave it out")
             } else {
-                problem("no_hugepages", format!("{wanted} pages of {page} are wanted, and {place} has {free} free"))
-                    .help(format!(
-                        "reserve them in /sys/devices/system/node/nodeN/hugepages/hugepages-{kib}kB/nr_hugepages, or write `hugepages=auto`"
-                    ))
+                let dir = match topology.unplaced {
+                    Some(_) => "/sys/kernel/mm/hugepages",
+                    None => "/sys/devices/system/node/nodeN/hugepages",
+                };
+                problem(
+                    "no_hugepages",
+                    format!("{wanted} pages of {page} are wanted, and {place} has {free} free"),
+                )
+                .help(format!(
+                    "reserve them in {dir}/hugepages-{kib}kB/nr_hugepages, or write `hugepages=auto`"
+                ))
             };
             gathered.refuse(refusal.at(size.span, "asked here"));
             None

@@ -1,7 +1,9 @@
 //! What of the host the caller may use: its affinity, its cgroup's cpuset (v1 or v2), and the nodes it may take memory
 //! from.
 
-use super::mounts::{Mount, below, mounts};
+use std::borrow::Cow;
+
+use super::mounts::{Mount, below, mounts, older_mounts};
 use super::source::Reader;
 use super::{CpuSet, NodeSet};
 
@@ -38,15 +40,18 @@ pub(super) fn field<'t>(text: &'t str, key: &str) -> Option<&'t str> {
 
 /// The CPUs and nodes in force for the caller's cgroup: those of the nearest cgroup upwards that has a cpuset.
 fn cgroup(reader: &Reader<'_>) -> Option<(Option<CpuSet>, Option<NodeSet>)> {
-    let membership = reader.read("/proc/self/cgroup")?;
-    let mounts = mounts(&reader.read("/proc/self/mountinfo")?);
+    let membership = membership(reader)?;
+    let mounts = match reader.read("/proc/self/mountinfo") {
+        Some(text) => mounts(&text),
+        None => older_mounts(&reader.read("/proc/mounts")?),
+    };
     // A cpuset of the old hierarchy, where there is one, is the one in force: a controller belongs to one hierarchy.
     let (mount, path) = v1(&membership, &mounts).or_else(|| v2(&membership, &mounts))?;
-    let (cpu_files, node_files) = if mount.filesystem == "cgroup" {
-        (["cpuset.effective_cpus", "cpuset.cpus"], ["cpuset.effective_mems", "cpuset.mems"])
-    } else {
+    let (cpu_files, node_files) = match mount.filesystem.as_str() {
         // What is not `effective` is only a wish there.
-        (["cpuset.cpus.effective"; 2], ["cpuset.mems.effective"; 2])
+        "cgroup2" => (["cpuset.cpus.effective"; 2], ["cpuset.mems.effective"; 2]),
+        _ if unprefixed(mount) => (["effective_cpus", "cpus"], ["effective_mems", "mems"]),
+        _ => (["cpuset.effective_cpus", "cpuset.cpus"], ["cpuset.effective_mems", "cpuset.mems"]),
     };
     let mut dir = inside(mount, path);
     for _ in 0..DEPTH {
@@ -65,10 +70,26 @@ fn cgroup(reader: &Reader<'_>) -> Option<(Option<CpuSet>, Option<NodeSet>)> {
     None
 }
 
+/// The lines of /proc/self/cgroup; of captures that lack it, one made of the cpuset's path alone, good for either
+/// version.
+fn membership<'s>(reader: &Reader<'s>) -> Option<Cow<'s, str>> {
+    reader.read("/proc/self/cgroup").or_else(|| {
+        let path = reader.word("/proc/self/cpuset").filter(|path| path.starts_with('/'))?;
+        Some(Cow::Owned(format!("1:cpuset:{path}\n0::{path}\n")))
+    })
+}
+
+/// Whether the files of a mount have no `cpuset.` before their names: so it was when cpusets were a file system of
+/// their own, and with the option that keeps it so.
+fn unprefixed(mount: &Mount) -> bool {
+    mount.filesystem == "cpuset" || mount.options.split(',').any(|word| word == "noprefix")
+}
+
 fn v1<'t, 'm>(membership: &'t str, mounts: &'m [Mount]) -> Option<(&'m Mount, &'t str)> {
     let cpuset = |list: &str| list.split(',').any(|word| word == "cpuset");
     let path = hierarchies(membership).find_map(|(controllers, path)| cpuset(controllers).then_some(path))?;
-    let mount = mounts.iter().find(|m| m.filesystem == "cgroup" && cpuset(&m.options))?;
+    let holds = |m: &&Mount| m.filesystem == "cpuset" || m.filesystem == "cgroup" && cpuset(&m.options);
+    let mount = mounts.iter().find(holds)?;
     Some((mount, path))
 }
 

@@ -298,7 +298,7 @@ fn siblings(
 /// The CPUs of a list, or of the mask that older kernels have instead.
 fn shared(reader: &Reader<'_>, dir: &mut Below, list: &str, mask: &str) -> Option<CpuSet> {
     let listed = reader.set(dir.file(list));
-    listed.or_else(|| CpuSet::from_mask(&reader.read(dir.file(mask))?).ok()).filter(|set| !set.is_empty())
+    listed.or_else(|| reader.mask(dir.file(mask))).filter(|set| !set.is_empty())
 }
 
 /// The number of the first cache above the first level: 2 where L1 comes as two, for data and for instructions.

@@ -22,7 +22,9 @@ impl Topology {
         }
         if self.nodes.is_empty() {
             if self.online.len() > 1 {
-                gaps.push("which NUMA nodes there are, and their memory".to_owned());
+                let memory = self.unplaced.as_ref().and_then(|memory| memory.memory_bytes);
+                let and = if memory.is_none() { ", and their memory" } else { "" };
+                gaps.push(format!("which NUMA nodes there are{and}"));
             }
             return gaps;
         }

@@ -54,6 +54,9 @@ pub struct Topology {
     pub cpus: BTreeMap<u32, Cpu>,
     /// Every NUMA node, those without CPUs or without memory too. Empty where the kernel has no NUMA.
     pub nodes: BTreeMap<u32, Node>,
+    /// The memory of a kernel that has no NUMA, which belongs to no node; `None` where there are nodes.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub unplaced: Option<Node>,
     /// Every block device, whole ones only, by kernel name.
     pub block: BTreeMap<String, BlockDevice>,
     /// What the source says and contradicts, as short phrases; [`Topology::gaps`] adds what it does not say.
@@ -149,6 +152,9 @@ impl Topology {
 
     /// All memory of the host, where every node's is known.
     pub fn memory_bytes(&self) -> Option<u64> {
+        if let Some(memory) = &self.unplaced {
+            return memory.memory_bytes;
+        }
         let known: Vec<u64> = self.nodes.values().filter_map(|n| n.memory_bytes).collect();
         (!known.is_empty() && known.len() == self.nodes.len())
             .then(|| known.iter().fold(0, |all: u64, one| all.saturating_add(*one)))

@@ -1,4 +1,4 @@
-//! The lines of /proc/self/mountinfo.
+//! The lines of /proc/self/mountinfo, and of /proc/mounts where a capture has only that.
 
 /// One mount.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -34,6 +34,17 @@ fn mount(line: &str) -> Option<Mount> {
         source: unescape(right.next()?),
         options: right.next().unwrap_or_default().to_owned(),
     })
+}
+
+/// The same of /proc/mounts, which tells neither numbers nor what of a file system is mounted (taken: all of it).
+pub(super) fn older_mounts(text: &str) -> Vec<Mount> {
+    let mount = |line: &str| {
+        let mut fields = line.split(' ');
+        let (source, point) = (unescape(fields.next()?), unescape(fields.next()?));
+        let (filesystem, options) = (fields.next()?.to_owned(), fields.next()?.to_owned());
+        Some(Mount { numbers: String::new(), root: "/".to_owned(), point, filesystem, source, options })
+    };
+    text.lines().filter_map(mount).collect()
 }
 
 /// The kernel writes blanks and backslashes in names as `\` and three octal digits.

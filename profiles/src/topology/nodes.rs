@@ -46,8 +46,24 @@ pub(super) fn read(reader: &Reader<'_>, online: &CpuSet, doubts: &mut Vec<String
     nodes
 }
 
+/// The memory of a host without nodes, where anything tells it.
+pub(super) fn unplaced(reader: &Reader<'_>) -> Option<Node> {
+    let meminfo = reader.read("/proc/meminfo");
+    let free_hugepages = hugepages(reader, "/sys/kernel/mm/hugepages");
+    if meminfo.is_none() && free_hugepages.is_empty() {
+        return None;
+    }
+    let meminfo = meminfo.unwrap_or_default();
+    Some(Node {
+        memory_bytes: kib(&meminfo, "MemTotal:"),
+        free_bytes: kib(&meminfo, "MemFree:"),
+        free_hugepages,
+        ..Node::default()
+    })
+}
+
 fn cpus(reader: &Reader<'_>, dir: &mut Below) -> Option<CpuSet> {
-    reader.set(dir.file("cpulist")).or_else(|| CpuSet::from_mask(&reader.read(dir.file("cpumap"))?).ok())
+    reader.set(dir.file("cpulist")).or_else(|| reader.mask(dir.file("cpumap")))
 }
 
 /// The kernel lists the distances to all online nodes in order, without their ids: a list of another length tells

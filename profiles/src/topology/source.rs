@@ -123,7 +123,12 @@ impl<'s> Reader<'s> {
 
     /// A CPU list that is the whole text of a file. Nonsense counts as unknown.
     pub(crate) fn set(&self, path: &str) -> Option<super::CpuSet> {
-        self.read(path)?.parse().ok()
+        without_end(&self.read(path)?).parse().ok()
+    }
+
+    /// The same for a mask.
+    pub(crate) fn mask(&self, path: &str) -> Option<super::CpuSet> {
+        super::CpuSet::from_mask(without_end(&self.read(path)?)).ok()
     }
 
     /// Where a link points, as an absolute path with `..` worked out; `None` where it is no link.
@@ -186,6 +191,11 @@ impl<'s> Reader<'s> {
     pub(crate) fn live(&self) -> bool {
         self.source.is_live()
     }
+}
+
+/// Some kernels of the 5.15 days hand out the NUL behind the text of a list, and of a mask, as a part of it.
+fn without_end(text: &str) -> &str {
+    text.trim_end_matches('\0')
 }
 
 fn text_of(place: &Path, most: u64) -> Option<String> {

@@ -29,8 +29,9 @@ pub(crate) fn read(reader: &Reader<'_>) -> Topology {
         nohz_full: own("nohz_full").and(&online),
         affinity: allowed.affinity,
         cpus: cpus::read(reader, &online, &nodes, &mut doubts),
-        nodes,
+        unplaced: if nodes.is_empty() { nodes::unplaced(reader) } else { None },
         block: block::read_all(reader),
+        nodes,
         online,
         doubts,
     }

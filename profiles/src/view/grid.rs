@@ -6,7 +6,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write;
 
-use crate::topology::{CoreKind, Cpu, CpuSet, Topology};
+use crate::topology::{CoreKind, Cpu, CpuSet, NodeSet, Topology};
 
 use super::marks::Idle;
 use super::places::{Cores, Known, Names, Place, clustered, places};
@@ -71,18 +71,27 @@ impl Grid<'_> {
         let packages: BTreeSet<_> = self.topology.cpus.values().map(|cpu| cpu.package).collect();
         let widths = self.widths();
         let mut drawn: Vec<(String, Vec<Line>)> = Vec::new();
+        // Nodes without CPUs that stand next to each other and say the same, as GPUs and memory cards have by dozens.
+        let mut bare: Option<(NodeSet, String)> = None;
         for ((_, node), places) in &nodes {
+            if let (Some(id), true) = (*node, places.is_empty()) {
+                let note = (self.note)(id);
+                match &mut bare {
+                    Some((ids, other)) if *other == note => ids.insert(id),
+                    _ => drawn.extend(bare.replace((NodeSet::of(id), note)).map(without_cpus)),
+                }
+                continue;
+            }
+            drawn.extend(bare.take().map(without_cpus));
             let mut head = vec![node.map_or("node ?".to_owned(), |n| format!("node {n}"))];
             let here: BTreeSet<_> = places.keys().map(|place| place.0).collect();
             if let (true, 1, Some((_, Some(package)))) = (packages.len() > 1, here.len(), here.first()) {
                 head.push(format!("package {package}"));
             }
-            if places.is_empty() {
-                head.push("no CPUs".to_owned());
-            }
             head.extend(node.map(|n| (self.note)(n)).filter(|note| !note.is_empty()));
             drawn.push((head.join("  "), self.lines(places, here.len() > 1, widths)));
         }
+        drawn.extend(bare.map(without_cpus));
         let all = drawn.iter().flat_map(|(_, lines)| lines);
         let label = all.map(|line| line.label.chars().count()).max().unwrap_or(0);
         let mut text = String::new();
@@ -211,6 +220,17 @@ impl Grid<'_> {
             at = next;
         }
     }
+}
+
+/// What stands for nodes without CPUs: one line.
+fn without_cpus((ids, note): (NodeSet, String)) -> (String, Vec<Line>) {
+    let note = match (ids.len(), note.is_empty()) {
+        (_, true) => String::new(),
+        (1, false) => format!("  {note}"),
+        (_, false) => format!("  each with {note}"),
+    };
+    let nodes = if ids.len() == 1 { "node" } else { "nodes" };
+    (format!("{nodes} {ids}  no CPUs{note}"), Vec::new())
 }
 
 impl Line {

@@ -6,7 +6,7 @@ use std::fmt::Write;
 use vmprof_document::format_size;
 
 use crate::ledger::Ledger;
-use crate::topology::{BlockDevice, CoreKind, Cpu, CpuSet, Topology};
+use crate::topology::{BlockDevice, CoreKind, Cpu, CpuSet, Node, NodeSet, Topology};
 
 use super::grid::grid;
 
@@ -64,7 +64,8 @@ fn facts(text: &mut String, topology: &Topology, ledger: &Ledger) {
     if !topology.offline.is_empty() {
         line("offline", topology.offline.to_string());
     }
-    line("usable", topology.affinity.as_ref().map_or("unknown".to_owned(), list));
+    let unsaid = || "unknown, taken: all that are online".to_owned();
+    line("usable", topology.affinity.as_ref().map_or_else(unsaid, list));
     if let Some(cgroup) = &topology.cgroup_cpus
         && *cgroup != topology.online
     {
@@ -75,6 +76,9 @@ fn facts(text: &mut String, topology: &Topology, ledger: &Ledger) {
         && *nodes != all
     {
         line("memory nodes", nodes.to_string());
+    }
+    if let Some(memory) = &topology.unplaced {
+        line("memory", format!("{}{}", amounts(memory), pages(memory)));
     }
     line("isolated", list(&topology.isolated));
     line("without tick", list(&topology.nohz_full));
@@ -148,24 +152,46 @@ fn nodes(text: &mut String, topology: &Topology) {
     if !topology.nodes.is_empty() {
         text.push_str("\nnodes\n");
     }
-    let size = |bytes: Option<u64>| bytes.map_or("unknown".to_owned(), |b| format!("{}MiB", b >> 20));
-    for (id, node) in &topology.nodes {
-        let distance: Vec<String> = node.distance.iter().map(|(to, far)| format!("{to}:{far}")).collect();
-        let _ = write!(
-            text,
-            "  node {id}  CPUs {}  memory {} ({} free)",
-            list(&node.cpus),
-            size(node.memory_bytes),
-            size(node.free_bytes)
-        );
+    // Machines with GPUs keep dozens of empty nodes for memory that may come.
+    let empty = |node: &Node| node.cpus.is_empty() && node.memory_bytes == Some(0);
+    for (id, node) in topology.nodes.iter().filter(|(_, node)| !empty(node)) {
+        let distance = distances(node);
+        let _ = write!(text, "  node {id}  CPUs {}  memory {}", list(&node.cpus), amounts(node));
         if !distance.is_empty() {
-            let _ = write!(text, "  distance {}", distance.join(" "));
+            let _ = write!(text, "  distance {distance}");
         }
-        for (page, free) in &node.free_hugepages {
-            let _ = write!(text, "  {free} free pages of {}", format_size(*page));
-        }
-        text.push('\n');
+        let _ = writeln!(text, "{}", pages(node));
     }
+    let empty: NodeSet = topology.nodes.iter().filter(|(_, node)| empty(node)).map(|(id, _)| *id).collect();
+    match empty.len() {
+        0 => {}
+        1 => _ = writeln!(text, "  node {empty}  no CPUs, no memory"),
+        _ => _ = writeln!(text, "  nodes {empty}  no CPUs, no memory"),
+    }
+}
+
+/// `4096MiB (512MiB free)`.
+fn amounts(node: &Node) -> String {
+    let size = |bytes: Option<u64>| bytes.map_or("unknown".to_owned(), |b| format!("{}MiB", b >> 20));
+    format!("{} ({} free)", size(node.memory_bytes), size(node.free_bytes))
+}
+
+fn pages(node: &Node) -> String {
+    let each = |(page, free): (&u64, &u64)| format!("  {free} free pages of {}", format_size(*page));
+    node.free_hugepages.iter().map(each).collect()
+}
+
+/// `0:10 1-3:21`: nodes that are equally far stand together.
+fn distances(node: &Node) -> String {
+    let mut groups: Vec<(u32, NodeSet)> = Vec::new();
+    for (to, far) in &node.distance {
+        match groups.iter_mut().find(|(other, _)| other == far) {
+            Some((_, nodes)) => nodes.insert(*to),
+            None => groups.push((*far, NodeSet::of(*to))),
+        }
+    }
+    let groups: Vec<String> = groups.iter().map(|(far, nodes)| format!("{nodes}:{far}")).collect();
+    groups.join(" ")
 }
 
 fn drives(text: &mut String, topology: &Topology) {

@@ -15,6 +15,7 @@ mod ladder;
 mod language;
 mod layers;
 mod lints;
+mod oddities;
 mod plans;
 mod properties;
 mod shipped;

@@ -8,7 +8,7 @@ use vmprof_profiles::{Capture, CoreKind, Source, Storage, Topology};
 use crate::fixtures::{self, source};
 use crate::host::{HostSpec, NodeSpec, node, planned, profile, set, text_of, with};
 
-fn made(files: &[(&str, &str)], links: &[(&str, &str)], dirs: &[(&str, &[&str])]) -> Source {
+pub(crate) fn made(files: &[(&str, &str)], links: &[(&str, &str)], dirs: &[(&str, &[&str])]) -> Source {
     let map = |pairs: &[(&str, &str)]| -> BTreeMap<String, String> {
         pairs.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect()
     };

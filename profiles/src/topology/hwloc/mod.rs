@@ -116,9 +116,10 @@ impl<'d, 'i> Object<'d, 'i> {
     fn of(element: Element<'d, 'i>, kind: Kind, words_left: &mut usize) -> Result<Self, HwlocError> {
         let id = match element.attribute("os_index") {
             Some(text) => match text.parse::<u32>() {
-                Ok(id) if id < CpuSet::LIMIT => Some(id),
                 // -1 as an unsigned number is hwloc's word for unknown.
                 Ok(u32::MAX) => None,
+                // Numbers of packages and cores are the firmware's, and may be any.
+                Ok(id) if id < CpuSet::LIMIT || !matches!(kind, Kind::Pu | Kind::NumaNode) => Some(id),
                 _ => return Err(HwlocError::of(element, format!("`os_index=\"{text}\"` is no id"))),
             },
             None => None,
