@@ -69,6 +69,10 @@ pub(super) fn disk<'a, 'x>(
             "the guest sees a virtio-blk disk: its device is named otherwise there",
         );
     }
+    reading.leave_attributes(&what, node, &["type", "device"]);
+    if let Some(target) = target {
+        reading.leave_attributes(&format!("{what}: target"), target, &["dev", "bus"]);
+    }
     let driver = child(node, "driver");
     let format = driver.and_then(|driver| driver.attribute("type")).unwrap_or("raw");
     if format != "raw" {
@@ -80,6 +84,12 @@ pub(super) fn disk<'a, 'x>(
         );
         disk.comment(format!("{format}: {hint}"));
         disk.strike();
+    }
+    if let Some(source) = source {
+        self::source(reading, source, attribute, &what, &mut disk);
+    }
+    if child(node, "encryption").is_some() {
+        not_its_bytes(&mut disk, "encryption");
     }
     self::driver(reading, driver, node, &what, threads, &mut disk);
     block_sizes(reading, node, &what, &mut disk);
@@ -96,6 +106,33 @@ pub(super) fn disk<'a, 'x>(
         }
     }
     Some(disk)
+}
+
+/// What a source says besides its path.
+fn source<'a, 'x>(
+    reading: &mut Reading<'a, 'x>,
+    node: Xml<'a, 'x>,
+    attribute: &str,
+    what: &str,
+    disk: &mut Draft,
+) {
+    let what = format!("{what}: source");
+    // The index is libvirt's own number of a running disk's layer.
+    reading.leave_attributes(&what, node, &[attribute, "index"]);
+    reading.leave_children(&what, node, &[]);
+    for element in ["encryption", "slices"] {
+        if child(node, element).is_some() {
+            not_its_bytes(disk, element);
+        }
+    }
+}
+
+/// A disk whose guest does not see the source's bytes as they lie: opened whole and plain, it would destroy them.
+fn not_its_bytes(disk: &mut Draft, element: &str) {
+    disk.comment(format!(
+        "{element}: the guest does not see the bytes of the source as they lie, and vmprof opens it whole and plain."
+    ));
+    disk.strike();
 }
 
 /// The disk's name, which the guest finds it by: its serial, else the name that its owner gave it, else its target.
@@ -142,7 +179,7 @@ fn driver<'a, 'x>(
     threads: &Threads,
     disk: &mut Draft,
 ) {
-    const KNOWN: [&str; 11] = [
+    const KNOWN: [&str; 10] = [
         "name",
         "type",
         "cache",
@@ -153,7 +190,6 @@ fn driver<'a, 'x>(
         "iothread",
         "error_policy",
         "rerror_policy",
-        "iommu",
     ];
     let at = driver.unwrap_or(node);
     let said = |name: &str| driver.and_then(|driver| driver.attribute(name));
@@ -169,7 +205,9 @@ fn driver<'a, 'x>(
             reading.origin(at, format!("{what}: discard='{discard}'")),
         );
     }
-    errors(reading, at, what, said("error_policy"), said("rerror_policy"), &mut words);
+    // QEMU's own policy for writes stops the guest where space runs out; a disk that only reads has none.
+    let write = said("error_policy").or(child(node, "readonly").is_none().then_some("enospace"));
+    errors(reading, at, what, write, said("rerror_policy"), &mut words);
     disk.add(words);
     let (queues, size) = (said("queues"), said("queue_size"));
     if queues.is_some() || size.is_some() {
