@@ -9,7 +9,7 @@ use super::bus::Bus;
 use super::object::Object;
 use super::remarks::{Remarks, engine};
 use super::shell::{command, quoted};
-use super::{Boot, BootFiles, Exported, ROOT_SERIAL, cores_and_threads, is_pin, served};
+use super::{Boot, BootFiles, Exported, ROOT_SERIAL, cores_and_threads, is_pin, poll_factors, served};
 use crate::plan::{DiskPlan, NetPlan, Plan};
 use crate::profile::{CacheMode, DiskSource, MemoryMode, NetBackend, Protocol};
 
@@ -29,12 +29,9 @@ pub fn qemu(plan: &Plan, files: &BootFiles) -> Exported {
         let mut object = Object::of("qom-type", "iothread");
         object.set("id", &iothread.name);
         object.set("poll-max-ns", iothread.poll_max_ns);
-        // 0 is built in, here as there: the window doubles, and closes at once.
-        for (name, value) in [("poll-grow", iothread.poll_grow), ("poll-shrink", iothread.poll_shrink)] {
-            if value > 0 {
-                object.set(name, value);
-            }
-        }
+        let (grow, shrink) = poll_factors(iothread);
+        object.set("poll-grow", grow);
+        object.set("poll-shrink", shrink);
         line.json("-object", object);
     });
     let devices =
