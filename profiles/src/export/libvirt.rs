@@ -5,7 +5,7 @@
 
 use super::element::{Element, document};
 use super::remarks::{Remarks, engine};
-use super::{Boot, BootFiles, Exported, ROOT_SERIAL, cores_and_threads, is_pin, poll_factors, served};
+use super::{Boot, BootFiles, Exported, ROOT_SERIAL, cores_and_threads, is_pin, served};
 use crate::plan::{DiskPlan, NetPlan, Plan};
 use crate::profile::{DiskSource, ErrorPolicy, MemoryMode, NetBackend, Protocol};
 
@@ -101,9 +101,13 @@ fn threads(plan: &Plan, domain: &mut Element) {
     }
     for iothread in &plan.iothreads {
         let id = number(iothread.id);
-        let (grow, shrink) = poll_factors(iothread);
-        let poll = Element::new("poll").with("max", iothread.poll_max_ns);
-        let poll = poll.with("grow", grow).with("shrink", shrink);
+        let mut poll = Element::new("poll").with("max", iothread.poll_max_ns);
+        for (name, factor) in [("grow", iothread.poll_grow), ("shrink", iothread.poll_shrink)] {
+            // 0 is what is built in, and QEMU 11.1 takes a 0 that is written so too.
+            if factor > 0 {
+                poll = poll.with(name, factor);
+            }
+        }
         let mut one = Element::new("iothread").with("id", id);
         one.add(poll);
         ids.add(one);

@@ -16,7 +16,7 @@ use std::path::{Path, PathBuf};
 pub use libvirt::libvirt;
 pub use qemu::qemu;
 
-use crate::plan::{Diagnostic, DiskPlan, IoThreadPlan, Plan};
+use crate::plan::{Diagnostic, DiskPlan, Plan};
 use crate::profile::DiskSource;
 use crate::topology::CpuSet;
 
@@ -88,13 +88,6 @@ fn served(disk: &DiskPlan) -> Vec<(u32, Vec<u32>)> {
         by_thread.entry(virtqueue.iothread).or_default().push(virtqueue.vq);
     }
     by_thread.into_iter().collect()
-}
-
-/// By what an IOThread's polling window grows and shrinks. What is built into vmprof is written out: the window doubles,
-/// and closes at once. What is built into QEMU changed: 11.1 halves it.
-fn poll_factors(iothread: &IoThreadPlan) -> (u32, u32) {
-    let grow = if iothread.poll_grow == 0 { 2 } else { iothread.poll_grow };
-    (grow, iothread.poll_shrink)
 }
 
 /// Whether a thread's CPUs hold it anywhere: a set of all the host's is what every thread has unasked.

@@ -9,7 +9,7 @@ use super::bus::Bus;
 use super::object::Object;
 use super::remarks::{Remarks, engine};
 use super::shell::{command, quoted};
-use super::{Boot, BootFiles, Exported, ROOT_SERIAL, cores_and_threads, is_pin, poll_factors, served};
+use super::{Boot, BootFiles, Exported, ROOT_SERIAL, cores_and_threads, is_pin, served};
 use crate::plan::{DiskPlan, NetPlan, Plan};
 use crate::profile::{CacheMode, DiskSource, MemoryMode, NetBackend, Protocol};
 
@@ -29,9 +29,12 @@ pub fn qemu(plan: &Plan, files: &BootFiles) -> Exported {
         let mut object = Object::of("qom-type", "iothread");
         object.set("id", &iothread.name);
         object.set("poll-max-ns", iothread.poll_max_ns);
-        let (grow, shrink) = poll_factors(iothread);
-        object.set("poll-grow", grow);
-        object.set("poll-shrink", shrink);
+        for (name, factor) in [("poll-grow", iothread.poll_grow), ("poll-shrink", iothread.poll_shrink)] {
+            // 0 is what is built in, and QEMU 11.1 takes a 0 that is written so too.
+            if factor > 0 {
+                object.set(name, factor);
+            }
+        }
         line.json("-object", object);
     });
     let devices =
