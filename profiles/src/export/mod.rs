@@ -9,7 +9,7 @@ mod libvirt;
 mod object;
 mod qemu;
 mod remarks;
-mod shell;
+pub(crate) mod shell;
 
 use std::path::{Path, PathBuf};
 

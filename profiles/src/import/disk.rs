@@ -7,6 +7,7 @@ use super::libvirt::Reading;
 use super::threads::Threads;
 use super::xml::{Xml, child, children, elements, text};
 use super::{quantities, unsaid};
+use crate::export::shell;
 
 /// What a serial can hold (virtio 1.3, 5.2.6).
 const SERIAL_BYTES: usize = 20;
@@ -76,7 +77,8 @@ pub(super) fn disk<'a, 'x>(
     let driver = child(node, "driver");
     let format = driver.and_then(|driver| driver.attribute("type")).unwrap_or("raw");
     if format != "raw" {
-        let hint = format!("convert it: `qemu-img convert -O raw {path} {path}.raw`, and name that file");
+        let (from, to) = (shell::quoted(path), shell::quoted(&format!("{path}.raw")));
+        let hint = format!("convert it: `qemu-img convert -O raw {from} {to}`, and name that file");
         reading.leave(
             node,
             format!("{what}: type='{format}'"),

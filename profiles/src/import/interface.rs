@@ -6,6 +6,7 @@ use super::draft::{Draft, quoted, string};
 use super::libvirt::Reading;
 use super::unsaid;
 use super::xml::{Xml, child, children, elements};
+use crate::export::shell;
 
 /// Reads one, where it is of a kind that vmprof has.
 pub(super) fn interface<'a, 'x>(reading: &mut Reading<'a, 'x>, node: Xml<'a, 'x>) -> Option<Draft> {
@@ -34,7 +35,10 @@ pub(super) fn interface<'a, 'x>(reading: &mut Reading<'a, 'x>, node: Xml<'a, 'x>
                 reading.leave(
                     node,
                     format!("{what}: managed"),
-                    format!("vmprof makes no tap device: `ip tuntap add {tap} mode tap` first"),
+                    format!(
+                        "vmprof makes no tap device: `ip tuntap add {} mode tap` first",
+                        shell::quoted(tap)
+                    ),
                 );
             }
             let origin = reading.origin(node, what.clone());

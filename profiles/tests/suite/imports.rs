@@ -122,6 +122,16 @@ fn a_disk_that_is_not_the_bytes_of_its_source_stays_a_comment() {
 }
 
 #[test]
+fn a_command_to_copy_quotes_what_the_domain_names() {
+    let xml = domain("desktop").replace("type='qcow2'", "type='qed'").replace(".qcow2'", " $(reboot).qcow2'");
+    let imported = imported("desktop", &xml);
+    let told = imported.left_out.iter().find(|left| left.why.contains("qemu-img")).unwrap();
+    let command = told.why.split('`').nth(1).unwrap();
+    assert!(command.contains(" $(reboot).qcow2' '") && command.ends_with(".qcow2.raw'"), "{command}");
+    assert!(imported.profile.contains(command), "{}", imported.profile);
+}
+
+#[test]
 fn polling_is_imported_with_its_growth_and_a_policy_unsaid_is_qemus() {
     let profile = imported("sources", &domain("sources")).profile;
     for words in ["poll-max-ns 40000\n", "poll-grow 4\n", "poll-shrink 2\n"] {
