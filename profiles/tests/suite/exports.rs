@@ -138,6 +138,9 @@ fn without_a_build_the_boot_files_are_missing_and_a_warning_says_so() {
         }
         assert!(codes(&without).contains(&"not_built") && !codes(&with).contains(&"not_built"));
         assert!(codes(&with).contains(&"first_process"));
+        // To build here and export again would change nothing where the plan is for another host.
+        let told = |files: &BootFiles| shown(&export(&plan, files)).contains("export there");
+        assert!(told(&BootFiles::default()) && !told(&disks_dir()));
     }
 }
 
