@@ -16,6 +16,14 @@ pub const ROOT_SERIAL: &str = "vmprof-root";
 /// Kernel words of every guest: the console, no pause before a panic ends the machine, and a boot that keeps to problems.
 const CMDLINE: &str = "console=ttyS0 panic=-1 quiet";
 
+/// The kernel's command line, with the words of the guest's own recipe behind those of every guest.
+pub fn cmdline(own: Option<&str>) -> String {
+    match own {
+        Some(own) => format!("{CMDLINE} {own}"),
+        None => CMDLINE.to_owned(),
+    }
+}
+
 /// The VMM's configuration: the plan's threads and disks, the image's files. `sources` are the paths of the plan's disks,
 /// in its order.
 pub fn machine(name: &str, plan: &Plan, image: &BootImage, sources: &[PathBuf]) -> config::VmConfig {
@@ -47,10 +55,7 @@ pub fn machine(name: &str, plan: &Plan, image: &BootImage, sources: &[PathBuf]) 
         physical_block_bytes: disk.physical_block_bytes,
         virtqueues: disk.virtqueues.iter().map(|virtqueue| virtqueue.iothread).collect(),
     }));
-    let cmdline = match &image.cmdline {
-        Some(own) => format!("{CMDLINE} {own}"),
-        None => CMDLINE.to_owned(),
-    };
+    let cmdline = cmdline(image.cmdline.as_deref());
     config::VmConfig {
         name: name.to_owned(),
         boot: config::Boot { kernel: image.kernel.clone(), initramfs: image.initramfs.clone(), cmdline },

@@ -11,6 +11,7 @@ use vmprof_profiles::{Plan, Problem, Profile, Source};
 use crate::args::{PlanArguments, PlanFormat};
 use crate::failure::Failure;
 use crate::host;
+use crate::lower::cmdline;
 use crate::places::Places;
 use crate::profile::{self, Host};
 use crate::report::Report;
@@ -75,7 +76,8 @@ fn boot_files(path: &Path, profile: &Profile, source: &Source) -> Result<BootFil
         kernel: Some(image.kernel),
         initramfs: Some(image.initramfs),
         root: image.root,
-        cmdline: image.cmdline,
+        // As `up` boots it: without its console the guest would say nothing.
+        cmdline: Some(cmdline(image.cmdline.as_deref())),
         disks_dir,
     }))
 }

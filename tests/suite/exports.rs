@@ -155,6 +155,11 @@ impl Machine {
         said.sort();
         assert_eq!(said, planned);
         for thread in threads.as_array().unwrap() {
+            let plan = plan.iothreads.iter().find(|i| thread["id"] == *i.name).unwrap();
+            for (factor, said) in [(plan.poll_grow, "poll-grow"), (plan.poll_shrink, "poll-shrink")] {
+                // What is built in is QEMU's own: 0 in old ones, 2 in 11.1.
+                assert!(factor == 0 || thread[said] == factor, "{}: {said}: {thread}", plan.name);
+            }
             let comm = format!("/proc/{}/task/{}/comm", self.running.pid(), thread["thread-id"]);
             let name = std::fs::read_to_string(comm).unwrap();
             assert_eq!(name.trim_end(), format!("IO {}", thread["id"].as_str().unwrap()));
@@ -231,7 +236,7 @@ fn qemu_starts_the_exported_command_and_has_made_of_it_what_the_plan_says() {
         disk old { source file=\"old.raw\"; driver raw cache=writethrough aio=threads; readonly; queues 2; }
         disk scratch { source file=\"scratch.raw\"; driver raw cache=unsafe; queues 6; }
         disk image { source file=\"image.raw\"; driver raw cache=writeback; }";
-    let exact = "vcpu 2\niothreads 2 { poll-max-ns 12345 }
+    let exact = "vcpu 2\niothreads 2 { poll-max-ns 12345; poll-grow 3; poll-shrink 4; }
         disk data { source file=\"logs.raw\"; queues 4; iothread-vq-mapping { iothread 1 vqs=\"0,3\"; iothread 0 vqs=\"1-2\"; } }";
     let mut sizes = planned(mixed);
     sizes.disks[0].logical_block_bytes = Some(4096);

@@ -5,7 +5,7 @@
 
 use super::element::{Element, document};
 use super::remarks::{Remarks, engine};
-use super::{Boot, BootFiles, Exported, ROOT_SERIAL, cores_and_threads, served};
+use super::{Boot, BootFiles, Exported, ROOT_SERIAL, cores_and_threads, is_pin, served};
 use crate::plan::{DiskPlan, NetPlan, Plan};
 use crate::profile::{DiskSource, ErrorPolicy, MemoryMode, NetBackend, Protocol};
 
@@ -48,11 +48,21 @@ pub fn libvirt(plan: &Plan, files: &BootFiles) -> Exported {
     serial.add(Element::new("target").with("port", 0));
     devices.add(serial);
     devices.add(Element::new("console").with("type", "pty"));
+    // What libvirt adds unasked.
+    devices.add(Element::new("controller").with("type", "usb").with("model", "none"));
     devices.add(Element::new("memballoon").with("model", "none"));
     domain.add(devices);
     remarks.boot(files);
     remarks.topology(plan);
-    Exported { text: document(&domain), warnings: remarks.finish() }
+    let (text, unwritable) = document(domain);
+    for value in unwritable {
+        remarks.warn(
+            "not_in_xml",
+            format!("no XML can hold {value:?}: the domain has U+FFFD for its control characters, and names what is not there"),
+            "rename it",
+        );
+    }
+    Exported { text, warnings: remarks.finish() }
 }
 
 fn memory(plan: &Plan, domain: &mut Element, remarks: &mut Remarks) {
@@ -83,21 +93,32 @@ fn threads(plan: &Plan, domain: &mut Element) {
     domain.add(Element::new("iothreads").text(plan.iothreads.len()));
     let mut ids = Element::new("iothreadids");
     let mut tune = Element::new("cputune");
-    for vcpu in &plan.vcpus {
+    for vcpu in plan.vcpus.iter().filter(|vcpu| is_pin(plan, &vcpu.cpus)) {
         tune.add(Element::new("vcpupin").with("vcpu", vcpu.id).with("cpuset", &vcpu.cpus));
     }
-    tune.add(Element::new("emulatorpin").with("cpuset", &plan.emulator.cpus));
+    if is_pin(plan, &plan.emulator.cpus) {
+        tune.add(Element::new("emulatorpin").with("cpuset", &plan.emulator.cpus));
+    }
     for iothread in &plan.iothreads {
         let id = number(iothread.id);
-        // Growth and shrinking as vmprof's own IOThreads have them: the window doubles, and closes at once.
-        let poll = Element::new("poll").with("max", iothread.poll_max_ns).with("grow", 2).with("shrink", 0);
+        let mut poll = Element::new("poll").with("max", iothread.poll_max_ns);
+        for (name, factor) in [("grow", iothread.poll_grow), ("shrink", iothread.poll_shrink)] {
+            // 0 is what is built in, and QEMU 11.1 takes a 0 that is written so too.
+            if factor > 0 {
+                poll = poll.with(name, factor);
+            }
+        }
         let mut one = Element::new("iothread").with("id", id);
         one.add(poll);
         ids.add(one);
-        tune.add(Element::new("iothreadpin").with("iothread", id).with("cpuset", &iothread.cpus));
+        if is_pin(plan, &iothread.cpus) {
+            tune.add(Element::new("iothreadpin").with("iothread", id).with("cpuset", &iothread.cpus));
+        }
     }
     domain.add(ids);
-    domain.add(tune);
+    if !tune.is_empty() {
+        domain.add(tune);
+    }
     if let Some(nodes) = plan.memory.nodes.as_ref().filter(|nodes| !nodes.is_empty()) {
         let mut tune = Element::new("numatune");
         tune.add(Element::new("memory").with("mode", plan.memory.mode.word()).with("nodeset", nodes));
@@ -196,7 +217,10 @@ fn data_disk(
         disk.add(Element::new("readonly"));
     }
     disk.leaf("serial", name);
-    disk.add(Element::new("alias").with("name", format!("ua-{name}")));
+    // libvirt drops an alias with a dot without a word.
+    if !name.contains('.') {
+        disk.add(Element::new("alias").with("name", format!("ua-{name}")));
+    }
     disk
 }
 

@@ -9,7 +9,7 @@ mod libvirt;
 mod object;
 mod qemu;
 mod remarks;
-mod shell;
+pub(crate) mod shell;
 
 use std::path::{Path, PathBuf};
 
@@ -18,6 +18,7 @@ pub use qemu::qemu;
 
 use crate::plan::{Diagnostic, DiskPlan, Plan};
 use crate::profile::DiskSource;
+use crate::topology::CpuSet;
 
 /// The serial of the disk that holds the guest's root; no disk of a profile can have it.
 const ROOT_SERIAL: &str = "vmprof-root";
@@ -87,6 +88,11 @@ fn served(disk: &DiskPlan) -> Vec<(u32, Vec<u32>)> {
         by_thread.entry(virtqueue.iothread).or_default().push(virtqueue.vq);
     }
     by_thread.into_iter().collect()
+}
+
+/// Whether a thread's CPUs hold it anywhere: a set of all the host's is what every thread has unasked.
+fn is_pin(plan: &Plan, cpus: &CpuSet) -> bool {
+    cpus.len() < plan.host.cpus
 }
 
 /// How the guest's CPUs are put together: one socket, whole cores. A number of vCPUs that does not come out even with the

@@ -9,7 +9,7 @@ use super::bus::Bus;
 use super::object::Object;
 use super::remarks::{Remarks, engine};
 use super::shell::{command, quoted};
-use super::{Boot, BootFiles, Exported, ROOT_SERIAL, cores_and_threads, served};
+use super::{Boot, BootFiles, Exported, ROOT_SERIAL, cores_and_threads, is_pin, served};
 use crate::plan::{DiskPlan, NetPlan, Plan};
 use crate::profile::{CacheMode, DiskSource, MemoryMode, NetBackend, Protocol};
 
@@ -26,12 +26,15 @@ pub fn qemu(plan: &Plan, files: &BootFiles) -> Exported {
     let mut line = Line::default();
     line.machine(plan);
     plan.iothreads.iter().for_each(|iothread| {
-        // Growth and shrinking as vmprof's own IOThreads have them: the window doubles, and closes at once.
         let mut object = Object::of("qom-type", "iothread");
         object.set("id", &iothread.name);
         object.set("poll-max-ns", iothread.poll_max_ns);
-        object.set("poll-grow", 2);
-        object.set("poll-shrink", 0);
+        for (name, factor) in [("poll-grow", iothread.poll_grow), ("poll-shrink", iothread.poll_shrink)] {
+            // 0 is what is built in, and QEMU 11.1 takes a 0 that is written so too.
+            if factor > 0 {
+                object.set(name, factor);
+            }
+        }
         line.json("-object", object);
     });
     let devices =
@@ -307,19 +310,31 @@ impl Line {
 
 /// The pins, and how to make them from outside.
 fn pins(plan: &Plan, remarks: &mut Remarks) {
-    let emulator = ("the emulator".to_owned(), plan.emulator.cpus.to_string());
     let others: Vec<(String, String)> = plan
         .threads()
         .into_iter()
-        .filter(|(name, _)| name != "vmprof")
+        .filter(|(name, cpus)| name != "vmprof" && is_pin(plan, cpus))
         .map(|(name, cpus)| (name, cpus.to_string()))
         .collect();
+    let emulator = is_pin(plan, &plan.emulator.cpus)
+        .then(|| ("the emulator".to_owned(), plan.emulator.cpus.to_string()));
     let list: Vec<String> =
-        others.iter().chain([&emulator]).map(|(name, cpus)| format!("{name} on {cpus}")).collect();
+        others.iter().chain(&emulator).map(|(name, cpus)| format!("{name} on {cpus}")).collect();
+    if list.is_empty() {
+        return;
+    }
+    let first = match &emulator {
+        Some((_, cpus)) => format!("put `taskset -c {cpus}` in front of the command, then run"),
+        None => "once it runs, run".to_owned(),
+    };
     let mut help = format!(
-        "put `taskset -c {}` in front of the command, then run with QEMU's process id in $PID:\n\
-         pin() {{ for t in /proc/$PID/task/*; do [ \"$(cat $t/comm)\" = \"$1\" ] && taskset -pc $2 ${{t##*/}}; done; }}",
-        emulator.1
+        "{first} with QEMU's process id in $PID:\n\
+         pin() {{\n\
+         \x20 for t in /proc/$PID/task/*; do\n\
+         \x20   [ \"$(cat $t/comm)\" = \"$1\" ] &&\n\
+         \x20     taskset -pc $2 ${{t##*/}}\n\
+         \x20 done\n\
+         }}"
     );
     for (name, cpus) in &others {
         help.push_str(&format!("\npin {} {cpus}", quoted(name)));

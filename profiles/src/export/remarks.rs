@@ -44,6 +44,11 @@ impl Remarks {
                 format!("this shows the layout to {target}; to run the guest's own command, use `vmprof up`"),
             ),
             Some(_) => {}
+            None if files.kernel.is_none() && files.disks_dir.is_none() => self.warn(
+                "not_built",
+                "what is built here is not on the host of the plan: kernel, initramfs and root are left out",
+                "run `vmprof build PROFILE` there and export there, or name a kernel or a bootable disk yourself",
+            ),
             None if files.kernel.is_none() => self.warn(
                 "not_built",
                 "the guest is not built: its kernel, initramfs and root are left out",

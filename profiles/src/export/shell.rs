@@ -1,7 +1,7 @@
 //! Words for a POSIX shell.
 
 /// One word, in single quotes where it holds anything that a shell would look at.
-pub(super) fn quoted(word: &str) -> String {
+pub(crate) fn quoted(word: &str) -> String {
     let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"_-+=.,:/@%".contains(&byte);
     if !word.is_empty() && word.bytes().all(plain) {
         return word.to_owned();

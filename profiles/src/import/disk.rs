@@ -7,6 +7,7 @@ use super::libvirt::Reading;
 use super::threads::Threads;
 use super::xml::{Xml, child, children, elements, text};
 use super::{quantities, unsaid};
+use crate::export::shell;
 
 /// What a serial can hold (virtio 1.3, 5.2.6).
 const SERIAL_BYTES: usize = 20;
@@ -69,10 +70,15 @@ pub(super) fn disk<'a, 'x>(
             "the guest sees a virtio-blk disk: its device is named otherwise there",
         );
     }
+    reading.leave_attributes(&what, node, &["type", "device"]);
+    if let Some(target) = target {
+        reading.leave_attributes(&format!("{what}: target"), target, &["dev", "bus"]);
+    }
     let driver = child(node, "driver");
     let format = driver.and_then(|driver| driver.attribute("type")).unwrap_or("raw");
     if format != "raw" {
-        let hint = format!("convert it: `qemu-img convert -O raw {path} {path}.raw`, and name that file");
+        let (from, to) = (shell::quoted(path), shell::quoted(&format!("{path}.raw")));
+        let hint = format!("convert it: `qemu-img convert -O raw {from} {to}`, and name that file");
         reading.leave(
             node,
             format!("{what}: type='{format}'"),
@@ -80,6 +86,12 @@ pub(super) fn disk<'a, 'x>(
         );
         disk.comment(format!("{format}: {hint}"));
         disk.strike();
+    }
+    if let Some(source) = source {
+        self::source(reading, source, attribute, &what, &mut disk);
+    }
+    if child(node, "encryption").is_some() {
+        not_its_bytes(&mut disk, "encryption");
     }
     self::driver(reading, driver, node, &what, threads, &mut disk);
     block_sizes(reading, node, &what, &mut disk);
@@ -96,6 +108,33 @@ pub(super) fn disk<'a, 'x>(
         }
     }
     Some(disk)
+}
+
+/// What a source says besides its path.
+fn source<'a, 'x>(
+    reading: &mut Reading<'a, 'x>,
+    node: Xml<'a, 'x>,
+    attribute: &str,
+    what: &str,
+    disk: &mut Draft,
+) {
+    let what = format!("{what}: source");
+    // The index is libvirt's own number of a running disk's layer.
+    reading.leave_attributes(&what, node, &[attribute, "index"]);
+    reading.leave_children(&what, node, &[]);
+    for element in ["encryption", "slices"] {
+        if child(node, element).is_some() {
+            not_its_bytes(disk, element);
+        }
+    }
+}
+
+/// A disk whose guest does not see the source's bytes as they lie: opened whole and plain, it would destroy them.
+fn not_its_bytes(disk: &mut Draft, element: &str) {
+    disk.comment(format!(
+        "{element}: the guest does not see the bytes of the source as they lie, and vmprof opens it whole and plain."
+    ));
+    disk.strike();
 }
 
 /// The disk's name, which the guest finds it by: its serial, else the name that its owner gave it, else its target.
@@ -142,7 +181,7 @@ fn driver<'a, 'x>(
     threads: &Threads,
     disk: &mut Draft,
 ) {
-    const KNOWN: [&str; 11] = [
+    const KNOWN: [&str; 10] = [
         "name",
         "type",
         "cache",
@@ -153,7 +192,6 @@ fn driver<'a, 'x>(
         "iothread",
         "error_policy",
         "rerror_policy",
-        "iommu",
     ];
     let at = driver.unwrap_or(node);
     let said = |name: &str| driver.and_then(|driver| driver.attribute(name));
@@ -169,7 +207,9 @@ fn driver<'a, 'x>(
             reading.origin(at, format!("{what}: discard='{discard}'")),
         );
     }
-    errors(reading, at, what, said("error_policy"), said("rerror_policy"), &mut words);
+    // QEMU's own policy for writes stops the guest where space runs out; a disk that only reads has none.
+    let write = said("error_policy").or(child(node, "readonly").is_none().then_some("enospace"));
+    errors(reading, at, what, write, said("rerror_policy"), &mut words);
     disk.add(words);
     let (queues, size) = (said("queues"), said("queue_size"));
     if queues.is_some() || size.is_some() {

@@ -6,6 +6,7 @@ use super::draft::{Draft, quoted, string};
 use super::libvirt::Reading;
 use super::unsaid;
 use super::xml::{Xml, child, children, elements};
+use crate::export::shell;
 
 /// Reads one, where it is of a kind that vmprof has.
 pub(super) fn interface<'a, 'x>(reading: &mut Reading<'a, 'x>, node: Xml<'a, 'x>) -> Option<Draft> {
@@ -34,7 +35,10 @@ pub(super) fn interface<'a, 'x>(reading: &mut Reading<'a, 'x>, node: Xml<'a, 'x>
                 reading.leave(
                     node,
                     format!("{what}: managed"),
-                    format!("vmprof makes no tap device: `ip tuntap add {tap} mode tap` first"),
+                    format!(
+                        "vmprof makes no tap device: `ip tuntap add {} mode tap` first",
+                        shell::quoted(tap)
+                    ),
                 );
             }
             let origin = reading.origin(node, what.clone());
@@ -62,6 +66,20 @@ pub(super) fn interface<'a, 'x>(reading: &mut Reading<'a, 'x>, node: Xml<'a, 'x>
     {
         reading.leave(node, format!("{what}: model '{model}'"), "the guest sees a virtio-net device");
     }
+    reading.leave_attributes(&what, node, &["type"]);
+    for (element, known) in [
+        ("source", [].as_slice()),
+        ("target", &["dev", "managed"]),
+        ("backend", &["type"]),
+        ("model", &["type"]),
+        ("mac", &["address"]),
+    ] {
+        if let Some(part) = child(node, element) {
+            let what = format!("{what}: {element}");
+            reading.leave_attributes(&what, part, known);
+            reading.leave_children(&what, part, &[]);
+        }
+    }
     if let Some(driver) = child(node, "driver") {
         if let Some(queues) = driver
             .attribute("queues")
@@ -74,11 +92,15 @@ pub(super) fn interface<'a, 'x>(reading: &mut Reading<'a, 'x>, node: Xml<'a, 'x>
             ));
         }
         // Receive queues of 256 are everyone's.
-        let mut known = vec!["name", "queues"];
+        let mut known = vec!["queues"];
+        if driver.attribute("name") == Some("qemu") {
+            known.push("name");
+        }
         if driver.attribute("rx_queue_size") == Some("256") {
             known.push("rx_queue_size");
         }
         reading.leave_attributes(&what, driver, &known);
+        reading.leave_children(&format!("{what}: driver"), driver, &[]);
     }
     for rest in elements(node) {
         match rest.tag_name().name() {

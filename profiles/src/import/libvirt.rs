@@ -88,6 +88,15 @@ impl<'a, 'x> Reading<'a, 'x> {
         }
     }
 
+    /// Lists the children of `node` that are not in `known`.
+    pub(super) fn leave_children(&mut self, parent: &str, node: Xml<'a, 'x>, known: &[&str]) {
+        let element = node.tag_name().name();
+        for child in elements(node).filter(|child| !known.contains(&child.tag_name().name())) {
+            let name = child.tag_name().name();
+            self.leave(child, format!("{parent}: {name}"), unsaid::why(element, name));
+        }
+    }
+
     fn place_of_line(&self, line: u32) -> SourceSpan {
         let text = self.document.input_text();
         let start =
@@ -174,12 +183,22 @@ impl<'a, 'x> Reading<'a, 'x> {
         {
             self.leave(cpu, format!("cpu mode='{mode}'"), unsaid::why("cpu", "mode"));
         }
+        self.leave_attributes("cpu", cpu, &["mode", "match", "check"]);
         let mut siblings = None;
         for node in elements(cpu) {
             let threads = node.attribute("threads").and_then(|threads| threads.parse::<u32>().ok());
             match node.tag_name().name() {
-                "topology" if threads.is_some_and(|threads| threads > 1) => siblings = Some(node),
-                "topology" if node.attribute("sockets") == Some("1") => {}
+                "topology" => {
+                    if threads.is_some_and(|threads| threads > 1) {
+                        siblings = Some(node);
+                    }
+                    for part in ["sockets", "dies", "clusters", "modules"] {
+                        if let Some(number) = node.attribute(part).filter(|number| *number != "1") {
+                            let what = format!("topology: {part}='{number}'");
+                            self.leave(node, what, unsaid::why("cpu", "topology"));
+                        }
+                    }
+                }
                 _ => self.leave_whole("cpu", node),
             }
         }
@@ -224,6 +243,13 @@ impl<'a, 'x> Reading<'a, 'x> {
         ];
         for node in elements(root).filter(|node| !READ.contains(&node.tag_name().name())) {
             self.leave_whole("domain", node);
+        }
+        let kind = child(root, "os").and_then(|os| child(os, "type"));
+        if let Some((node, arch)) = kind.and_then(|node| Some((node, node.attribute("arch")?)))
+            && arch != "x86_64"
+        {
+            let why = "vmprof's guests are x86-64: this guest does not run there, only its layout is kept";
+            self.leave(node, format!("type arch='{arch}'"), why);
         }
         let tune = child(root, "cputune");
         for node in tune.into_iter().flat_map(elements) {

@@ -38,6 +38,7 @@ impl<'a, 'x> Reading<'a, 'x> {
         {
             self.leave(current, "currentMemory", unsaid::why("domain", "currentMemory"));
         }
+        self.leave_attributes("memory", node, &["unit"]);
         let backing = child(root, "memoryBacking");
         for node in backing.into_iter().flat_map(elements) {
             match node.tag_name().name() {
@@ -45,7 +46,10 @@ impl<'a, 'x> Reading<'a, 'x> {
                 // How vmprof itself has it.
                 "allocation"
                     if node.attribute("mode") == Some("immediate")
-                        && backing.is_some_and(|b| child(b, "hugepages").is_some()) => {}
+                        && backing.is_some_and(|b| child(b, "hugepages").is_some()) =>
+                {
+                    self.leave_attributes("allocation", node, &["mode"]);
+                }
                 "source" if node.attribute("type") == Some("memfd") => {}
                 _ => self.leave_whole("memoryBacking", node),
             }
@@ -64,6 +68,7 @@ impl<'a, 'x> Reading<'a, 'x> {
                 Some("2MiB")
             }
             [page] => {
+                self.leave_attributes("page", *page, &["size", "unit"]);
                 match quantities::bytes(page.attribute("size").unwrap_or_default(), page.attribute("unit")) {
                     Some(0x20_0000) => Some("2MiB"),
                     Some(0x4000_0000) => Some("1GiB"),
@@ -85,6 +90,13 @@ impl<'a, 'x> Reading<'a, 'x> {
                 continue;
             }
             let mode = node.attribute("mode").unwrap_or("strict");
+            if let Some(placement) = node.attribute("placement").filter(|placement| *placement != "static") {
+                self.leave(
+                    node,
+                    format!("numatune placement='{placement}'"),
+                    "vmprof's planner finds the node, not numad",
+                );
+            }
             match node.attribute("nodeset").and_then(quantities::cpus) {
                 Some(nodes) if ["strict", "preferred", "interleave"].contains(&mode) => {
                     let origin = self.origin(node, format!("numatune mode='{mode}' nodeset='{nodes}'"));

@@ -10,13 +10,16 @@ use super::xml::{Xml, child, children, text};
 use super::{LeftOut, quantities};
 use crate::topology::CpuSet;
 
+/// What `<poll>` says, and the profile's words for it.
+const POLL: [(&str, &str); 3] = [("max", "poll-max-ns"), ("grow", "poll-grow"), ("shrink", "poll-shrink")];
+
 /// The IOThreads of a domain.
 #[derive(Debug, Default)]
 pub(super) struct Threads {
     /// libvirt's numbers, ascending: the n-th is ours n.
     pub(super) ids: Vec<u32>,
-    /// `poll max` and its line, by libvirt's number.
-    polls: BTreeMap<u32, (u64, u32)>,
+    /// What `poll` says of each window, with its line, by the profile's word and libvirt's number.
+    polls: BTreeMap<&'static str, BTreeMap<u32, (u64, u32)>>,
 }
 
 impl Threads {
@@ -33,20 +36,25 @@ impl Threads {
             ids.insert(id);
             reading.leave_attributes(&format!("IOThread {id}"), node, &["id"]);
             if let Some(poll) = child(node, "poll") {
-                if let Some(most) = poll.attribute("max").and_then(|most| most.parse::<u64>().ok()) {
-                    threads.polls.insert(id, (most, reading.line(poll)));
-                }
-                // vmprof's window doubles and closes at once, which are QEMU's defaults too.
-                for (name, own) in [("grow", ["0", "2"].as_slice()), ("shrink", &["0"])] {
-                    if let Some(value) = poll.attribute(name).filter(|value| !own.contains(value)) {
-                        reading.leave(
-                            poll,
-                            format!("IOThread {id}: poll {name}='{value}'"),
-                            "vmprof's polling window doubles, and closes at once",
-                        );
+                for (name, word) in POLL {
+                    match poll.attribute(name).map(|said| (said, said.parse::<u64>())) {
+                        Some((_, Ok(value))) => {
+                            let place = (value, reading.line(poll));
+                            threads.polls.entry(word).or_default().insert(id, place);
+                        }
+                        Some((said, Err(_))) => {
+                            reading.leave(
+                                poll,
+                                format!("IOThread {id}: poll {name}='{said}'"),
+                                "this is no number",
+                            );
+                        }
+                        None => {}
                     }
                 }
+                reading.leave_attributes(&format!("IOThread {id}: poll"), poll, &POLL.map(|(name, _)| name));
             }
+            reading.leave_children(&format!("IOThread {id}"), node, &["poll"]);
         }
         if let Some(node) = child(root, "iothreads") {
             match text(node).parse::<usize>() {
@@ -91,6 +99,7 @@ impl<'a, 'x> Reading<'a, 'x> {
             if let Some(current) = node.attribute("current").filter(|current| current.parse() != Ok(count)) {
                 self.leave(node, format!("vcpu current='{current}'"), "all vCPUs are there from the start");
             }
+            self.leave_attributes("vcpu", node, &["current", "placement", "cpuset"]);
             if node.attribute("placement") == Some("auto") {
                 self.leave(node, "vcpu placement='auto'", "vmprof's planner places the vCPUs, not numad");
             }
@@ -207,13 +216,27 @@ impl<'a, 'x> Reading<'a, 'x> {
         if pins.has_children() {
             draft.add(pins);
         }
-        match threads.polls.values().collect::<BTreeSet<_>>().into_iter().collect::<Vec<_>>().as_slice() {
-            [(most, line)] if threads.polls.len() == threads.ids.len() => {
-                draft.add(Draft::new(format!("poll-max-ns {most}"), Origin::new("poll max", *line)));
-            }
-            _ => {
-                for (id, (most, line)) in &threads.polls {
-                    self.left_out.push(LeftOut::at(*line, format!("IOThread {id}: poll max='{most}'"), "all IOThreads of a profile have one `poll-max-ns`, and these differ: the planner's is taken"));
+        for (name, word) in POLL {
+            let Some(said) = threads.polls.get(word) else { continue };
+            let values: BTreeSet<u64> = said.values().map(|(value, _)| *value).collect();
+            match (said.values().next(), values.len()) {
+                (Some((value, line)), 1) if said.len() == threads.ids.len() => {
+                    draft.add(Draft::new(
+                        format!("{word} {value}"),
+                        Origin::new(format!("poll {name}"), *line),
+                    ));
+                }
+                _ => {
+                    for (id, (value, line)) in said {
+                        let why = format!(
+                            "all IOThreads of a profile have one `{word}`, and these differ: the planner's is taken"
+                        );
+                        self.left_out.push(LeftOut::at(
+                            *line,
+                            format!("IOThread {id}: poll {name}='{value}'"),
+                            why,
+                        ));
+                    }
                 }
             }
         }

@@ -58,6 +58,10 @@ pub(super) fn why(parent: &str, element: &str) -> &'static str {
         ("disk", "transient") => "what a guest writes stays; copy the file first",
         ("disk", "geometry" | "wwn" | "vendor" | "product") => "a virtio disk is found by its serial",
         ("disk", "backingStore" | "mirror") => "a raw disk has no layers",
+        ("source", "encryption") => "vmprof opens plain files and devices",
+        ("source", "slices") => "vmprof opens a file whole",
+        ("source", "reservations" | "cookies" | "ssl") => "vmprof opens plain files and devices",
+        ("source", "seclabel") => "vmprof runs as its caller, without labels",
         ("interface", "boot") => "vmprof does not boot from the network",
         ("interface", "bandwidth" | "vlan" | "virtualport" | "filterref" | "port") => {
             "set it on the host's side of the device"

@@ -61,6 +61,7 @@ fn everything() -> Plan {
     plan.memory.hugepages = Some(PageSize::Gib1);
     plan.memory.mode = MemoryMode::Preferred;
     plan.memory.nodes = Some("0-1".parse().unwrap());
+    (plan.iothreads[1].poll_grow, plan.iothreads[1].poll_shrink) = (3, 2);
     let disk = &mut plan.disks[0];
     disk.discard = true;
     disk.aio_fallback = Some(Aio::Threads);
@@ -137,6 +138,9 @@ fn without_a_build_the_boot_files_are_missing_and_a_warning_says_so() {
         }
         assert!(codes(&without).contains(&"not_built") && !codes(&with).contains(&"not_built"));
         assert!(codes(&with).contains(&"first_process"));
+        // To build here and export again would change nothing where the plan is for another host.
+        let told = |files: &BootFiles| shown(&export(&plan, files)).contains("export there");
+        assert!(told(&BootFiles::default()) && !told(&disks_dir()));
     }
 }
 
@@ -165,6 +169,33 @@ fn every_warning_has_a_next_step_and_a_code_of_this_area() {
             assert!(!warning.help.is_empty() && !warning.message.is_empty(), "{}", warning.code);
         }
     }
+}
+
+#[test]
+fn a_thread_that_may_run_on_every_cpu_has_no_pin() {
+    let all = "vcpu 2 { vcpupin none; }\nemulatorpin none\niothreads 1 { iothreadpin none; }";
+    let some = all.replace("emulatorpin none", "emulatorpin cpuset=\"1\"");
+    let plan = |nodes: &str| planned(&with(nodes), &source("two-cpus"));
+    let (floating, held) = (plan(all), plan(&some));
+    assert!(!codes(&qemu(&floating, &disks_dir())).contains(&"qemu_pins"));
+    assert!(!libvirt(&floating, &disks_dir()).text.contains("cputune"));
+    let recipe = shown(&qemu(&held, &disks_dir()));
+    assert!(recipe.contains("taskset -c 1") && !recipe.contains("pin 'CPU 0/KVM'"), "{recipe}");
+    let domain = libvirt(&held, &disks_dir()).text;
+    assert!(domain.contains("<emulatorpin cpuset=\"1\"/>") && !domain.contains("vcpupin"), "{domain}");
+}
+
+#[test]
+fn a_path_that_no_xml_can_hold_is_a_warning_and_the_document_is_still_one() {
+    let mut plan = everything();
+    plan.disks[0].source =
+        vmprof_profiles::DiskSource::File { path: "/srv/a\u{1}\n\tb.raw".into(), bytes: None };
+    let domain = libvirt(&plan, &disks_dir());
+    assert!(codes(&domain).contains(&"not_in_xml"), "{}", shown(&domain));
+    let document = roxmltree::Document::parse(&domain.text).unwrap();
+    let source = document.descendants().find_map(|node| node.attribute("file")).unwrap();
+    assert_eq!(source, "/srv/a\u{fffd}\n\tb.raw");
+    assert!(!codes(&libvirt(&everything(), &disks_dir())).contains(&"not_in_xml"));
 }
 
 /// What a shell makes of the command.

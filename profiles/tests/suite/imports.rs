@@ -12,7 +12,7 @@ use vmprof_profiles::{CpuSet, Problems, read_profile};
 
 use crate::host::{HostSpec, node, planned, text_of};
 
-const DOMAINS: [&str; 6] = ["bare", "cloud", "desktop", "mapping", "networks", "sparse"];
+const DOMAINS: [&str; 7] = ["bare", "cloud", "desktop", "mapping", "networks", "sources", "sparse"];
 
 fn domain(name: &str) -> String {
     text_of(&format!("fixtures/domains/{name}.xml"))
@@ -90,9 +90,55 @@ fn what_is_left_out_is_listed_with_the_line_it_stands_in() {
     ] {
         assert!(listed("desktop", what), "{what}");
     }
+    for what in [
+        "arch='aarch64'",
+        "sockets='2'",
+        "migratable='off'",
+        "dumpCore='off'",
+        "thread_pool_max='8'",
+        "disk vda: snapshot='no'",
+        "startupPolicy='optional'",
+        "disk vda: source: seclabel",
+        "disk vdb: source: encryption",
+        "disk vdc: source: slices",
+        "rotation_rate='7200'",
+        "source: dev='eth42'",
+        "logFile",
+    ] {
+        assert!(listed("sources", what), "{what}");
+    }
     for what in ["vcpusched", "shares", "memnode", "iotune", "type network", "cpu mode='custom'", "locked"] {
         assert!(listed("cloud", what), "{what}");
     }
+}
+
+#[test]
+fn a_disk_that_is_not_the_bytes_of_its_source_stays_a_comment() {
+    let profile = imported("sources", &domain("sources")).profile;
+    for (disk, written) in [("vda", true), ("vdb", false), ("vdc", false), ("sda", true)] {
+        assert_eq!(profile.contains(&format!("\n    disk {disk} {{")), written, "{disk}: {profile}");
+        assert!(profile.contains(&format!("disk {disk} {{")), "{disk}: {profile}");
+    }
+}
+
+#[test]
+fn a_command_to_copy_quotes_what_the_domain_names() {
+    let xml = domain("desktop").replace("type='qcow2'", "type='qed'").replace(".qcow2'", " $(reboot).qcow2'");
+    let imported = imported("desktop", &xml);
+    let told = imported.left_out.iter().find(|left| left.why.contains("qemu-img")).unwrap();
+    let command = told.why.split('`').nth(1).unwrap();
+    assert!(command.contains(" $(reboot).qcow2' '") && command.ends_with(".qcow2.raw'"), "{command}");
+    assert!(imported.profile.contains(command), "{}", imported.profile);
+}
+
+#[test]
+fn polling_is_imported_with_its_growth_and_a_policy_unsaid_is_qemus() {
+    let profile = imported("sources", &domain("sources")).profile;
+    for words in ["poll-max-ns 40000\n", "poll-grow 4\n", "poll-shrink 2\n"] {
+        assert!(profile.contains(words), "{words}: {profile}");
+    }
+    assert!(profile.contains("driver raw cache=none aio=native werror=enospc\n"), "{profile}");
+    assert!(profile.contains("driver raw cache=none aio=native\n"), "{profile}");
 }
 
 /// A domain as far as a profile can say it.
