@@ -4,6 +4,7 @@
 mod alternatives;
 mod board;
 mod check;
+mod claims;
 mod demand;
 mod digest;
 mod disks;

@@ -253,6 +253,33 @@ fn a_plan_that_was_edited_badly_is_refused_with_what_is_wrong() {
         ("bad_mapping", |p| p.disks[0].virtqueues.truncate(3)),
         ("bad_mapping", |p| p.disks[0].virtqueues[1].vq = 0),
         ("bad_mapping", |p| p.disks[0].virtqueues[1].vq = 4_000_000),
+        ("bad_mapping", |p| p.disks[0].virtqueues.swap(1, 2)),
+        ("out_of_range", |p| p.memory.bytes = 0),
+        ("out_of_range", |p| p.memory.bytes += 1),
+        ("out_of_range", |p| p.guest.threads_per_core = 0),
+        ("out_of_range", |p| p.guest.threads_per_core = 3),
+        ("out_of_range", |p| p.disks[0].logical_block_bytes = Some(513)),
+        ("out_of_range", |p| p.disks[0].physical_block_bytes = Some(1 << 17)),
+        ("out_of_range", |p| {
+            let last = p.vcpus[0].clone();
+            p.vcpus = (0..255).map(|id| vmprof_profiles::VcpuPlan { id, ..last.clone() }).collect();
+        }),
+        ("contradiction", |p| {
+            p.disks[0].logical_block_bytes = Some(4096);
+            p.disks[0].physical_block_bytes = Some(512);
+        }),
+        ("contradiction", |p| {
+            p.guest.threads_per_core = 2;
+            p.vcpus.truncate(1);
+        }),
+        ("contradiction", |p| p.disks[0].direct = !p.disks[0].direct),
+        ("contradiction", |p| p.disks[0].write_cache = false),
+        ("contradiction", |p| p.disks[0].cache = vmprof_profiles::CacheMode::Writethrough),
+        ("contradiction", |p| p.disks[0].node = Some(7)),
+        ("contradiction", |p| p.vcpus[0].node = None),
+        ("contradiction", |p| p.emulator.node = Some(1)),
+        ("contradiction", |p| p.home.node = Some(1)),
+        ("contradiction", |p| p.iothread_count.count = 1),
         ("no_such_iothread", |p| p.disks[0].virtqueues[1].iothread = 2),
         ("no_such_memory_node", |p| p.memory.nodes = Some(set("3"))),
         ("no_hugepages", |p| p.memory.hugepages = Some(vmprof_profiles::PageSize::Mib2)),
