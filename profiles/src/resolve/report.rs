@@ -149,7 +149,7 @@ fn vcpus(
             "e",
             ids_count(&ids),
             "vcpus_on_other_node",
-            format!("vcpu {ids} runs on another node (CPU {cpus}): {home} is full"),
+            format!("vcpu {ids} runs on another node (CPU {cpus}): {home} has no core left for it"),
             format!("the guest's memory is remote to it; {LESS}"),
         );
     }

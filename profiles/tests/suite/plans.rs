@@ -200,6 +200,19 @@ fn what_could_have_been_instead_is_said_with_the_fact_that_decided() {
         said(&plan.iothreads[0].rejected),
         "CPU 5 (node 1): node 1 is 21 away from node 0, where the VM lives"
     );
+    // Free cores as good as its own are no news; what lies beside a vCPU is, at home and for who had to leave.
+    let plan_of = |cores: u32| {
+        planned(&with("vcpu 2\niothreads 1"), &smt(vec![node(0, cores), node(1, cores)]).topology())
+    };
+    let (roomy, full) = (plan_of(8), plan_of(2));
+    assert_eq!(layout(&roomy), ("1 2".into(), "3".into(), "0".into()));
+    assert_eq!(said(&roomy.iothreads[0].rejected), "CPU 17: it is the sibling of CPU 1, where vcpu 0 runs");
+    assert_eq!(said(&roomy.emulator.rejected), "CPU 17: it is the sibling of CPU 1, where vcpu 0 runs");
+    assert_eq!(layout(&full), ("0 1".into(), "2".into(), "3".into()));
+    assert_eq!(said(&full.iothreads[0].rejected), "CPU 4: it is the sibling of CPU 0, where vcpu 0 runs");
+    assert_eq!(full.iothreads[0].because, "node 1 is the nearest with room: node 0 has no free core left");
+    let alone = planned(&with("vcpu 1\niothreads 1"), &HostSpec::of(vec![node(0, 4)]).topology());
+    assert_eq!(said(&alone.vcpus[0].rejected), "CPU 3: it is as good, and CPU 1 comes first");
     assert_eq!(said(&plan.home.rejected), "node 1: it is no roomier, and node 0 comes first");
     let disk = "vcpu 4\niothreads auto\ndisk data { source file=d; queues 4; }";
     let plan = planned(&with(disk), &HostSpec::of(vec![node(0, 16)]).topology());
