@@ -225,6 +225,20 @@ fn what_could_have_been_instead_is_said_with_the_fact_that_decided() {
 }
 
 #[test]
+fn an_emulator_pinned_to_the_whole_host_takes_nothing_from_the_others() {
+    let topology = smt(vec![node(0, 8)]).topology();
+    let all = planned(&with("vcpu 2\niothreads 1\nemulatorpin cpuset=\"0-15\""), &topology);
+    assert_eq!((layout(&all).0.as_str(), layout(&all).1.as_str()), ("0 1", "2"));
+    assert_eq!((all.ladder.len(), all.emulator.cpus.to_string()), (0, "0-15".to_owned()));
+    assert!(codes(&all).iter().all(|code| *code == "pins_share_cpu"), "{:?}", codes(&all));
+    // Where there is room beside its CPUs the others keep off them.
+    let some = planned(&with("vcpu 2\niothreads 1\nemulatorpin cpuset=\"0-3,8-11\""), &topology);
+    assert_eq!((layout(&some).0.as_str(), codes(&some).len()), ("4 5", 0));
+    let pairs = requiring("vcpu 4 { vcpupin { vcpu 0 cpuset=0; }; }\nemulatorpin cpuset=\"0-15\"");
+    assert_eq!(layout(&planned(&pairs, &topology)).0, "0 8 1 9");
+}
+
+#[test]
 fn vcpus_that_the_profile_pins_draw_memory_to_their_node() {
     let topology = HostSpec::of(vec![node(0, 8), node(1, 4)]).topology();
     let pins = "vcpu 2 { vcpupin { vcpu 0 cpuset=9; vcpu 1 cpuset=10; }; }\niothreads 1";
