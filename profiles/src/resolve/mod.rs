@@ -194,6 +194,7 @@ pub fn plan(
     };
     let lints = lints::lints(profile, topology, storage, ledger, &plan);
     plan.diagnostics.extend(lints);
+    lints::said_once(&mut plan);
     let broken = asserts::broken_by_plan(&profile.asserts, &plan);
     if broken.is_empty() { Ok(plan) } else { Err(refused(broken.into_iter().map(assert_failed).collect())) }
 }
