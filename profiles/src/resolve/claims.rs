@@ -3,7 +3,7 @@
 
 use crate::decode::{LEAST_MEMORY_BYTES, MEMORY_STEP_BYTES, MOST_IOTHREADS, MOST_VCPUS};
 use crate::plan::Plan;
-use crate::topology::{CpuSet, Topology};
+use crate::topology::Topology;
 
 use super::check::PlanFault;
 
@@ -11,7 +11,10 @@ pub(super) fn faults(plan: &Plan, topology: &Topology) -> Vec<PlanFault> {
     let mut faults = Vec::new();
     numbers(plan, &mut faults);
     disks(plan, topology, &mut faults);
-    nodes(plan, topology, &mut faults);
+    // The nodes that stand beside CPUs follow from them, and whoever edits the CPUs by hand need not know them.
+    if let Some(home) = plan.home.node.filter(|home| !topology.nodes.contains_key(home)) {
+        faults.push(contradiction("home.node", home, "this host has no such node"));
+    }
     let (count, listed) = (plan.iothread_count.count, plan.iothreads.len());
     if usize::try_from(count) != Ok(listed) {
         faults.push(contradiction("iothread_count.count", count, format!("the plan has {listed} IOThreads")));
@@ -80,27 +83,4 @@ fn disks(plan: &Plan, topology: &Topology, faults: &mut Vec<PlanFault>) {
             faults.push(contradiction(field("node"), node, "this host has no such node"));
         }
     }
-}
-
-/// The nodes that the plan names beside CPUs are those CPUs' own.
-fn nodes(plan: &Plan, topology: &Topology, faults: &mut Vec<PlanFault>) {
-    let vcpus = plan.vcpus.iter().map(|vcpu| (format!("vcpus.{}.node", vcpu.id), &vcpu.cpus, vcpu.node));
-    let iothreads = plan.iothreads.iter().map(|i| (format!("iothreads.{}.node", i.id), &i.cpus, i.node));
-    let emulator = [("emulator.node".to_owned(), &plan.emulator.cpus, plan.emulator.node)];
-    // CPUs that are not there are the check's to tell.
-    let there = |cpus: &CpuSet| !cpus.is_empty() && cpus.is_subset(&topology.online);
-    for (what, cpus, node) in vcpus.chain(iothreads).chain(emulator).filter(|(_, cpus, _)| there(cpus)) {
-        let real = topology.one_node_of(cpus);
-        if node != real {
-            let real = real.map_or("no one known node".to_owned(), |real| format!("node {real}"));
-            faults.push(contradiction(what, node_name(node), format!("CPU {cpus} lies on {real}")));
-        }
-    }
-    if let Some(home) = plan.home.node.filter(|home| !topology.nodes.contains_key(home)) {
-        faults.push(contradiction("home.node", home, "this host has no such node"));
-    }
-}
-
-fn node_name(node: Option<u32>) -> String {
-    node.map_or("null".to_owned(), |node| node.to_string())
 }

@@ -303,8 +303,6 @@ fn a_plan_that_was_edited_badly_is_refused_with_what_is_wrong() {
         ("contradiction", |p| p.disks[0].write_cache = false),
         ("contradiction", |p| p.disks[0].cache = vmprof_profiles::CacheMode::Writethrough),
         ("contradiction", |p| p.disks[0].node = Some(7)),
-        ("contradiction", |p| p.vcpus[0].node = None),
-        ("contradiction", |p| p.emulator.node = Some(1)),
         ("contradiction", |p| p.home.node = Some(1)),
         ("contradiction", |p| p.iothread_count.count = 1),
         ("no_such_iothread", |p| p.disks[0].virtqueues[1].iothread = 2),
