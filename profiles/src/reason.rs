@@ -61,11 +61,11 @@ pub enum Reason {
         /// Where.
         home: Home,
     },
-    /// Home is full; this is the nearest node that is not.
+    /// Home has no core left for it, siblings of vCPUs aside; this is the nearest node that has.
     NextNode {
         /// The node it got.
         node: Option<u32>,
-        /// The one that is full.
+        /// The one that has not.
         home: Home,
     },
     /// No free core is left: the sibling of a vCPU's CPU.
@@ -322,10 +322,10 @@ impl fmt::Display for Reason {
                 write!(f, "shares a core with another vCPU: whole cores ran out on {}", home.short())
             }
             Reason::NextNode { node: Some(node), home } => {
-                write!(f, "node {node} is the nearest with room: {} is full", home.short())
+                write!(f, "node {node} is the nearest with room: {} has no free core left", home.short())
             }
             Reason::NextNode { node: None, home } => {
-                write!(f, "outside every known node: {} is full", home.short())
+                write!(f, "outside every known node: {} has no free core left", home.short())
             }
             Reason::BesideVcpu { vcpu } => {
                 write!(f, "no free core is left: a sibling on the core of vcpu {vcpu}")

@@ -6,7 +6,7 @@ use super::{PinWord, Reading};
 use crate::profile::{EmulatorPin, ThreadPins, Vcpus};
 
 /// More vCPUs than this need interrupt hardware that vmprof's guests do not have.
-const MOST_VCPUS: u64 = 254;
+pub(crate) const MOST_VCPUS: u64 = 254;
 
 impl<'a> Reading<'a> {
     /// `paired` is where the profile asks for siblings in pairs.

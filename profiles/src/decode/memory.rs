@@ -6,22 +6,22 @@ use super::Reading;
 use crate::profile::{Hugepages, Memory, MemoryMode, PageSize};
 
 /// Less than this boots no kernel that vmprof builds.
-const LEAST_BYTES: u64 = 64 << 20;
+pub(crate) const LEAST_MEMORY_BYTES: u64 = 64 << 20;
 /// Sizes are whole multiples of this, so that any guest can be backed by hugepages.
-const STEP_BYTES: u64 = 2 << 20;
+pub(crate) const MEMORY_STEP_BYTES: u64 = 2 << 20;
 
 impl<'a> Reading<'a> {
     pub(super) fn memory(&self, node: Node<'a>) -> Option<Memory> {
         let value = node.required_arg("how much", "write `memory \"2GiB\"`");
         let bytes = value.and_then(|v| {
             let bytes = v.bytes()?;
-            if bytes < LEAST_BYTES || !bytes.is_multiple_of(STEP_BYTES) {
-                let least = format_size(LEAST_BYTES);
+            if bytes < LEAST_MEMORY_BYTES || !bytes.is_multiple_of(MEMORY_STEP_BYTES) {
+                let least = format_size(LEAST_MEMORY_BYTES);
                 self.findings.push(
                     v.problem("bad_memory", format!("a guest cannot have {} of memory", format_size(bytes)))
                         .help(format!(
                             "write {least} or more, in whole multiples of {}",
-                            format_size(STEP_BYTES)
+                            format_size(MEMORY_STEP_BYTES)
                         )),
                 );
                 return None;

@@ -25,6 +25,10 @@ use crate::profile::{Conditional, Profile, Written};
 use crate::topology::CpuSet;
 use crate::validate;
 
+pub(crate) use cpu::MOST_VCPUS;
+pub(crate) use iothreads::MOST_IOTHREADS;
+pub(crate) use memory::{LEAST_MEMORY_BYTES, MEMORY_STEP_BYTES};
+
 /// The prefix of every problem's code.
 pub(crate) const AREA: &str = "vmprof::profile";
 

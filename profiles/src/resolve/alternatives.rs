@@ -1,5 +1,8 @@
-//! For each thread the best seat that it did not get, and why not: found once for the whole layout, so that it costs
-//! the same on a thousand CPUs.
+//! For each thread the seat that it did not get and that is most worth knowing, and why not: found once for the whole
+//! layout, so that it costs the same on a thousand CPUs. A seat as good as the thread's own teaches nothing, and is named
+//! only where there is no other.
+
+use std::collections::BTreeSet;
 
 use vmprof_document::Line;
 
@@ -9,6 +12,9 @@ use crate::topology::{CpuSet, Topology};
 
 use super::board::{Board, Sitter};
 use super::home::Hottest;
+
+/// As many sorts of empty core are told apart: more than one host has, but for its caches.
+const SORTS: usize = 16;
 
 /// A free seat next to somebody.
 #[derive(Debug, Clone)]
@@ -25,8 +31,8 @@ pub(super) struct Alternatives<'a> {
     topology: &'a Topology,
     hottest: Option<&'a Hottest>,
     home: Option<u32>,
-    /// The best empty core at home, and the best for the emulator.
-    empty: Option<u32>,
+    /// The first empty core at home of each sort, in the order in which they are handed out.
+    empty: Vec<u32>,
     /// Free siblings at home beside vCPUs, of two cores, so that one of them is not the thread's own.
     beside_vcpus: Vec<Beside>,
     /// The same beside IOThreads and the emulator.
@@ -82,6 +88,14 @@ impl<'a> Alternatives<'a> {
             let quiet = cores.clone().filter(|at| board.quiet(*at)).find_map(|at| board.free_cpus(at).next());
             quiet.or_else(|| cores.find_map(|at| board.free_cpus(at).next()))
         };
+        let mut sorts = BTreeSet::new();
+        let sort = |at: &usize| {
+            let core = &board.seats.cores[*at];
+            (core.isolated, core.kind, core.whole, core.cache)
+        };
+        let new = |at: &usize| sorts.len() < SORTS && sorts.insert(sort(at));
+        let empty =
+            board.empty_cores(home).filter(new).filter_map(|at| board.cpus(at).first().copied()).collect();
         let mut taken: Vec<(u32, String)> = Vec::new();
         for (cpu, who) in board.sitters() {
             let usable = board.seats.usable.contains(*cpu);
@@ -90,7 +104,7 @@ impl<'a> Alternatives<'a> {
             }
         }
         Alternatives {
-            empty: board.empty_cores(home).find_map(|at| board.cpus(at).first().copied()),
+            empty,
             elsewhere: nodes.iter().skip(1).find_map(free),
             board,
             topology,
@@ -104,15 +118,12 @@ impl<'a> Alternatives<'a> {
 
     /// For a thread that the planner placed on `cpu`.
     pub(super) fn placed(&self, kind: Kind, cpu: u32) -> Option<Rejection> {
+        let lesser = || self.empty.iter().find_map(|other| Some((*other, self.lesser(kind, *other, cpu)?)));
         let vcpus = || self.beside(&self.beside_vcpus, cpu);
         let others = || self.beside(&self.beside_others, cpu);
-        let empty =
-            || self.empty.filter(|other| *other != cpu).map(|other| (other, self.lesser(kind, other, cpu)));
-        let away = || self.away(cpu);
-        let found = match kind {
-            Kind::Vcpu => empty().or_else(vcpus).or_else(others).or_else(away),
-            Kind::IoThread | Kind::Emulator => empty().or_else(others).or_else(away).or_else(vcpus),
-        };
+        // The free sibling at home is what one would take by hand; that of a vCPU is the worst of them.
+        let found =
+            lesser().or_else(vcpus).or_else(others).or_else(|| self.away(cpu)).or_else(|| self.as_good(cpu));
         let idle = || self.board.seats.idle().map(|(idle, next_to)| (idle, Against::Idle { next_to }));
         let (other, against) = found.or_else(|| self.occupied(&CpuSet::of(cpu))).or_else(idle)?;
         Some(self.rejection(other, against))
@@ -121,7 +132,7 @@ impl<'a> Alternatives<'a> {
     /// For threads that the profile itself has placed on `cpus`.
     pub(super) fn said(&self, cpus: &CpuSet, line: &Line) -> Option<Rejection> {
         let beside = self.beside_others.iter().chain(&self.beside_vcpus).map(|seat| seat.cpu);
-        let free = self.empty.into_iter().chain(beside).chain(self.elsewhere);
+        let free = self.empty.iter().copied().chain(beside).chain(self.elsewhere);
         let taken = self.taken.iter().map(|(cpu, _)| *cpu);
         let usable = self.board.seats.usable.first();
         // One CPU out of several is another choice than all of them.
@@ -137,21 +148,29 @@ impl<'a> Alternatives<'a> {
     }
 
     fn beside(&self, seats: &[Beside], own: u32) -> Option<(u32, Against)> {
-        let others = |seat: &&Beside| seat.next_to != own && seat.cpu != own;
-        if let Some(seat) = seats.iter().find(others) {
-            return Some((seat.cpu, Against::SiblingOf { cpu: seat.next_to, who: seat.who.clone() }));
-        }
-        let own = seats.iter().find(|seat| seat.cpu != own)?;
-        Some((own.cpu, Against::OwnSibling { cpu: own.next_to }))
+        let seat = seats.iter().find(|seat| seat.next_to != own && seat.cpu != own)?;
+        Some((seat.cpu, Against::SiblingOf { cpu: seat.next_to, who: seat.who.clone() }))
     }
 
-    /// Why an empty core at home is not as good.
-    fn lesser(&self, kind: Kind, other: u32, chosen: u32) -> Against {
+    /// Another seat that is neither better nor worse: an empty core, the other half of its own, one beside it elsewhere.
+    fn as_good(&self, own: u32) -> Option<(u32, Against)> {
+        let empty = self.empty.iter().find(|other| **other != own);
+        if let Some(empty) = empty {
+            return Some((*empty, Against::ComesLater { chosen: own }));
+        }
+        let mut siblings = self.beside_vcpus.iter().chain(&self.beside_others);
+        if let Some(sibling) = siblings.find(|seat| seat.cpu != own) {
+            return Some((sibling.cpu, Against::OwnSibling { cpu: sibling.next_to }));
+        }
+        let elsewhere = self.elsewhere.filter(|cpu| *cpu != own)?;
+        Some((elsewhere, Against::ComesLater { chosen: own }))
+    }
+
+    /// Why an empty core at home is not as good; `None` where it is.
+    fn lesser(&self, kind: Kind, other: u32, chosen: u32) -> Option<Against> {
         let core = |cpu: u32| self.board.seats.core_of(cpu).map(|at| &self.board.seats.cores[at]);
-        let (Some(other), Some(mine)) = (core(other), core(chosen)) else {
-            return Against::ComesLater { chosen };
-        };
-        if kind == Kind::Emulator && other.isolated && !mine.isolated {
+        let (other, mine) = (core(other)?, core(chosen)?);
+        Some(if kind == Kind::Emulator && other.isolated && !mine.isolated {
             Against::Isolated
         } else if kind == Kind::Emulator && other.kind < mine.kind {
             Against::Speed
@@ -164,12 +183,14 @@ impl<'a> Alternatives<'a> {
         } else if mine.whole && !other.whole {
             Against::NotWhole
         } else {
-            Against::ComesLater { chosen }
-        }
+            return None;
+        })
     }
 
     fn away(&self, own: u32) -> Option<(u32, Against)> {
-        let cpu = self.elsewhere.filter(|cpu| *cpu != own)?;
+        // A thread that is there itself could have had another CPU there: nothing is nearer about that one.
+        let there = self.topology.node_of(own);
+        let cpu = self.elsewhere.filter(|cpu| *cpu != own && self.topology.node_of(*cpu) != there)?;
         let (Some(node), Some(home)) = (self.topology.node_of(cpu), self.home) else {
             return Some((cpu, Against::UnknownNode));
         };
@@ -185,10 +206,6 @@ impl<'a> Alternatives<'a> {
             },
             None => Against::FarFromHome { node, far: far(home, node), home },
         };
-        // A thread that is there itself could have had another CPU there: nothing is nearer about this one.
-        if self.topology.node_of(own) == Some(node) {
-            return Some((cpu, Against::ComesLater { chosen: own }));
-        }
         Some((cpu, against))
     }
 

@@ -9,7 +9,7 @@ use crate::plan::{Plan, Virtqueue};
 use crate::profile::MemoryMode;
 use crate::topology::{CpuSet, NodeSet, Topology};
 
-use super::usable;
+use super::{claims, usable};
 
 /// What keeps a plan from being obeyed.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error, miette::Diagnostic)]
@@ -132,7 +132,7 @@ pub enum PlanFault {
         device: String,
         /// The queues.
         vqs: CpuSet,
-        /// `not served`, `served twice` or `not there`.
+        /// `not served`, `served twice`, `not there` or `out of order`.
         what: &'static str,
     },
     /// An IOThread that the plan does not have.
@@ -171,6 +171,31 @@ pub enum PlanFault {
         /// What is asked.
         wanted: String,
     },
+    /// A number that no machine of vmprof's has.
+    #[error("`{what}` is {found}")]
+    #[diagnostic(code(vmprof::plan::out_of_range), help("write {wanted}"))]
+    Range {
+        /// The field.
+        what: String,
+        /// What it holds.
+        found: u64,
+        /// What it may hold.
+        wanted: &'static str,
+    },
+    /// Two fields that cannot both be true.
+    #[error("`{what}` is {found}, and {other}")]
+    #[diagnostic(
+        code(vmprof::plan::contradiction),
+        help("change one of the two, or plan again: `vmprof plan PROFILE --format json`")
+    )]
+    Contradiction {
+        /// The field.
+        what: String,
+        /// What it holds.
+        found: String,
+        /// What it contradicts.
+        other: String,
+    },
     /// Hugepages that are no longer free.
     #[error("{wanted} pages of {size} are wanted, and {free} are free")]
     #[diagnostic(
@@ -196,8 +221,8 @@ impl PlanFault {
 
 impl Plan {
     /// Whether this plan can be obeyed on this host now: every thread on CPUs that are online, within reach and held by
-    /// no other VM; every virtqueue served once, by an IOThread that is there; memory on nodes that have it. All that is
-    /// wrong comes back at once. For a plan fresh from the planner nothing is.
+    /// no other VM; every virtqueue served once, by an IOThread that is there; memory on nodes that have it; no field that
+    /// contradicts another. All that is wrong comes back at once. For a plan fresh from the planner nothing is.
     ///
     /// Whether the host is the one that the plan was made for is another question: compare `host.digest` with
     /// [`crate::host_digest`].
@@ -206,6 +231,7 @@ impl Plan {
         self.check_threads(topology, ledger, &mut faults);
         self.check_devices(&mut faults);
         self.check_memory(topology, &mut faults);
+        faults.extend(claims::faults(self, topology));
         if faults.is_empty() { Ok(()) } else { Err(faults) }
     }
 
@@ -313,8 +339,12 @@ impl Plan {
                 faults.push(fault);
             }
         }
+        // Whoever reads the list may take an entry's place for its number.
+        let unsorted = served.windows(2).filter(|two| two[0].vq > two[1].vq).map(|two| two[1].vq).collect();
         let left: CpuSet = (0..all).filter(|vq| !once.contains(*vq)).collect();
-        for (vqs, what) in [(left, "not served"), (twice, "served twice"), (absent, "not there")] {
+        for (vqs, what) in
+            [(left, "not served"), (twice, "served twice"), (absent, "not there"), (unsorted, "out of order")]
+        {
             if !vqs.is_empty() {
                 faults.push(PlanFault::Mapping { device: device.clone(), vqs, what });
             }

@@ -4,6 +4,7 @@
 mod alternatives;
 mod board;
 mod check;
+mod claims;
 mod demand;
 mod digest;
 mod disks;
@@ -114,6 +115,14 @@ impl Gathered {
         self.remarks.push(Diagnostic { severity, code: format!("{AREA}::{code}"), message, help });
     }
 
+    /// What another part gathered comes after this.
+    fn append(&mut self, later: Gathered) {
+        self.remarks.extend(later.remarks);
+        self.steps.extend(later.steps);
+        self.ladder.extend(later.ladder);
+        self.refused.extend(later.refused);
+    }
+
     fn refuse(&mut self, problem: Problem) {
         self.refused.push(problem);
     }
@@ -185,6 +194,7 @@ pub fn plan(
     };
     let lints = lints::lints(profile, topology, storage, ledger, &plan);
     plan.diagnostics.extend(lints);
+    lints::said_once(&mut plan);
     let broken = asserts::broken_by_plan(&profile.asserts, &plan);
     if broken.is_empty() { Ok(plan) } else { Err(refused(broken.into_iter().map(assert_failed).collect())) }
 }
@@ -213,21 +223,9 @@ fn resolve(
 ) -> Option<Resolved> {
     let usable = usable::usable(profile, topology, ledger, gathered)?;
     let seats = seats::Seats::new(topology, &usable, profile.host.smt);
-    let mut taken = threads::taken(profile);
-    let pairing = require::pairing(profile, &seats, &taken, gathered)?;
-    let paired: Vec<u32> = pairing.completed.iter().map(|(id, _)| *id).collect();
-    taken.extend(pairing.completed.iter().map(|(id, seat)| (seat.cpu, board::Sitter::Vcpu(*id))));
-    let demand = demand::Demand::of(profile, pairing.siblings, &paired);
-    let board = board::Board::new(&seats, &taken);
-    let chosen = home::home(profile, topology, storage, &board, &demand, gathered)?;
-    let memory = memory::memory(profile, topology, &chosen.home, gathered);
-    let locality = profile.disks.iter().any(|disk| disk.mapping == Mapping::Locality);
-    let Some(mut layout) = ladder::place(&board, &chosen.nodes, &demand, locality) else {
-        refuse_layout(&seats, &demand, gathered);
-        return None;
-    };
-    layout.vcpus.extend(pairing.completed);
-    layout.vcpus.sort_by_key(|(id, _)| *id);
+    let taken = threads::taken(profile);
+    let Seated { demand, siblings, chosen, memory, layout } =
+        seat_everyone(profile, topology, storage, &seats, taken, gathered)?;
     let hottest = home::hottest(profile, topology, storage);
     let alternatives =
         alternatives::Alternatives::new(&layout.board, topology, hottest.as_ref(), &chosen.nodes);
@@ -238,8 +236,70 @@ fn resolve(
     let nets = nets::nets(profile, &threads.iothreads);
     let home =
         HomePlan { node: home.node, because: home.to_string(), rejected: chosen.rejected.map(Into::into) };
-    let guest = GuestCpus { threads_per_core: pairing.siblings };
+    let guest = GuestCpus { threads_per_core: siblings };
     Some(Resolved { guest, home, memory: memory?, threads, disks, nets })
+}
+
+/// Everyone in their seats, and where the VM lives.
+struct Seated<'s> {
+    demand: demand::Demand,
+    siblings: u32,
+    chosen: home::Chosen,
+    memory: Option<crate::plan::MemoryPlan>,
+    layout: ladder::Layout<'s>,
+}
+
+/// Others keep off the CPUs that the profile pins the emulator to. Where these are several, and that would cost a step
+/// of the ladder, they do not: the emulator has little to do, and can do it on any of them.
+fn seat_everyone<'s>(
+    profile: &Profile,
+    topology: &Topology,
+    storage: &Storage,
+    seats: &'s seats::Seats,
+    taken: Vec<(u32, board::Sitter)>,
+    gathered: &mut Gathered,
+) -> Option<Seated<'s>> {
+    let mut said = Gathered::default();
+    let seated = seat(profile, topology, storage, seats, taken.clone(), &mut said);
+    let others =
+        || taken.iter().copied().filter(|(_, who)| *who != board::Sitter::Emulator).collect::<Vec<_>>();
+    let wide = taken.len() > others().len() + 1;
+    let steps = |seated: &Option<Seated<'_>>| seated.as_ref().map(|seated| seated.layout.depths);
+    if wide && steps(&seated) != Some(shape::Depths::default()) {
+        let mut said_then = Gathered::default();
+        let then = seat(profile, topology, storage, seats, others(), &mut said_then);
+        if steps(&then).is_some_and(|then| steps(&seated).is_none_or(|first| then < first)) {
+            gathered.append(said_then);
+            return then;
+        }
+    }
+    gathered.append(said);
+    seated
+}
+
+fn seat<'s>(
+    profile: &Profile,
+    topology: &Topology,
+    storage: &Storage,
+    seats: &'s seats::Seats,
+    mut taken: Vec<(u32, board::Sitter)>,
+    gathered: &mut Gathered,
+) -> Option<Seated<'s>> {
+    let pairing = require::pairing(profile, seats, &taken, gathered)?;
+    let paired: Vec<u32> = pairing.completed.iter().map(|(id, _)| *id).collect();
+    taken.extend(pairing.completed.iter().map(|(id, seat)| (seat.cpu, board::Sitter::Vcpu(*id))));
+    let demand = demand::Demand::of(profile, pairing.siblings, &paired);
+    let board = board::Board::new(seats, &taken);
+    let chosen = home::home(profile, topology, storage, &board, &demand, gathered)?;
+    let memory = memory::memory(profile, topology, &chosen.home, gathered);
+    let locality = profile.disks.iter().any(|disk| disk.mapping == Mapping::Locality);
+    let Some(mut layout) = ladder::place(&board, &chosen.nodes, &demand, locality) else {
+        refuse_layout(seats, &demand, gathered);
+        return None;
+    };
+    layout.vcpus.extend(pairing.completed);
+    layout.vcpus.sort_by_key(|(id, _)| *id);
+    Some(Seated { demand, siblings: pairing.siblings, chosen, memory, layout })
 }
 
 fn refuse_layout(seats: &seats::Seats, demand: &demand::Demand, gathered: &mut Gathered) {

@@ -82,7 +82,10 @@ fn iothreads(layout: &Layout<'_>, home: &str, gathered: &mut Gathered) {
             "c",
             iothreads_fewer,
             "fewer_iothreads",
-            format!("{} IOThreads instead of at least {min}: no more CPUs are left", layout.iothread_count),
+            match layout.iothread_count {
+                1 => format!("1 IOThread instead of at least {min}: no more CPUs are left"),
+                count => format!("{count} IOThreads instead of at least {min}: no more CPUs are left"),
+            },
             format!("each serves more virtqueues; {LESS}"),
         );
     }
@@ -149,7 +152,7 @@ fn vcpus(
             "e",
             ids_count(&ids),
             "vcpus_on_other_node",
-            format!("vcpu {ids} runs on another node (CPU {cpus}): {home} is full"),
+            format!("vcpu {ids} runs on another node (CPU {cpus}): {home} has no core left for it"),
             format!("the guest's memory is remote to it; {LESS}"),
         );
     }

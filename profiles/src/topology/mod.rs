@@ -141,11 +141,15 @@ impl Topology {
         nodes.all(|node| node == Some(first)).then_some(first)
     }
 
-    /// How far apart two nodes are: 10 is the node itself. Unknown distances count as far.
+    /// How far apart two nodes are: 10 is the node itself. Unknown distances count as far, and so do those below 10,
+    /// which mean nothing (ACPI 6.5, 5.2.17: values 0 to 9 are reserved).
     pub fn distance(&self, from: Option<u32>, to: Option<u32>) -> u32 {
         match (from, to) {
             (a, b) if a == b => 10,
-            (Some(a), Some(b)) => self.nodes.get(&a).and_then(|n| n.distance.get(&b)).copied().unwrap_or(255),
+            (Some(a), Some(b)) => {
+                let told = self.nodes.get(&a).and_then(|n| n.distance.get(&b)).copied();
+                told.filter(|distance| *distance >= 10).unwrap_or(255)
+            }
             _ => 255,
         }
     }

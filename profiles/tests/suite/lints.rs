@@ -6,7 +6,7 @@ use vmprof_profiles::{
     plan,
 };
 
-use crate::host::{HostSpec, NodeSpec, codes, node, set, with};
+use crate::host::{HostSpec, NodeSpec, codes, node, planned, set, with};
 use crate::plans::written;
 
 /// A host, a profile and the storage under it, to be changed a little.
@@ -235,4 +235,17 @@ fn shipped_profiles_on_a_good_host_are_not_nagged() {
         let plan = plan(&profile, &topology, &Storage { disks }, &Ledger::default()).unwrap();
         assert_eq!(codes(&plan), Vec::<&str>::new(), "{name}");
     }
+}
+
+#[test]
+fn what_holds_of_many_disks_is_said_once() {
+    let disks: String = (0..7)
+        .map(|at| format!("disk d{at} {{ source file=d{at}; iothread-vq-mapping locality; }}\n"))
+        .collect();
+    let plan =
+        planned(&with(&format!("vcpu 2\niothreads 2\n{disks}")), &HostSpec::of(vec![node(0, 8)]).source());
+    assert_eq!(codes(&plan), ["locality_is_round_robin"]);
+    let message = &plan.diagnostics[0].message;
+    assert!(message.starts_with("disk `d0` asks for `locality`"), "{message}");
+    assert!(message.ends_with("; likewise `d1`, `d2`, `d3`, `d4` and 2 more"), "{message}");
 }

@@ -4,6 +4,7 @@
 mod conditions;
 mod diagnostics;
 mod docs;
+mod exact;
 mod exports;
 mod facts;
 mod fixtures;

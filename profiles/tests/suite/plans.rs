@@ -200,6 +200,19 @@ fn what_could_have_been_instead_is_said_with_the_fact_that_decided() {
         said(&plan.iothreads[0].rejected),
         "CPU 5 (node 1): node 1 is 21 away from node 0, where the VM lives"
     );
+    // Free cores as good as its own are no news; what lies beside a vCPU is, at home and for who had to leave.
+    let plan_of = |cores: u32| {
+        planned(&with("vcpu 2\niothreads 1"), &smt(vec![node(0, cores), node(1, cores)]).topology())
+    };
+    let (roomy, full) = (plan_of(8), plan_of(2));
+    assert_eq!(layout(&roomy), ("1 2".into(), "3".into(), "0".into()));
+    assert_eq!(said(&roomy.iothreads[0].rejected), "CPU 17: it is the sibling of CPU 1, where vcpu 0 runs");
+    assert_eq!(said(&roomy.emulator.rejected), "CPU 17: it is the sibling of CPU 1, where vcpu 0 runs");
+    assert_eq!(layout(&full), ("0 1".into(), "2".into(), "3".into()));
+    assert_eq!(said(&full.iothreads[0].rejected), "CPU 4: it is the sibling of CPU 0, where vcpu 0 runs");
+    assert_eq!(full.iothreads[0].because, "node 1 is the nearest with room: node 0 has no free core left");
+    let alone = planned(&with("vcpu 1\niothreads 1"), &HostSpec::of(vec![node(0, 4)]).topology());
+    assert_eq!(said(&alone.vcpus[0].rejected), "CPU 3: it is as good, and CPU 1 comes first");
     assert_eq!(said(&plan.home.rejected), "node 1: it is no roomier, and node 0 comes first");
     let disk = "vcpu 4\niothreads auto\ndisk data { source file=d; queues 4; }";
     let plan = planned(&with(disk), &HostSpec::of(vec![node(0, 16)]).topology());
@@ -209,6 +222,20 @@ fn what_could_have_been_instead_is_said_with_the_fact_that_decided() {
     );
     let plan = planned(&with("vcpu 1\niothreads 1"), &HostSpec::of(vec![node(0, 1)]).topology());
     assert!(plan.vcpus[0].rejected.is_none() && plan.home.rejected.is_none());
+}
+
+#[test]
+fn an_emulator_pinned_to_the_whole_host_takes_nothing_from_the_others() {
+    let topology = smt(vec![node(0, 8)]).topology();
+    let all = planned(&with("vcpu 2\niothreads 1\nemulatorpin cpuset=\"0-15\""), &topology);
+    assert_eq!((layout(&all).0.as_str(), layout(&all).1.as_str()), ("0 1", "2"));
+    assert_eq!((all.ladder.len(), all.emulator.cpus.to_string()), (0, "0-15".to_owned()));
+    assert!(codes(&all).iter().all(|code| *code == "pins_share_cpu"), "{:?}", codes(&all));
+    // Where there is room beside its CPUs the others keep off them.
+    let some = planned(&with("vcpu 2\niothreads 1\nemulatorpin cpuset=\"0-3,8-11\""), &topology);
+    assert_eq!((layout(&some).0.as_str(), codes(&some).len()), ("4 5", 0));
+    let pairs = requiring("vcpu 4 { vcpupin { vcpu 0 cpuset=0; }; }\nemulatorpin cpuset=\"0-15\"");
+    assert_eq!(layout(&planned(&pairs, &topology)).0, "0 8 1 9");
 }
 
 #[test]
@@ -253,6 +280,31 @@ fn a_plan_that_was_edited_badly_is_refused_with_what_is_wrong() {
         ("bad_mapping", |p| p.disks[0].virtqueues.truncate(3)),
         ("bad_mapping", |p| p.disks[0].virtqueues[1].vq = 0),
         ("bad_mapping", |p| p.disks[0].virtqueues[1].vq = 4_000_000),
+        ("bad_mapping", |p| p.disks[0].virtqueues.swap(1, 2)),
+        ("out_of_range", |p| p.memory.bytes = 0),
+        ("out_of_range", |p| p.memory.bytes += 1),
+        ("out_of_range", |p| p.guest.threads_per_core = 0),
+        ("out_of_range", |p| p.guest.threads_per_core = 3),
+        ("out_of_range", |p| p.disks[0].logical_block_bytes = Some(513)),
+        ("out_of_range", |p| p.disks[0].physical_block_bytes = Some(1 << 17)),
+        ("out_of_range", |p| {
+            let last = p.vcpus[0].clone();
+            p.vcpus = (0..255).map(|id| vmprof_profiles::VcpuPlan { id, ..last.clone() }).collect();
+        }),
+        ("contradiction", |p| {
+            p.disks[0].logical_block_bytes = Some(4096);
+            p.disks[0].physical_block_bytes = Some(512);
+        }),
+        ("contradiction", |p| {
+            p.guest.threads_per_core = 2;
+            p.vcpus.truncate(1);
+        }),
+        ("contradiction", |p| p.disks[0].direct = !p.disks[0].direct),
+        ("contradiction", |p| p.disks[0].write_cache = false),
+        ("contradiction", |p| p.disks[0].cache = vmprof_profiles::CacheMode::Writethrough),
+        ("contradiction", |p| p.disks[0].node = Some(7)),
+        ("contradiction", |p| p.home.node = Some(1)),
+        ("contradiction", |p| p.iothread_count.count = 1),
         ("no_such_iothread", |p| p.disks[0].virtqueues[1].iothread = 2),
         ("no_such_memory_node", |p| p.memory.nodes = Some(set("3"))),
         ("no_hugepages", |p| p.memory.hugepages = Some(vmprof_profiles::PageSize::Mib2)),

@@ -1,6 +1,7 @@
 //! Remarks on plans that are right and had better be otherwise, or that look like a slip. None of them changes the plan,
 //! and `strict` lets them pass. Here those about threads; those about disks are in [`disks`].
 
+mod alike;
 mod disks;
 
 use crate::ledger::Ledger;
@@ -8,6 +9,8 @@ use crate::plan::{Diagnostic, Plan, Severity};
 use crate::profile::{EmulatorPin, Profile, Smt, ThreadPins};
 use crate::storage::Storage;
 use crate::topology::{CpuSet, Topology};
+
+pub(super) use alike::said_once;
 
 use super::AREA;
 use super::demand::ENOUGH_IOTHREADS;
