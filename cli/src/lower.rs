@@ -75,7 +75,11 @@ pub fn machine(name: &str, plan: &Plan, image: &BootImage, sources: &[PathBuf]) 
                 id: iothread.id,
                 name: iothread.name.clone(),
                 cpus: cpus(&iothread.cpus),
-                poll_max_ns: iothread.poll_max_ns,
+                polling: config::Polling {
+                    max_ns: iothread.poll_max_ns,
+                    grow: iothread.poll_grow,
+                    shrink: iothread.poll_shrink,
+                },
             })
             .collect(),
         disks,

@@ -69,8 +69,18 @@ pub struct IoThread {
     /// As the plan prints it (`iothread0`); the OS thread is `IO iothread0`.
     pub name: String,
     pub cpus: Cpus,
-    /// Longest busy wait for new work before sleeping, in nanoseconds; 0 never polls.
-    pub poll_max_ns: u64,
+    pub polling: Polling,
+}
+
+/// How an IOThread looks for work before it sleeps.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Polling {
+    /// Longest busy wait, in nanoseconds; 0 never polls.
+    pub max_ns: u64,
+    /// What the wait is multiplied by when work came a little later; 0 is built in, which doubles.
+    pub grow: u32,
+    /// What it is divided by when none came; 0 starts again from nothing.
+    pub shrink: u32,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

@@ -3,7 +3,9 @@
 
 use std::time::Duration;
 
-/// The first window, and how fast it opens: as QEMU's IOThreads have it.
+use crate::config::Polling;
+
+/// The first window, and how fast it opens where nobody says: as QEMU's IOThreads had it up to 11.0.
 const FIRST: Duration = Duration::from_nanos(4_000);
 const GROWTH: u32 = 2;
 
@@ -11,12 +13,20 @@ const GROWTH: u32 = 2;
 pub(super) struct PollWindow {
     now: Duration,
     most: Duration,
+    grow: u32,
+    /// What a window in vain is divided by; 0 closes it.
+    shrink: u32,
 }
 
 impl PollWindow {
-    /// Starts closed; `most_ns` of 0 keeps it so.
-    pub(super) fn new(most_ns: u64) -> Self {
-        PollWindow { now: Duration::ZERO, most: Duration::from_nanos(most_ns) }
+    /// Starts closed; a most of 0 keeps it so.
+    pub(super) fn new(polling: Polling) -> Self {
+        PollWindow {
+            now: Duration::ZERO,
+            most: Duration::from_nanos(polling.max_ns),
+            grow: if polling.grow == 0 { GROWTH } else { polling.grow },
+            shrink: polling.shrink,
+        }
     }
 
     /// Whether waits need to be measured at all.
@@ -35,9 +45,9 @@ impl PollWindow {
             // Work came while we looked: the window is right.
         } else if wait > self.most {
             // No window we may have would have met it.
-            self.now = Duration::ZERO;
+            self.now = self.now.checked_div(self.shrink).unwrap_or(Duration::ZERO);
         } else if self.now < self.most {
-            self.now = (self.now * GROWTH).max(FIRST).min(self.most);
+            self.now = self.now.saturating_mul(self.grow).max(FIRST).min(self.most);
         }
     }
 }
@@ -46,11 +56,15 @@ impl PollWindow {
 mod tests {
     use super::*;
 
+    fn upto(max_ns: u64) -> PollWindow {
+        PollWindow::new(Polling { max_ns, ..Polling::default() })
+    }
+
     const SHORT: Duration = Duration::from_nanos(10_000);
 
     #[test]
     fn a_window_grows_until_it_meets_the_work() {
-        let mut window = PollWindow::new(32_768);
+        let mut window = upto(32_768);
         let mut seen = Vec::new();
         for _ in 0..4 {
             seen.push(window.length().as_nanos());
@@ -62,7 +76,7 @@ mod tests {
 
     #[test]
     fn a_long_wait_closes_it_and_its_limit_holds() {
-        let mut window = PollWindow::new(5_000);
+        let mut window = upto(5_000);
         for _ in 0..5 {
             window.waited(Duration::from_nanos(4_900));
         }
@@ -73,9 +87,26 @@ mod tests {
 
     #[test]
     fn a_limit_of_zero_never_polls() {
-        let mut window = PollWindow::new(0);
+        let mut window = upto(0);
         window.waited(Duration::ZERO);
         window.waited(SHORT);
         assert!(window.length().is_zero() && !window.adapts());
+    }
+
+    #[test]
+    fn growth_and_shrinking_are_as_asked() {
+        let mut window = PollWindow::new(Polling { max_ns: 40_000, grow: 3, shrink: 2 });
+        let mut seen = Vec::new();
+        for _ in 0..4 {
+            window.waited(Duration::from_nanos(39_999));
+            seen.push(window.length().as_nanos());
+        }
+        assert_eq!(seen, [4_000, 12_000, 36_000, 40_000]);
+        window.waited(Duration::from_millis(1));
+        assert_eq!(window.length().as_nanos(), 20_000);
+        // Factors beyond any sense end at the limits.
+        let mut window = PollWindow::new(Polling { max_ns: u64::MAX, grow: u32::MAX, shrink: u32::MAX });
+        (0..9).for_each(|_| window.waited(Duration::from_secs(1 << 33)));
+        assert_eq!(window.length(), Duration::from_nanos(u64::MAX));
     }
 }

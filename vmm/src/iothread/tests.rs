@@ -51,7 +51,12 @@ impl QueueService for Witness {
 }
 
 fn config(id: u32) -> config::IoThread {
-    config::IoThread { id, name: format!("iothread{id}"), cpus: Vec::new(), poll_max_ns: 0 }
+    config::IoThread {
+        id,
+        name: format!("iothread{id}"),
+        cpus: Vec::new(),
+        polling: config::Polling::default(),
+    }
 }
 
 fn serve(

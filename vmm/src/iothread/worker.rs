@@ -90,7 +90,7 @@ impl Worker {
             commands,
             commanded: true,
             stopping: false,
-            window: PollWindow::new(config.poll_max_ns),
+            window: PollWindow::new(config.polling),
             counters,
             done: Vec::new(),
         })

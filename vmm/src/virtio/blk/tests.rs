@@ -18,9 +18,10 @@ mod layouts;
 
 const MIB: usize = 1 << 20;
 
-fn iothread(id: u32, poll_max_ns: u64) -> Handle {
+fn iothread(id: u32, max_ns: u64) -> Handle {
     let name = format!("iothread{id}");
-    IoThread::spawn(&config::IoThread { id, name, cpus: Vec::new(), poll_max_ns }).unwrap()
+    let polling = config::Polling { max_ns, ..config::Polling::default() };
+    IoThread::spawn(&config::IoThread { id, name, cpus: Vec::new(), polling }).unwrap()
 }
 
 fn disk_config(path: &Path, cache: CacheMode, virtqueues: &[u32]) -> config::Disk {

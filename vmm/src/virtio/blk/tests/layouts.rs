@@ -233,7 +233,12 @@ fn sectors_of_one_block_written_from_two_iothreads_are_all_there() {
 #[test]
 fn the_kernels_workers_stay_on_the_cpus_of_their_iothread() {
     let last = *vmprof_sys::affinity::cpus_of_thread(0).unwrap().last().unwrap();
-    let config = config::IoThread { id: 0, name: "iothread0".into(), cpus: vec![last], poll_max_ns: 0 };
+    let config = config::IoThread {
+        id: 0,
+        name: "iothread0".into(),
+        cpus: vec![last],
+        polling: config::Polling::default(),
+    };
     let thread = IoThread::spawn(&config).unwrap();
     let directory = TempDir::new().unwrap();
     let path = file_of(&directory, "disk", MIB as u64);
