@@ -209,6 +209,22 @@ fn manual_and_completions_are_made_from_the_arguments() {
 }
 
 #[test]
+fn what_is_shipped_is_laid_out_canonically() {
+    let mut files: Vec<String> = Vec::new();
+    for room in ["profiles", "guests"] {
+        let entries = fs::read_dir(checkout().join(room)).unwrap().map(|entry| entry.unwrap().path());
+        files.extend(
+            entries
+                .filter(|path| path.extension().is_some_and(|kind| kind == "kdl"))
+                .map(|path| path.to_str().unwrap().to_owned()),
+        );
+    }
+    assert!(files.len() > 10, "{files:?}");
+    let words = ["fmt", "--check"].into_iter().chain(files.iter().map(String::as_str));
+    Home::new().run(words.collect::<Vec<_>>()).expect(0);
+}
+
+#[test]
 fn the_shipped_profiles_are_valid() {
     let profiles = fs::read_dir(checkout().join("profiles")).unwrap().flatten().map(|entry| entry.path());
     let shipped: Vec<_> =

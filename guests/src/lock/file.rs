@@ -37,6 +37,10 @@ fn write_lock(out: &mut String, lock: &Lock) -> std::fmt::Result {
     }
     writeln!(out, "    }}")?;
     for (node, packages) in [("kernel", &lock.kernel), ("packages", &lock.packages)] {
+        if packages.is_empty() {
+            writeln!(out, "    {node} {{}}")?;
+            continue;
+        }
         writeln!(out, "    {node} {{")?;
         for p in packages {
             writeln!(
