@@ -52,6 +52,18 @@ struct Label {
 /// Every profile's problems, all of them, before the verb ends.
 pub fn check(arguments: &CheckArguments, report: Report) -> Result<(), Failure> {
     let json = arguments.format == Format::Json;
+    // Of one file there is nothing to sum up: its problems are the failure.
+    if let ([path], false) = (&arguments.profiles[..], json) {
+        let (valid, problem) = read(path);
+        return match problem {
+            Some(problem) if !valid => Err(Failure { kind: Kind::Invalid, problem }),
+            remarks => {
+                remarks.iter().for_each(|remarks| report.diagnostic(&**remarks));
+                report.notice(format_args!("{}: valid", path.display()));
+                Ok(())
+            }
+        };
+    }
     let mut files = Vec::new();
     for path in &arguments.profiles {
         let (valid, problem) = read(path);
