@@ -238,9 +238,9 @@ pub struct DiskPlan {
     pub rerror: ErrorPolicy,
     /// What a failed write or flush does.
     pub werror: ErrorPolicy,
-    /// The guest's unit of addressing, bytes; `null` is the source's own.
+    /// The guest's unit of addressing, bytes; `null` is 512.
     pub logical_block_bytes: Option<u32>,
-    /// The unit that the guest is told to write whole, bytes; `null` is the source's own.
+    /// The unit that the guest is told to write whole, bytes; `null` is what direct I/O on the source asks for.
     pub physical_block_bytes: Option<u32>,
     /// The filesystem made on it when it is empty.
     pub format: Option<Format>,
