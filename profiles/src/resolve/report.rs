@@ -33,6 +33,16 @@ pub(super) fn steps(
 /// The least that measurements have seen a dense host gain from IOThreads, and the most.
 pub(super) const DENSE_GAIN: &str = "eight VMs on one host were measured to gain between -1.2 % and +3.1 % from IOThreads, one VM alone 12 % and more";
 
+/// `iothread 0`, or `iothreads 0-1`.
+fn several(kind: &str, ids: &CpuSet) -> String {
+    format!("{kind}{} {ids}", if ids.len() == 1 { "" } else { "s" })
+}
+
+/// `iothread 0 runs`, or `iothreads 0-1 run`.
+fn runs(kind: &str, ids: &CpuSet) -> String {
+    format!("{} {}", several(kind, ids), if ids.len() == 1 { "runs" } else { "run" })
+}
+
 /// The threads on certain terms, and their CPUs.
 fn on(seats: &[(u32, Seat)], terms: impl Fn(&Terms) -> bool) -> Option<(CpuSet, CpuSet)> {
     let these: Vec<_> = seats.iter().filter(|(_, seat)| terms(&seat.terms)).collect();
@@ -94,7 +104,7 @@ fn iothreads(layout: &Layout<'_>, home: &str, gathered: &mut Gathered) {
             "d",
             iothreads_away,
             "iothread_on_other_node",
-            format!("iothread {ids} runs on another node (CPU {cpus}): {home} has no free core left"),
+            format!("{} on another node (CPU {cpus}): {home} has no free core left", runs("iothread", &ids)),
             format!("its requests and completions cross nodes; {LESS}"),
         );
     }
@@ -105,7 +115,7 @@ fn iothreads(layout: &Layout<'_>, home: &str, gathered: &mut Gathered) {
             "f",
             iothreads_beside.saturating_sub(beside_pinned(layout)),
             "iothread_beside_vcpu",
-            format!("iothread {ids} runs on the sibling of a vCPU (CPU {cpus}): no free core is left"),
+            format!("{} on the sibling of a vCPU (CPU {cpus}): no free core is left", runs("iothread", &ids)),
             format!("both share one core's speed; {LESS}"),
         );
     }
@@ -115,7 +125,10 @@ fn iothreads(layout: &Layout<'_>, home: &str, gathered: &mut Gathered) {
             "f",
             iothreads_share,
             "iothread_shares_vcpu",
-            format!("no CPU is left for iothread {ids} alone: CPU {cpus} is shared with other threads"),
+            format!(
+                "no CPU is left for {} alone: CPU {cpus} is shared with other threads",
+                several("iothread", &ids)
+            ),
             format!("I/O waits while the others run, and the other way round; {LESS}"),
         );
     }
@@ -143,7 +156,10 @@ fn vcpus(
             "e",
             ids_count(&ids),
             "vcpus_on_siblings",
-            format!("vcpu {ids} runs on the sibling of another vCPU (CPU {cpus}): whole cores ran out"),
+            format!(
+                "{} on the sibling of another vCPU (CPU {cpus}): whole cores ran out",
+                runs("vcpu", &ids)
+            ),
             format!("two vCPUs share one core's speed; {LESS}"),
         );
     }
@@ -152,7 +168,7 @@ fn vcpus(
             "e",
             ids_count(&ids),
             "vcpus_on_other_node",
-            format!("vcpu {ids} runs on another node (CPU {cpus}): {home} has no core left for it"),
+            format!("{} on another node (CPU {cpus}): {home} has no core left", runs("vcpu", &ids)),
             format!("the guest's memory is remote to it; {LESS}"),
         );
     }
@@ -161,7 +177,10 @@ fn vcpus(
             "f",
             beside_pinned(layout),
             "vcpu_beside_iothread",
-            format!("vcpu {ids} runs on the sibling of a thread that the profile pins (CPU {cpus}): no core is left"),
+            format!(
+                "{} on the sibling of a thread that the profile pins (CPU {cpus}): no core is left",
+                runs("vcpu", &ids)
+            ),
             format!("both share one core's speed; {LESS}"),
         );
     }
@@ -177,7 +196,14 @@ fn vcpus(
             "g",
             layout.depths.vcpus_share,
             "dense_host",
-            format!("{count} vCPUs on {room} {noun} ({usable}{held}): vcpu {ids} take turns on CPU {cpus}"),
+            format!(
+                "{count} vCPUs on {room} {noun} ({usable}{held}): {} on CPU {cpus}",
+                if ids.len() == 1 {
+                    format!("vcpu {ids} takes turns")
+                } else {
+                    format!("vcpus {ids} take turns")
+                }
+            ),
             format!("measure nothing here that shall hold elsewhere: {DENSE_GAIN}"),
         );
     }

@@ -1,16 +1,19 @@
 //! Topology × profile → plan, as text and as JSON. A change here is a change of what users get.
 
 use insta::assert_snapshot;
-use vmprof_profiles::{Ledger, Plan, Topology, view};
+use vmprof_profiles::{Ledger, Plan, Source, Topology, view};
 
 use crate::fixtures::source;
 use crate::host::{planned, profile, text_of};
 
 /// The plan as text, without the digest: that changes with every comment of a profile.
 fn text(name: &str, file: &str) -> String {
-    let profile = profile(&text_of(file));
-    let source = source(name);
-    undigested(&view::plan_text(&planned(&profile, &source), &Topology::read(&source), false))
+    text_on(&source(name), &text_of(file))
+}
+
+fn text_on(source: &Source, text: &str) -> String {
+    let profile = profile(text);
+    undigested(&view::plan_text(&planned(&profile, source), &Topology::read(source), false))
 }
 
 fn undigested(text: &str) -> String {
@@ -42,6 +45,27 @@ fn every_shipped_profile_on_every_fixture() {
     for profile in shipped {
         for (name, _) in crate::fixtures::all() {
             assert_snapshot!(format!("{profile}-{name}"), text(name, &format!("{profile}.kdl")));
+        }
+    }
+}
+
+/// Its capture is too large to be a file of the checkout, and is made anew.
+#[test]
+fn every_shipped_profile_on_1024_cpus() {
+    let large = crate::fixtures::large().source();
+    for profile in shipped() {
+        let text = text_on(&large, &text_of(&format!("{profile}.kdl")));
+        assert_snapshot!(format!("{profile}-1024-cpus"), text);
+    }
+}
+
+/// A relative file lies nowhere known on a captured host; here each disk of the profile lies on the host's last drive.
+#[test]
+fn every_shipped_profile_beside_its_drive() {
+    for (host, mount) in [("two-nodes", "/srv/n1"), ("smt2", "/srv/n1"), ("far-nvme", "/srv/n1")] {
+        for profile in shipped() {
+            let text = text_of(&format!("{profile}.kdl")).replace("file=\"", &format!("file=\"{mount}/"));
+            assert_snapshot!(format!("{profile}-{host}-beside-its-drive"), text_on(&source(host), &text));
         }
     }
 }
