@@ -214,25 +214,29 @@ pub(super) fn overlaps(vcpus: &[Place], iothreads: &[Place], emulator: &Place, g
     let named = (0u32..).zip(vcpus).map(|(id, place)| (format!("vcpu {id}"), place));
     let named = named.chain((0u32..).zip(iothreads).map(|(id, place)| (format!("iothread {id}"), place)));
     let named = named.chain([("the emulator".to_owned(), emulator)]);
-    let mut on: BTreeMap<u32, (Vec<String>, bool)> = BTreeMap::new();
+    // On each CPU: those whom the profile pins there, and those who have no other.
+    let mut on: BTreeMap<u32, (Vec<String>, Vec<String>)> = BTreeMap::new();
     for (name, (cpus, reason)) in named.filter(|(_, (_, reason))| !matches!(reason, Reason::Floats { .. })) {
         let said = matches!(reason, Reason::ProfileSaid { .. } | Reason::WithEmulator { .. });
         for cpu in cpus.iter() {
-            let (names, written) = on.entry(cpu).or_default();
-            names.push(name.clone());
-            *written |= said;
+            let (pinned, placed) = on.entry(cpu).or_default();
+            if said { pinned } else { placed }.push(name.clone());
         }
     }
-    let mut groups: BTreeMap<Vec<String>, CpuSet> = BTreeMap::new();
-    for (cpu, (names, written)) in on {
-        if written && names.len() > 1 {
-            groups.entry(names).or_default().insert(cpu);
+    let mut groups: BTreeMap<(Vec<String>, Vec<String>), CpuSet> = BTreeMap::new();
+    for (cpu, (pinned, placed)) in on {
+        if !pinned.is_empty() && pinned.len() + placed.len() > 1 {
+            groups.entry((pinned, placed)).or_default().insert(cpu);
         }
     }
-    for (names, cpus) in groups {
+    for ((pinned, placed), cpus) in groups {
+        let beside = match placed.is_empty() {
+            true => String::new(),
+            false => format!(", where {} found no other place", placed.join(", ")),
+        };
         gathered.note(
             "pins_share_cpu",
-            format!("the profile's pins put {} on CPU {cpus}", names.join(", ")),
+            format!("the profile pins {} to CPU {cpus}{beside}", pinned.join(", ")),
             "leave a pin out and vmprof finds another place",
         );
     }

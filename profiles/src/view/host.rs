@@ -20,7 +20,7 @@ pub fn host_text(topology: &Topology, ledger: &Ledger) -> String {
         let economy = topology.cpus.get(&cpu).is_some_and(|c| c.kind == CoreKind::Efficiency);
         match (usable.contains(cpu), held.contains(cpu), topology.isolated.contains(cpu), economy) {
             (false, ..) => "-",
-            (_, true, ..) => "h",
+            (_, true, ..) => "x",
             (_, _, true, _) => "i",
             (.., true) => "E",
             _ => ".",
@@ -28,7 +28,7 @@ pub fn host_text(topology: &Topology, ledger: &Ledger) -> String {
         .to_owned()
     }));
     text.push_str("  . usable   i isolated   E economy core   - not usable here");
-    text.push_str(if held.is_empty() { "\n" } else { "   h held by another VM\n" });
+    text.push_str(if held.is_empty() { "\n" } else { "   x held by another VM\n" });
     groups(&mut text, topology);
     nodes(&mut text, topology);
     drives(&mut text, topology);
