@@ -60,12 +60,13 @@ pub fn build(arguments: &BuildArguments, report: Report) -> Result<(), Failure> 
             digest: &image.digest,
             kernel: &image.kernel,
             initramfs: &image.initramfs,
-            root: image.root.as_deref(),
+            root: image.root.as_ref().map(|root| root.path.as_path()),
         }),
         // The image is its root; a guest without one is its initramfs.
-        Format::Text => {
-            report.data(&format!("{}\n", image.root.as_ref().unwrap_or(&image.initramfs).display()))
-        }
+        Format::Text => report.data(&format!(
+            "{}\n",
+            image.root.as_ref().map_or(&image.initramfs, |root| &root.path).display()
+        )),
     }
 }
 

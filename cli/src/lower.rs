@@ -5,7 +5,7 @@ use std::ffi::OsString;
 use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
 
-use vmprof_job::{Bytes, Command, DeviceLink, JOB_SCHEMA, Job, Root, Streams};
+use vmprof_job::{Bytes, Command, DeviceLink, Init, JOB_SCHEMA, Job, Root, Streams};
 use vmprof_profiles::{CpuSet, Plan};
 use vmprof_vmm::config;
 
@@ -32,7 +32,7 @@ pub fn machine(name: &str, plan: &Plan, image: &BootImage, sources: &[PathBuf]) 
     if let Some(root) = &image.root {
         disks.push(config::Disk {
             name: ROOT_SERIAL.to_owned(),
-            path: root.clone(),
+            path: root.path.clone(),
             read_only: true,
             // An image in the store never changes: its pages are shared by all VMs that boot it.
             cache: config::CacheMode::Writeback,
@@ -89,13 +89,21 @@ pub fn machine(name: &str, plan: &Plan, image: &BootImage, sources: &[PathBuf]) 
 /// The job of the guest's first process. An empty `command` means what the recipe names.
 pub fn job(plan: &Plan, image: &BootImage, command: &[OsString], streams: Streams) -> Job {
     let own: Vec<Bytes> = command.iter().map(|word| word.as_bytes().into()).collect();
-    let argv = if own.is_empty() { image.run.iter().map(|word| word.as_str().into()).collect() } else { own };
+    let argv = if own.is_empty() {
+        image.conduct.run.iter().map(|word| word.as_str().into()).collect()
+    } else {
+        own
+    };
     Job {
         schema: JOB_SCHEMA.to_owned(),
-        hostname: image.hostname.clone(),
+        hostname: image.conduct.hostname.clone(),
         online_cpus: false,
         root: match &image.root {
-            Some(_) => Root::Disk { serial: ROOT_SERIAL.to_owned(), filesystem: "squashfs".to_owned() },
+            Some(root) => Root::Disk {
+                serial: ROOT_SERIAL.to_owned(),
+                filesystem: root.filesystem.clone(),
+                writable: root.writable,
+            },
             None => Root::Initramfs,
         },
         disks: plan
@@ -105,19 +113,26 @@ pub fn job(plan: &Plan, image: &BootImage, command: &[OsString], streams: Stream
                 name: disk.name.clone(),
                 serial: disk.name.clone(),
                 scheduler: disk.scheduler.guest.clone(),
+                format: None,
             })
             .collect(),
         links: Vec::<DeviceLink>::new(),
-        command: Command {
+        sysctl: image.conduct.sysctl.clone(),
+        mounts: image.conduct.mounts.iter().map(|mount| mount.mount.clone()).collect(),
+        init: Init::Vmprof,
+        services: image.conduct.services.clone(),
+        stop_within_ms: image.conduct.stop_within_ms,
+        command: (!argv.is_empty()).then(|| Command {
             argv,
             env: image
+                .conduct
                 .env
                 .iter()
                 .map(|(name, value)| (name.as_str().into(), value.as_str().into()))
                 .collect(),
             directory: "/root".to_owned(),
             streams,
-        },
+        }),
     }
 }
 

@@ -75,7 +75,7 @@ fn boot_files(path: &Path, profile: &Profile, source: &Source) -> Result<BootFil
     Ok(image.map_or(BootFiles { disks_dir: disks_dir.clone(), ..BootFiles::default() }, |image| BootFiles {
         kernel: Some(image.kernel),
         initramfs: Some(image.initramfs),
-        root: image.root,
+        root: image.root.map(|root| root.path),
         // As `up` boots it: without its console the guest would say nothing.
         cmdline: Some(cmdline(image.cmdline.as_deref())),
         disks_dir,

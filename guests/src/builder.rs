@@ -4,9 +4,12 @@
 mod boot;
 mod check;
 
+use std::fs::File;
 use std::path::PathBuf;
 use std::process::Command;
 use std::sync::atomic::{AtomicUsize, Ordering};
+
+use serde::{Deserialize, Serialize};
 
 use crate::apt::{Apt, Prepare, Wanted};
 use crate::deb::Deb;
@@ -14,9 +17,9 @@ use crate::digest::Inputs;
 use crate::error::{GuestError, Result};
 use crate::lock::{Asked, Lock, LockedPackage};
 use crate::progress::{Progress, Stage};
-use crate::recipe::{Compression, Image, Place, Recipe};
+use crate::recipe::{Conduct, Format, Image, Place, Recipe};
 use crate::store::{Entry, Record, Store};
-use crate::{fetch, root, squashfs};
+use crate::{fetch, image, root};
 
 /// Part of every digest of inputs. Raise it when the same recipe and lock shall give other bytes than before, which a new
 /// release of a compressor can mean as well.
@@ -52,19 +55,25 @@ pub struct GuestImage {
     /// The kernel, an ELF file with a PVH entry.
     pub kernel: PathBuf,
     pub initramfs: PathBuf,
-    /// The read-only root image, a squashfs; `None` for a guest that lives in its initramfs.
-    pub root: Option<PathBuf>,
+    /// `None` for a guest that lives in its initramfs.
+    pub root: Option<RootImage>,
     /// The kernel's release: what `uname -r` prints in the guest.
     pub kernel_release: String,
     /// The initramfs's modules in loading order.
     pub modules: Vec<String>,
     /// What the recipe adds to the kernel's command line.
     pub cmdline: Option<String>,
-    /// What the guest does without a command.
-    pub run: Vec<String>,
-    /// The whole environment of what runs in it.
-    pub env: Vec<(String, String)>,
-    pub hostname: String,
+    pub conduct: Conduct,
+}
+
+/// A root image in the store.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RootImage {
+    pub path: PathBuf,
+    /// The kernel's name of it: `squashfs`.
+    pub filesystem: String,
+    /// To be mounted as it is, from a copy; otherwise under an overlay.
+    pub writable: bool,
 }
 
 impl<'a> Builder<'a> {
@@ -125,7 +134,8 @@ impl<'a> Builder<'a> {
 
     fn resolve(&self, recipe: &Recipe) -> Result<Lock> {
         let asked = Asked::by(recipe);
-        let arch = &recipe.distribution.arch;
+        let from = recipe.distribution.as_ref().ok_or_else(|| GuestError::NotBuilt)?;
+        let arch = &from.arch;
         let reading = self.stage(&format!("locking {}: reading Debian {}", recipe.name, asked.suite), None);
         let apt = Apt::update(self.store, &[&asked.suite], arch, self.prepare)?;
         drop(reading);
@@ -176,22 +186,22 @@ impl<'a> Builder<'a> {
         let boot = self.boot_files(recipe, lock)?;
         let root = match &recipe.image {
             Image::None => None,
-            Image::Squashfs { compression, exclude } => {
-                Some(self.root(recipe, lock, *compression, exclude)?)
-            }
+            Image::Root { format, exclude } => Some((self.root(recipe, lock, *format, exclude)?, format)),
         };
         Ok(GuestImage {
             name: recipe.name.clone(),
-            digest: root.as_ref().unwrap_or(&boot.initramfs).digest().to_owned(),
+            digest: root.as_ref().map_or(&boot.initramfs, |(entry, _)| entry).digest().to_owned(),
             kernel: boot.kernel.path,
             initramfs: boot.initramfs.path,
-            root: root.map(|entry| entry.path),
+            root: root.map(|(entry, format)| RootImage {
+                path: entry.path,
+                filesystem: format.name().to_owned(),
+                writable: format.is_writable(),
+            }),
             kernel_release: boot.release,
             modules: boot.modules,
             cmdline: recipe.cmdline.clone(),
-            run: recipe.run.clone(),
-            env: recipe.env.clone(),
-            hostname: recipe.hostname.clone(),
+            conduct: recipe.conduct.clone(),
         })
     }
 
@@ -202,40 +212,36 @@ impl<'a> Builder<'a> {
         Ok(image)
     }
 
-    fn root(
-        &self,
-        recipe: &Recipe,
-        lock: &Lock,
-        compression: Compression,
-        exclude: &[String],
-    ) -> Result<Entry> {
+    fn root(&self, recipe: &Recipe, lock: &Lock, format: Format, exclude: &[String]) -> Result<Entry> {
         let contents = placed_contents(recipe)?;
-        let inputs = root_inputs(recipe, lock, compression, exclude, &contents);
+        let inputs = root_inputs(recipe, lock, format, exclude, &contents);
         let (_, entries) = self.once(inputs, |builder| {
-            let (bytes, unmet) = builder.root_bytes(recipe, lock, compression, exclude, contents)?;
+            let mut temp = builder.store.temp_file()?;
+            let unmet = builder.write_root(recipe, lock, format, exclude, contents, temp.file())?;
             for path in unmet {
                 builder.progress.note(&format!("{}: `exclude \"{path}\"` met nothing", recipe.name));
             }
-            let entry = builder.store.publish_bytes(&format!("{}.squashfs", recipe.name), &bytes)?;
+            let entry = builder.store.publish_temp(temp, &format!("{}.{}", recipe.name, format.name()))?;
             Ok(Record::new(format!("root image of {}", recipe.name)).with("root", &entry))
         })?;
         role(inputs, entries, "root")
     }
 
-    /// The root image's bytes, from packages in the store; and exclusions that met nothing.
-    fn root_bytes(
+    /// Writes the root image from packages in the store; returns exclusions that met nothing.
+    fn write_root(
         &self,
         recipe: &Recipe,
         lock: &Lock,
-        compression: Compression,
+        format: Format,
         exclude: &[String],
         contents: Vec<Vec<u8>>,
-    ) -> Result<(Vec<u8>, Vec<String>)> {
+        out: &mut File,
+    ) -> Result<Vec<String>> {
         let debs = self.unpacked(&lock.packages, &lock.asked.suite)?;
         let _stage = self.stage(&format!("packing the root image of {}", recipe.name), None);
         let (tree, unmet) = root::assemble(recipe, exclude, debs, contents)?;
-        let bytes = squashfs::pack(&tree, compression)?;
-        Ok((bytes, unmet))
+        image::write(&tree, format, &recipe.name, out)?;
+        Ok(unmet)
     }
 
     fn unpacked(&self, packages: &[LockedPackage], suite: &str) -> Result<Vec<Deb>> {
@@ -340,17 +346,17 @@ fn placed_contents(recipe: &Recipe) -> Result<Vec<Vec<u8>>> {
 fn root_inputs(
     recipe: &Recipe,
     lock: &Lock,
-    compression: Compression,
+    format: Format,
     exclude: &[String],
     contents: &[Vec<u8>],
 ) -> Inputs {
     let mut hasher = Inputs::of("root image");
     hasher.field("builder", BUILDER_VERSION.as_bytes());
-    hasher.field("compression", compression.name().as_bytes());
+    hasher.field("format", format.inputs().as_bytes());
     for path in exclude {
         hasher.field("exclude", path.as_bytes());
     }
-    hasher.field("name", recipe.name.as_bytes()).field("hostname", recipe.hostname.as_bytes());
+    hasher.field("name", recipe.name.as_bytes()).field("hostname", recipe.conduct.hostname.as_bytes());
     for package in &lock.packages {
         hasher.field("package", package.sha256.to_string().as_bytes());
     }
@@ -364,7 +370,7 @@ fn root_inputs(
         hasher.field(kind, value.as_bytes()).field("content", content);
     }
     // What runs decides nothing in the image, but whether building it succeeds.
-    for word in &recipe.run {
+    for word in &recipe.conduct.run {
         hasher.field("run", word.as_bytes());
     }
     hasher.finish()

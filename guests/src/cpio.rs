@@ -24,7 +24,7 @@ pub(crate) fn pack(tree: &Tree) -> Result<Vec<u8>> {
         inode += 1;
         write_member(&mut out, inode, path, node)?;
     }
-    let end = Node { kind: Kind::File([].into()), mode: 0, uid: 0, gid: 0 };
+    let end = Node::file(0, []);
     write_header(&mut out, 0, TRAILER, 0, &end, 0, (0, 0));
     pad(&mut out);
     Ok(out)
@@ -135,12 +135,7 @@ mod tests {
         let mut tree = Tree::default();
         let by = Origin::Builder;
         tree.put("init", Node::file(0o755, *b"#!"), &by).unwrap();
-        tree.put(
-            "dev/console",
-            Node { kind: Kind::CharDevice { major: 5, minor: 1 }, mode: 0o600, uid: 0, gid: 0 },
-            &by,
-        )
-        .unwrap();
+        tree.put("dev/console", Node::new(Kind::CharDevice { major: 5, minor: 1 }, 0o600), &by).unwrap();
         tree.put("bin", Node::link("usr/bin"), &by).unwrap();
         let packed = pack(&tree).unwrap();
         assert_eq!(packed.len() % ALIGN, 0);

@@ -172,7 +172,7 @@ fn read_files(tar: &[u8], wanted: &dyn Fn(&str) -> bool) -> Result<Vec<(String, 
             EntryType::Fifo => Kind::Fifo,
             other => return Err(format!("{path} is of an unknown kind: {other:?}")),
         };
-        let node = Node { kind, mode, uid, gid };
+        let node = Node { uid, gid, ..Node::new(kind, mode) };
         if matches!(node.kind, Kind::File(_)) {
             contents.insert(path.clone(), node.clone());
         }

@@ -213,6 +213,10 @@ pub enum GuestError {
     #[diagnostic(code(vmprof::guest::squashfs))]
     Squashfs { problem: String },
 
+    #[error("{format}: {problem}")]
+    #[diagnostic(code(vmprof::guest::image_format))]
+    ImageFormat { format: &'static str, problem: String },
+
     #[error("building `{what}` twice gave different bytes: {difference}")]
     #[diagnostic(
         code(vmprof::guest::not_deterministic),
@@ -276,6 +280,7 @@ impl GuestError {
             | Self::BadArchive { .. }
             | Self::KernelFormat { .. }
             | Self::Squashfs { .. }
+            | Self::ImageFormat { .. }
             | Self::EmulatorVersion { .. }
             | Self::EmulatorBroken { .. } => FailureClass::Failure,
         }

@@ -28,10 +28,10 @@ pub(crate) fn pack(modules: &[Module]) -> Result<Vec<u8>> {
         tree.put(directory, Node::directory(0o755), &by)?;
     }
     // The kernel opens it for the first process before that process could mount /dev.
-    let console = Node { kind: Kind::CharDevice { major: 5, minor: 1 }, mode: 0o600, uid: 0, gid: 0 };
+    let console = Node::new(Kind::CharDevice { major: 5, minor: 1 }, 0o600);
     tree.put("dev/console", console, &by)?;
     // Where the kernel has no console at all, the first process starts without streams, and Rust opens this for them.
-    let null = Node { kind: Kind::CharDevice { major: 1, minor: 3 }, mode: 0o666, uid: 0, gid: 0 };
+    let null = Node::new(Kind::CharDevice { major: 1, minor: 3 }, 0o666);
     tree.put("dev/null", null, &by)?;
     tree.put("init", Node::file(0o755, init::PROGRAM), &by)?;
     let mut order = String::new();

@@ -33,8 +33,8 @@ pub fn lab_host(builder: &Builder<'_>) -> Result<LabHost> {
         kernel: image.kernel,
         initramfs: image.initramfs,
         kernel_release: image.kernel_release,
-        env: image.env,
-        hostname: image.hostname,
+        env: image.conduct.env,
+        hostname: image.conduct.hostname,
     })
 }
 

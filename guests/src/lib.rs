@@ -22,6 +22,7 @@ mod elf;
 pub mod emulator;
 mod error;
 mod fetch;
+mod image;
 mod init;
 mod initramfs;
 mod kernel;
@@ -38,7 +39,7 @@ mod testing;
 mod toolset;
 mod tree;
 
-pub use builder::{Builder, GuestImage};
+pub use builder::{Builder, GuestImage, RootImage};
 pub use cpio::append_archive;
 pub use digest::{Inputs, NotASha256, Sha256};
 pub use emulator::Emulator;
@@ -46,6 +47,9 @@ pub use error::{FailureClass, GuestError, MissingLibrary, Result};
 pub use lab::{LabHost, lab_host};
 pub use lock::{Asked, Lock, LockedPackage, Release};
 pub use progress::{Progress, Silent};
-pub use recipe::{Compression, Distribution, Image, Packages, Place, Placed, Recipe};
+pub use recipe::{
+    Compression, Conduct, Distribution, Format, Group, GuestMount, Image, Init, Kernel, Packages, Place,
+    Placed, Recipe, Root, User,
+};
 pub use store::{Claim, Entry, Record, RecordEntry, Store, TempDir, TempFile};
 pub use toolset::{Realised, Toolset};

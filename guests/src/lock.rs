@@ -7,7 +7,7 @@ use std::path::Path;
 
 use crate::digest::Sha256;
 use crate::error::{GuestError, Result, read_text};
-use crate::recipe::Recipe;
+use crate::recipe::{Kernel, Recipe};
 
 /// A resolved recipe.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -67,11 +67,14 @@ impl LockedPackage {
 impl Asked {
     pub fn by(recipe: &Recipe) -> Self {
         Self {
-            suite: recipe.distribution.suite.clone(),
+            suite: recipe.distribution.as_ref().map(|from| from.suite.clone()).unwrap_or_default(),
             packages: recipe.packages.names.clone(),
             without: recipe.packages.without.clone(),
             recommends: recipe.packages.recommends,
-            kernel: recipe.kernel_package.clone(),
+            kernel: match &recipe.kernel {
+                Kernel::Package(name) => name.clone(),
+                Kernel::File { .. } => "none".to_owned(),
+            },
         }
     }
 

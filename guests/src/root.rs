@@ -83,12 +83,12 @@ fn skeleton(tree: &mut Tree, recipe: &Recipe) -> Result<()> {
     for (path, mode) in DIRECTORIES {
         tree.put(path, Node::directory(mode), &by)?;
     }
-    let hosts = format!("127.0.0.1\tlocalhost\n127.0.1.1\t{0}\n::1\tlocalhost\n", recipe.hostname);
+    let hosts = format!("127.0.0.1\tlocalhost\n127.0.1.1\t{0}\n::1\tlocalhost\n", recipe.conduct.hostname);
     let texts = [
         ("etc/passwd", PASSWD.to_owned()),
         ("etc/group", GROUP.to_owned()),
         ("etc/nsswitch.conf", NSSWITCH.to_owned()),
-        ("etc/hostname", format!("{}\n", recipe.hostname)),
+        ("etc/hostname", format!("{}\n", recipe.conduct.hostname)),
         ("etc/hosts", hosts),
     ];
     for (path, text) in texts {
@@ -99,7 +99,7 @@ fn skeleton(tree: &mut Tree, recipe: &Recipe) -> Result<()> {
 
 /// What `run` names must be there, and so must the interpreter of a script.
 fn check_program(tree: &Tree, recipe: &Recipe) -> Result<()> {
-    let Some(program) = recipe.run.first() else { return Ok(()) };
+    let Some(program) = recipe.conduct.run.first() else { return Ok(()) };
     let missing = |program: &str, because: Option<String>| GuestError::NoProgram {
         guest: recipe.name.clone(),
         program: program.to_owned(),
@@ -108,7 +108,7 @@ fn check_program(tree: &Tree, recipe: &Recipe) -> Result<()> {
     let candidates: Vec<String> = if program.contains('/') {
         vec![program.clone()]
     } else {
-        let path = recipe.env.iter().find(|(name, _)| name == "PATH").map_or("", |(_, value)| value);
+        let path = recipe.conduct.env.iter().find(|(name, _)| name == "PATH").map_or("", |(_, value)| value);
         path.split(':').map(|dir| format!("{dir}/{program}")).collect()
     };
     let found =

@@ -100,7 +100,7 @@ pub(crate) fn unpack(image: &[u8]) -> Result<Tree> {
             }
         };
         let header = found.header;
-        let node = Node { kind, mode: header.permissions, uid: header.uid, gid: header.gid };
+        let node = Node { uid: header.uid, gid: header.gid, ..Node::new(kind, header.permissions) };
         tree.put(path.trim_start_matches('/'), node, &Origin::Recipe)?;
     }
     Ok(tree)
@@ -125,12 +125,9 @@ mod tests {
         put("etc/empty", Node::file(0o644, *b""));
         put("etc/small", Node::file(0o600, *b"small"));
         put("bin", Node::link("usr/bin"));
-        put(
-            "dev/sda",
-            Node { kind: Kind::BlockDevice { major: 259, minor: 700 }, mode: 0o660, uid: 0, gid: 6 },
-        );
-        put("dev/null", Node { kind: Kind::CharDevice { major: 1, minor: 3 }, mode: 0o666, uid: 0, gid: 0 });
-        put("run/pipe", Node { kind: Kind::Fifo, mode: 0o600, uid: 0, gid: 0 });
+        put("dev/sda", Node { gid: 6, ..Node::new(Kind::BlockDevice { major: 259, minor: 700 }, 0o660) });
+        put("dev/null", Node::new(Kind::CharDevice { major: 1, minor: 3 }, 0o666));
+        put("run/pipe", Node::new(Kind::Fifo, 0o600));
         put("tmp", Node::directory(0o1777));
         tree
     }

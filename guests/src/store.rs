@@ -218,6 +218,14 @@ impl Store {
         self.settle_entry(&mut temp, entry_name)
     }
 
+    /// Publishes what was written to `temp` as an entry called `name`.
+    pub fn publish_temp(&self, mut temp: TempFile, name: &str) -> Result<Entry> {
+        let mut hasher = blake3::Hasher::new();
+        let mut written = File::open(&temp.path).map_err(failed("read", &temp.path))?;
+        io::copy(&mut written, &mut hasher).map_err(failed("read", &temp.path))?;
+        self.settle_entry(&mut temp, entry_name(hasher.finalize(), name))
+    }
+
     /// Publishes the file at `from` (which lies in a [`TempDir`] of this store) as an entry called `name`.
     pub(crate) fn publish_from(&self, from: &Path, name: &str) -> Result<Entry> {
         let mut source = File::open(from).map_err(failed("read", from))?;
@@ -326,6 +334,11 @@ impl Store {
 }
 
 impl TempFile {
+    /// To write at will: holes stay holes.
+    pub fn file(&mut self) -> &mut File {
+        &mut self.file
+    }
+
     pub fn write_all(&mut self, bytes: &[u8]) -> Result<()> {
         self.file.write_all(bytes).map_err(failed("write", &self.path))
     }

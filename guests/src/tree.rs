@@ -15,6 +15,10 @@ pub struct Node {
     pub mode: u16,
     pub uid: u32,
     pub gid: u32,
+    /// Extended attributes by their whole name: `security.capability`.
+    pub xattrs: BTreeMap<String, Vec<u8>>,
+    /// Nodes with the same word are one inode under several names (hard links); a word is made of where it came from.
+    pub inode: Option<Arc<str>>,
 }
 
 #[derive(Clone, PartialEq, Eq)]
@@ -41,16 +45,21 @@ impl std::fmt::Debug for Kind {
 }
 
 impl Node {
+    /// Root's, without extended attributes or further names.
+    pub fn new(kind: Kind, mode: u16) -> Self {
+        Self { kind, mode, uid: 0, gid: 0, xattrs: BTreeMap::new(), inode: None }
+    }
+
     pub fn directory(mode: u16) -> Self {
-        Self { kind: Kind::Directory, mode, uid: 0, gid: 0 }
+        Self::new(Kind::Directory, mode)
     }
 
     pub fn file(mode: u16, content: impl Into<Arc<[u8]>>) -> Self {
-        Self { kind: Kind::File(content.into()), mode, uid: 0, gid: 0 }
+        Self::new(Kind::File(content.into()), mode)
     }
 
     pub fn link(target: impl Into<String>) -> Self {
-        Self { kind: Kind::Link(target.into()), mode: 0o777, uid: 0, gid: 0 }
+        Self::new(Kind::Link(target.into()), 0o777)
     }
 }
 
@@ -198,6 +207,39 @@ impl Tree {
     /// Everything, in path order; a directory comes before what is in it.
     pub fn iter(&self) -> impl Iterator<Item = (&str, &Node)> {
         self.nodes.iter().map(|(path, placed)| (path.as_str(), &placed.node))
+    }
+
+    /// The hash of everything in it, independent of how an image lays it out: UUIDs and seeds of images come from it. Which
+    /// names share an inode counts, not the word they share.
+    pub fn manifest_hash(&self) -> blake3::Hash {
+        let mut hasher = blake3::Hasher::new();
+        let mut field = |bytes: &[u8]| {
+            hasher.update(&(bytes.len() as u64).to_le_bytes());
+            hasher.update(bytes);
+        };
+        let mut first: BTreeMap<&str, &str> = BTreeMap::new();
+        for (path, node) in self.iter() {
+            field(path.as_bytes());
+            let (kind, value) = match &node.kind {
+                Kind::Directory => ("directory", Vec::new()),
+                Kind::File(content) => ("file", blake3::hash(content).as_bytes().to_vec()),
+                Kind::Link(target) => ("link", target.as_bytes().to_vec()),
+                Kind::CharDevice { major, minor } => ("char", format!("{major}:{minor}").into_bytes()),
+                Kind::BlockDevice { major, minor } => ("block", format!("{major}:{minor}").into_bytes()),
+                Kind::Fifo => ("fifo", Vec::new()),
+            };
+            field(kind.as_bytes());
+            field(&value);
+            field(format!("{:o} {} {}", node.mode, node.uid, node.gid).as_bytes());
+            for (name, value) in &node.xattrs {
+                field(name.as_bytes());
+                field(value);
+            }
+            if let Some(inode) = &node.inode {
+                field(first.entry(inode).or_insert(path).as_bytes());
+            }
+        }
+        hasher.finalize()
     }
 
     fn below<'a>(&'a self, path: &str) -> impl Iterator<Item = &'a str> + use<'a> {

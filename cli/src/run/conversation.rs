@@ -195,7 +195,7 @@ pub fn hold(
                     let _ = answer.send(Ran { status, stdout: owned(stdout), stderr: owned(stderr) });
                 }
             }
-            Ok(Event::Said(FromGuest::Pong)) => {}
+            Ok(Event::Said(FromGuest::Pong | FromGuest::Service { .. } | FromGuest::Stopped { .. })) => {}
             Ok(Event::Garbled(line)) => account.garbled = Some(line),
             Ok(Event::InputEnded { bytes }) => {
                 let message = ToGuest::InputEnded { bytes };

@@ -4,7 +4,7 @@
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
-use vmprof_guests::{Builder, GuestImage, Recipe};
+use vmprof_guests::{Builder, Conduct, GuestImage, Recipe, RootImage};
 
 use crate::failure::{Failure, Kind};
 
@@ -13,15 +13,12 @@ pub struct BootImage {
     pub guest: String,
     pub kernel: PathBuf,
     pub initramfs: PathBuf,
-    /// A squashfs; a guest without one lives in its initramfs.
-    pub root: Option<PathBuf>,
+    /// A guest without one lives in its initramfs.
+    pub root: Option<RootImage>,
     /// The guest's digest: its root image's.
     pub digest: String,
     pub cmdline: Option<String>,
-    pub hostname: String,
-    pub env: Vec<(String, String)>,
-    /// What the guest does without CMD.
-    pub run: Vec<String>,
+    pub conduct: Conduct,
 }
 
 impl BootImage {
@@ -35,9 +32,7 @@ impl BootImage {
             root: image.root,
             digest: image.digest,
             cmdline: image.cmdline,
-            hostname: image.hostname,
-            env: image.env,
-            run: image.run,
+            conduct: image.conduct,
         })
     }
 

@@ -10,8 +10,10 @@ use std::time::{Duration, Instant};
 
 use serde_json::Value;
 use signal_hook::consts::SIGTERM;
-use vmprof_guests::{Store, append_archive, emulator, lab_host};
-use vmprof_job::{Bytes, Command, DeviceLink, Ended, JOB_PATH, JOB_SCHEMA, Job, Root, Streams, ToGuest};
+use vmprof_guests::{RootImage, Store, append_archive, emulator, lab_host};
+use vmprof_job::{
+    Bytes, Command, DeviceLink, Ended, Init, JOB_PATH, JOB_SCHEMA, Job, Root, Streams, ToGuest,
+};
 use vmprof_profiles::{DiskSource, Profile};
 
 use super::{BootImage, Upping, sources};
@@ -197,15 +199,22 @@ fn job(upping: &Upping, paths: &[PathBuf], image: Option<&BootImage>) -> Job {
                 name: link.serial.clone(),
                 serial: link.serial.clone(),
                 scheduler: None,
+                format: None,
             })
             .collect(),
         links,
-        command: Command {
+        sysctl: Vec::new(),
+        mounts: Vec::new(),
+        init: Init::Vmprof,
+        services: Vec::new(),
+        // The inner `up` stops its own guest first; its clean stop is asked of it alone.
+        stop_within_ms: GRACE.as_millis() as u64,
+        command: Some(Command {
             argv,
             env: env.iter().map(|(name, value)| (name.as_str().into(), value.as_str().into())).collect(),
             directory: "/".to_owned(),
             streams: Streams::Ports,
-        },
+        }),
     }
 }
 
@@ -250,7 +259,7 @@ fn archive(upping: &Upping, image: Option<&BootImage>, job: &Job) -> Result<Vec<
         let inside = BootImage {
             kernel: Inside::KERNEL.into(),
             initramfs: Inside::INITRAMFS.into(),
-            root: image.root.as_ref().map(|_| Inside::ROOT.into()),
+            root: image.root.as_ref().map(|root| RootImage { path: Inside::ROOT.into(), ..root.clone() }),
             ..image.clone()
         };
         let description = serde_json::to_vec(&inside)
@@ -298,7 +307,7 @@ fn drives(upping: &Upping, paths: &[PathBuf], image: Option<&BootImage>, shape: 
     }));
     drives.extend(image.and_then(|image| image.root.as_ref()).map(|root| Drive {
         serial: ROOT_SERIAL.to_owned(),
-        media: Media::File(root.clone()),
+        media: Media::File(root.path.clone()),
         read_only: true,
         node: None,
     }));

@@ -62,13 +62,14 @@ fn supervise(mut control: Control) -> ! {
         Ok(prepared) => prepared,
         Err(failure) => fail(control, None, &failure),
     };
-    let surroundings = Surroundings::of(&job.command);
-    let outlets = match Outlets::open(&job.command.streams) {
+    let Some(command) = &job.command else { fail(control, None, &Failure::NoCommand) };
+    let surroundings = Surroundings::of(command);
+    let outlets = match Outlets::open(&command.streams) {
         Ok(outlets) => outlets,
         Err(failure) => fail(control, None, &failure),
     };
     control.send(&FromGuest::Ready { uptime_ms: uptime_ms() });
-    let (started, streams) = match outlets.start(&surroundings, &job.command) {
+    let (started, streams) = match outlets.start(&surroundings, command) {
         Ok(started) => started,
         Err(failure) => fail(control, Some(&children), &failure),
     };
@@ -97,7 +98,7 @@ fn prepare() -> Result<Job, Failure> {
     if job.online_cpus {
         cpus::bring_online(&sys.join("devices/system/cpu"))?;
     }
-    if let Root::Disk { serial, filesystem } = &job.root {
+    if let Root::Disk { serial, filesystem, .. } = &job.root {
         let device = disks::find(sys, "root", serial, DEVICE_WAIT)?;
         mounts::switch_root(&device.node(), filesystem)?;
     }
@@ -110,8 +111,10 @@ fn prepare() -> Result<Job, Failure> {
     rustix::system::sethostname(job.hostname.as_bytes())
         .map_err(|error| Failure::step(&format!("setting the host name `{}`", job.hostname))(error.into()))?;
     loopback::up().map_err(Failure::step("bringing up the loopback interface"))?;
-    if !Path::new(&job.command.directory).is_dir() {
-        return Err(Failure::NoDirectory(job.command.directory));
+    if let Some(command) = &job.command
+        && !Path::new(&command.directory).is_dir()
+    {
+        return Err(Failure::NoDirectory(command.directory.clone()));
     }
     Ok(job)
 }

@@ -193,7 +193,8 @@ mod tests {
     #[test]
     fn a_scheduler_the_kernel_does_not_take_fails_with_asked_and_found() {
         let sys = sys(&[("vdb", "serial", "data"), ("vdb", "queue/scheduler/is-a-directory", "")]);
-        let disk = Disk { name: "data".into(), serial: "data".into(), scheduler: Some("bfq".into()) };
+        let disk =
+            Disk { name: "data".into(), serial: "data".into(), scheduler: Some("bfq".into()), format: None };
         let message = prepare(sys.path(), &disk, Duration::ZERO).unwrap_err().message();
         assert!(
             message.starts_with("disk `data` (vdb): asked for the scheduler `bfq`, found ``: "),

@@ -20,12 +20,15 @@ pub(crate) fn read(path: &Path) -> Result<Job, Failure> {
         }
     }
     let job: Job = serde_json::from_value(value).map_err(wrong)?;
-    if job.command.argv.is_empty() { Err(Failure::NoCommand) } else { Ok(job) }
+    match &job.command {
+        Some(command) if command.argv.is_empty() => Err(Failure::NoCommand),
+        _ => Ok(job),
+    }
 }
 
 #[cfg(test)]
 mod tests {
-    use vmprof_job::{Command, Disk, Root, Streams};
+    use vmprof_job::{Command, Disk, Init, Root, Streams};
 
     use super::*;
 
@@ -34,15 +37,25 @@ mod tests {
             schema: JOB_SCHEMA.into(),
             hostname: "db".into(),
             online_cpus: false,
-            root: Root::Disk { serial: "root".into(), filesystem: "squashfs".into() },
-            disks: vec![Disk { name: "data".into(), serial: "data".into(), scheduler: Some("none".into()) }],
+            root: Root::Disk { serial: "root".into(), filesystem: "squashfs".into(), writable: false },
+            disks: vec![Disk {
+                name: "data".into(),
+                serial: "data".into(),
+                scheduler: Some("none".into()),
+                format: None,
+            }],
             links: Vec::new(),
-            command: Command {
+            sysctl: Vec::new(),
+            mounts: Vec::new(),
+            init: Init::Vmprof,
+            services: Vec::new(),
+            stop_within_ms: 5_000,
+            command: Some(Command {
                 argv: argv.iter().map(|word| (*word).into()).collect(),
                 env: vec![("PATH".into(), "/bin".into())],
                 directory: "/".into(),
                 streams: Streams::Ports,
-            },
+            }),
         }
     }
 
@@ -66,10 +79,10 @@ mod tests {
             "{missing}"
         );
         assert_eq!(
-            read_back(br#"{"schema":"vmprof.job/2"}"#),
-            Err("the job is of schema `vmprof.job/2`; this first process reads `vmprof.job/1`".into())
+            read_back(br#"{"schema":"vmprof.job/1"}"#),
+            Err("the job is of schema `vmprof.job/1`; this first process reads `vmprof.job/2`".into())
         );
-        assert!(read_back(br#"{"schema":"vmprof.job/1"}"#).unwrap_err().contains("missing field"));
+        assert!(read_back(br#"{"schema":"vmprof.job/2"}"#).unwrap_err().contains("missing field"));
         assert_eq!(read_back(&vmprof_job::line(&job(&[]))), Err("the job names no command".into()));
     }
 }

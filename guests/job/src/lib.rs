@@ -5,12 +5,19 @@
 //! their own, and one control port on which both sides write one JSON message a line. The lab's emulated host runs the
 //! same first process under the same protocol: there the command is vmprof itself.
 
+mod service;
+
 use serde::{Deserialize, Serialize};
+
+pub use service::{
+    Directory, Filesystem, Mount, Mounted, Ready, Restart, RestartWhen, Service, ServiceKind, ServiceState,
+    Step, Stop,
+};
 
 /// Where the job lies in the initramfs.
 pub const JOB_PATH: &str = "vmprof/job.json";
 /// The `schema` of a job this crate writes and reads.
-pub const JOB_SCHEMA: &str = "vmprof.job/1";
+pub const JOB_SCHEMA: &str = "vmprof.job/2";
 
 /// Names of the virtio-serial ports, as /sys/class/virtio-ports/*/name shows them.
 pub mod port {
@@ -37,15 +44,40 @@ pub struct Job {
     pub disks: Vec<Disk>,
     /// Symbolic links made before the command starts, each to the device of the disk with that serial.
     pub links: Vec<DeviceLink>,
-    pub command: Command,
+    /// Kernel settings, written below /proc/sys before anything starts: `vm.swappiness`, `1`.
+    pub sysctl: Vec<(String, String)>,
+    /// Made in this order, after the disks.
+    pub mounts: Vec<Mount>,
+    pub init: Init,
+    /// Started before the command; with [`Init::Systemd`] none.
+    pub services: Vec<Service>,
+    /// From the beginning of a clean stop to SIGKILL for everything that is left.
+    pub stop_within_ms: u64,
+    /// Where CMD or what the recipe names runs once every service is ready. `None` serves until it is stopped.
+    pub command: Option<Command>,
+}
+
+/// Who is process 1 once the root is there.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Init {
+    /// vmprof's own first process.
+    Vmprof,
+    /// The distribution's systemd; vmprof's first process goes on as one of its services.
+    Systemd,
 }
 
 /// Where `/` is.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Root {
-    /// A read-only filesystem on the disk with this serial, under an overlay in memory.
-    Disk { serial: String, filesystem: String },
+    /// A filesystem on the disk with this serial.
+    Disk {
+        serial: String,
+        filesystem: String,
+        /// Mounted as it is. Otherwise it is read-only, under an overlay in memory.
+        writable: bool,
+    },
     /// The initramfs itself: the lab's emulated host.
     Initramfs,
 }
@@ -59,6 +91,8 @@ pub struct Disk {
     pub serial: String,
     /// Word for /sys/block/DEVICE/queue/scheduler; `None` leaves the kernel's choice.
     pub scheduler: Option<String>,
+    /// Made on the disk where that is empty; `None` leaves it as it is.
+    pub format: Option<Filesystem>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -152,13 +186,18 @@ pub const CAPTURE_LIMIT: usize = 4 << 20;
 pub enum FromGuest {
     /// The first process runs and has found its ports.
     Hello { kernel: String, uptime_ms: u64 },
-    /// Root and disks are as the job asks; the command starts now.
+    /// A service is at something new.
+    Service { name: String, state: ServiceState },
+    /// Root, disks, mounts and services are as the job asks; the command starts now, or the guest serves.
     Ready { uptime_ms: u64 },
     /// The boot could not be finished: what was asked, what was found.
     Failed { message: String },
     /// The command ended. `stdout` and `stderr` count the bytes it wrote to the ports: the outside has all of them only
     /// when it has received that many.
     Ended { status: Ended, stdout: u64, stderr: u64 },
+    /// A guest that served was asked to stop, and all its services have ended: the names of those that had to be killed.
+    /// Answered like [`FromGuest::Ended`].
+    Stopped { killed: Vec<String> },
     /// The answer to [`ToGuest::Ping`].
     Pong,
     /// The answer to [`ToGuest::Run`].

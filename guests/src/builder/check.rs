@@ -3,9 +3,9 @@
 
 use super::{Builder, GuestImage, placed_contents};
 use crate::error::{GuestError, Result};
-use crate::recipe::{Image, Recipe};
+use crate::recipe::{Format, Image, Recipe};
 use crate::tree::{Kind, Tree};
-use crate::{cpio, squashfs, store};
+use crate::{cpio, image, store};
 
 impl Builder<'_> {
     pub(super) fn compare(&self, recipe: &Recipe, image: &GuestImage) -> Result<()> {
@@ -21,10 +21,12 @@ impl Builder<'_> {
         differs("kernel", bytes(&store::read(&image.kernel)?, &kernel.elf))?;
         let stored = store::read(&image.initramfs)?;
         differs("initramfs", first_member(&stored, &initramfs))?;
-        if let (Image::Squashfs { compression, exclude }, Some(root)) = (&recipe.image, &image.root) {
+        if let (Image::Root { format, exclude }, Some(root)) = (&recipe.image, &image.root) {
             let contents = placed_contents(recipe)?;
-            let (again, _) = self.root_bytes(recipe, &lock, *compression, exclude, contents)?;
-            differs("root image", first_file(&store::read(root)?, &again))?;
+            let mut again = self.store.temp_file()?;
+            self.write_root(recipe, &lock, *format, exclude, contents, again.file())?;
+            let again = store::read(&again.path)?;
+            differs("root image", first_file(&store::read(&root.path)?, &again, *format))?;
         }
         Ok(())
     }
@@ -48,9 +50,9 @@ pub(super) fn first_member(stored: &[u8], again: &[u8]) -> Option<String> {
     Some(at.unwrap_or(plain))
 }
 
-pub(super) fn first_file(stored: &[u8], again: &[u8]) -> Option<String> {
+pub(super) fn first_file(stored: &[u8], again: &[u8], format: Format) -> Option<String> {
     let plain = bytes(stored, again)?;
-    let (left, right) = match (squashfs::unpack(stored), squashfs::unpack(again)) {
+    let (left, right) = match (image::read(stored, format), image::read(again, format)) {
         (Ok(left), Ok(right)) => (left, right),
         (Err(error), _) => return Some(format!("{plain}; the stored image cannot be read: {error}")),
         (_, Err(error)) => return Some(format!("{plain}; the new image cannot be read: {error}")),

@@ -4,6 +4,8 @@ use std::sync::Mutex;
 use super::*;
 use crate::error::FailureClass;
 use crate::progress::Silent;
+use crate::recipe::Compression;
+use crate::squashfs;
 use crate::testing::{self, Thing};
 
 /// Keeps what it is told.
@@ -58,7 +60,7 @@ fn a_guest_built_in_two_stores_has_the_same_names_and_so_the_same_bytes() {
     let (_b, two_store, two) = site(BODY);
     let (one, two) = (build(&one_store, &one), build(&two_store, &two));
     let names = |image: &GuestImage| {
-        [file_name(&image.kernel), file_name(&image.initramfs), file_name(image.root.as_deref().unwrap())]
+        [file_name(&image.kernel), file_name(&image.initramfs), file_name(&image.root.as_ref().unwrap().path)]
     };
     assert_eq!(names(&one), names(&two));
     assert_eq!(one.digest, two.digest);
@@ -116,7 +118,7 @@ fn a_second_build_is_the_same_and_a_changed_image_is_found_by_its_file() {
     let builder = Builder::new(&store, &Silent).offline(true);
     let image = builder.check(&recipe).unwrap();
 
-    let root = image.root.unwrap();
+    let root = image.root.unwrap().path;
     let mut tree = squashfs::unpack(&std::fs::read(&root).unwrap()).unwrap();
     tree.put("usr/bin/tool", crate::tree::Node::file(0o755, *b"b program"), &crate::tree::Origin::Recipe)
         .unwrap();

@@ -7,7 +7,9 @@ use std::sync::Arc;
 use vmprof_document::{Block, Document, Findings, Node, Problems, Value};
 
 use super::words::{Form, HOST_NAME, MODULE, PACKAGE, PLAIN_NAME, SUITE, VARIABLE};
-use super::{Compression, Distribution, Image, Packages, Place, Placed, Recipe};
+use super::{
+    Compression, Conduct, Distribution, Format, Image, Init, Kernel, Packages, Place, Placed, Recipe, Root,
+};
 
 pub(crate) const AREA: &str = "vmprof::guest";
 
@@ -17,6 +19,9 @@ const DEFAULT_ENV: [(&str, &str); 3] = [
     ("PATH", "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"),
     ("TERM", "linux"),
 ];
+
+/// How long a clean stop may take unless the recipe says otherwise.
+const DEFAULT_STOP_MS: u64 = 5_000;
 
 /// Mounted over when the guest starts: what lies there in the image cannot be seen.
 const MOUNTED_OVER: [&str; 4] = ["/dev", "/proc", "/run", "/sys"];
@@ -60,11 +65,14 @@ fn guest(path: &Path, text: &str, node: Node<'_>) -> Option<Recipe> {
     let run = body.only("run").map(run);
     let placed = placed(&body, text, directory);
     let image = match body.only("image") {
-        None => Some(Image::Squashfs { compression: Compression::Lz4, exclude: Vec::new() }),
+        None => Some(Image::Root {
+            format: Format::Squashfs { compression: Compression::Lz4 },
+            exclude: Vec::new(),
+        }),
         Some(node) => image(node),
     };
     match image {
-        Some(Image::Squashfs { .. }) if run.is_none() => {
+        Some(Image::Root { .. }) if run.is_none() => {
             let problem = node.problem("missing_node", "the guest does not say what it runs");
             found.push(
                 problem.help("write `run \"/usr/bin/program\"`: what it does when `up` is given no command"),
@@ -94,16 +102,27 @@ fn guest(path: &Path, text: &str, node: Node<'_>) -> Option<Recipe> {
     };
     Some(Recipe {
         path: path.to_owned(),
+        extended: Vec::new(),
         description: description.flatten(),
-        distribution: distribution?,
+        distribution: Some(distribution?),
         lock_path: directory.join(lock),
         packages,
-        kernel_package,
+        root: Root::Packages,
+        kernel: Kernel::Package(kernel_package),
         cmdline,
         modules,
-        hostname: hostname.unwrap_or_else(|| Some(name.replace(['_', '.', '+'], "-")))?,
-        env,
-        run: run.unwrap_or_default(),
+        users: Vec::new(),
+        groups: Vec::new(),
+        conduct: Conduct {
+            hostname: hostname.unwrap_or_else(|| Some(name.replace(['_', '.', '+'], "-")))?,
+            env,
+            sysctl: Vec::new(),
+            mounts: Vec::new(),
+            init: Init::Vmprof,
+            services: Vec::new(),
+            stop_within_ms: DEFAULT_STOP_MS,
+            run: run.unwrap_or_default(),
+        },
         image: image?,
         placed,
         warnings: Problems::new(AREA, miette::NamedSource::new("", Arc::from("")), Vec::new()),
@@ -299,7 +318,7 @@ fn image(node: Node<'_>) -> Option<Image> {
     body.finish();
     node.finish();
     kind?;
-    Some(Image::Squashfs { compression: compression?, exclude })
+    Some(Image::Root { format: Format::Squashfs { compression: compression? }, exclude })
 }
 
 fn placed(body: &Block<'_>, text: &str, directory: &Path) -> Vec<Placed> {
@@ -323,7 +342,7 @@ fn placed(body: &Block<'_>, text: &str, directory: &Path) -> Vec<Placed> {
                 let problem = value.problem("duplicate_path", format!("{path} is declared twice"));
                 found.push(problem.help("keep one of them"));
             }
-            placed.extend(what.map(|what| Placed { path, what }));
+            placed.extend(what.map(|what| Placed { path, owner: "root:root".to_owned(), what }));
         }
         node.finish();
     };

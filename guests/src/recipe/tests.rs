@@ -54,18 +54,21 @@ fn a_whole_recipe_is_read_with_everything_in_it() {
     )
     .unwrap();
     assert_eq!(recipe.name, "my_guest");
-    assert_eq!(recipe.hostname, "db-1");
+    assert_eq!(recipe.conduct.hostname, "db-1");
     assert_eq!(recipe.lock_path, Path::new("guests/other.lock.kdl"));
     assert_eq!(recipe.packages.names, ["0ad", "bash", "zsh"]);
     assert_eq!(recipe.packages.without, ["perl"]);
     assert!(recipe.packages.recommends);
     assert_eq!(recipe.cmdline.as_deref(), Some("mitigations=off"));
     assert_eq!(recipe.modules, ["nvme-tcp", "dm_mod", "null_blk"]);
-    let env: Vec<_> = recipe.env.iter().map(|(name, value)| format!("{name}={value}")).collect();
+    let env: Vec<_> = recipe.conduct.env.iter().map(|(name, value)| format!("{name}={value}")).collect();
     assert_eq!(env, ["EDITOR=vi", "HOME=/root", "PATH=/usr/bin", "TERM=linux"]);
-    assert_eq!(recipe.run, ["/usr/bin/tour", "--all"]);
+    assert_eq!(recipe.conduct.run, ["/usr/bin/tour", "--all"]);
     let exclude = vec!["/usr/share/doc".to_owned(), "/usr/share/man".to_owned()];
-    assert_eq!(recipe.image, Image::Squashfs { compression: Compression::Zstd, exclude });
+    assert_eq!(
+        recipe.image,
+        Image::Root { format: Format::Squashfs { compression: Compression::Zstd }, exclude }
+    );
     let text = |path: &str| recipe.placed.iter().find(|p| p.path == path).map(|p| p.what.clone());
     assert_eq!(text("/etc/motd"), Some(Place::Text { mode: 0o644, text: "hello\n".to_owned() }));
     assert_eq!(
@@ -80,8 +83,11 @@ fn a_whole_recipe_is_read_with_everything_in_it() {
 fn what_is_left_out_has_a_plain_default() {
     let recipe = parse(&format!("{HEAD} run \"/x\"\n}}")).unwrap();
     assert_eq!(recipe.lock_path, Path::new("guests/trial.lock.kdl"));
-    assert_eq!(recipe.hostname, "trial");
-    assert_eq!(recipe.image, Image::Squashfs { compression: Compression::Lz4, exclude: Vec::new() });
+    assert_eq!(recipe.conduct.hostname, "trial");
+    assert_eq!(
+        recipe.image,
+        Image::Root { format: Format::Squashfs { compression: Compression::Lz4 }, exclude: Vec::new() }
+    );
     assert!(recipe.packages.names.is_empty() && !recipe.packages.recommends);
 }
 
@@ -136,7 +142,7 @@ fn a_near_miss_is_answered_with_the_word_that_was_meant() {
 fn a_guest_without_a_root_image_needs_no_program() {
     let recipe = parse(&format!("{HEAD} modules kvm\n image none\n}}")).unwrap();
     assert_eq!(recipe.image, Image::None);
-    assert!(recipe.run.is_empty());
+    assert!(recipe.conduct.run.is_empty());
 }
 
 #[test]

@@ -1,0 +1,30 @@
+//! A tree as the bytes of a filesystem, and back: which writer and which reader a format has.
+
+use std::fs::File;
+use std::io::Write;
+
+use crate::error::{GuestError, Result};
+use crate::recipe::Format;
+use crate::squashfs;
+use crate::tree::Tree;
+
+/// Writes the tree's image to `out`, an empty file; `name` is what errors call it.
+pub(crate) fn write(tree: &Tree, format: Format, name: &str, out: &mut File) -> Result<()> {
+    let written = match format {
+        Format::Squashfs { compression } => out.write_all(&squashfs::pack(tree, compression)?),
+        Format::Erofs { .. } | Format::Ext4 { .. } => {
+            return Err(GuestError::ImageFormat { format: format.name(), problem: "no writer".to_owned() });
+        }
+    };
+    written.map_err(crate::error::failed("write the image", name))
+}
+
+/// Reads an image back into a tree, to compare two of them.
+pub(crate) fn read(image: &[u8], format: Format) -> Result<Tree> {
+    match format {
+        Format::Squashfs { .. } => squashfs::unpack(image),
+        Format::Erofs { .. } | Format::Ext4 { .. } => {
+            Err(GuestError::ImageFormat { format: format.name(), problem: "no reader".to_owned() })
+        }
+    }
+}
