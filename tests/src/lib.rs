@@ -1,7 +1,7 @@
 //! The harness of the end-to-end tests: the binary as users get it, in an environment of its own.
 
 use std::ffi::OsStr;
-use std::io::Write;
+use std::io::{BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::{Mutex, MutexGuard, OnceLock};
@@ -176,6 +176,16 @@ impl Running {
         writeln!(stdin, "{line}").expect("it reads its input");
     }
 
+    /// Its standard output from now on, line by line as it comes.
+    pub fn output_lines(&mut self) -> impl Iterator<Item = String> + use<> {
+        lines(self.child.stdout.take().expect("its output is a pipe"))
+    }
+
+    /// Its standard error from now on, line by line as it comes.
+    pub fn error_lines(&mut self) -> impl Iterator<Item = String> + use<> {
+        lines(self.child.stderr.take().expect("its errors are a pipe"))
+    }
+
     pub fn has_ended(&mut self) -> bool {
         self.child.try_wait().expect("the child can be waited for").is_some()
     }
@@ -195,6 +205,10 @@ impl Drop for Running {
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
+}
+
+fn lines(from: impl std::io::Read) -> impl Iterator<Item = String> {
+    BufReader::new(from).lines().map(|line| line.expect("a pipe of text can be read"))
 }
 
 fn read_all(from: Option<impl std::io::Read>) -> String {
