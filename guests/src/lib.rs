@@ -51,5 +51,8 @@ pub use recipe::{
     Compression, Conduct, Distribution, Format, Group, GuestMount, Image, Init, Kernel, Packages, Place,
     Placed, Recipe, Root, User,
 };
-pub use store::{Claim, Entry, Record, RecordEntry, Store, TempDir, TempFile};
+pub use store::{
+    Chain, Claim, Collected, Entry, Fault, FoundRoot, Hold, Keeper, Listed, Listing, Record, RecordEntry,
+    Root as StoreRoot, Store, Sweep, TempDir, TempFile, Using, Verified,
+};
 pub use toolset::{Realised, Toolset};
