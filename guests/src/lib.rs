@@ -34,7 +34,9 @@ mod recipe;
 mod root;
 mod squashfs;
 mod store;
-#[cfg(test)]
+#[cfg(feature = "testing")]
+pub mod testing;
+#[cfg(all(test, not(feature = "testing")))]
 mod testing;
 mod toolset;
 mod tree;

@@ -129,14 +129,20 @@ fn add(to: &mut Vec<String>, more: impl Iterator<Item = String>) {
     to.dedup();
 }
 
-/// Keeps a running VM's entries. Dropped, or its process gone, they are the other roots' business.
+/// Keeps a running VM's entries. Dropped, or its process gone, they are the other roots' business. Empty in a store that may
+/// not be written: only its owner removes things there.
 #[derive(Debug)]
 pub struct Hold {
-    path: PathBuf,
-    _held: File,
+    _held: Option<Held>,
 }
 
-impl Drop for Hold {
+#[derive(Debug)]
+struct Held {
+    path: PathBuf,
+    _file: File,
+}
+
+impl Drop for Held {
     fn drop(&mut self) {
         // What cannot be removed is stale as soon as the lock is gone.
         let _ = fs::remove_file(&self.path);
@@ -144,16 +150,23 @@ impl Drop for Hold {
 }
 
 impl Using {
-    /// Writes the root of one keeper in place of the one it had. Costs nothing where that says the same.
-    pub fn root(&self, root: &Root) -> Result<()> {
+    /// Writes the root of one keeper in place of the one it had. Costs nothing where that says the same. `false` in a store that
+    /// may not be written: what was found there stays as long as its owner lets it.
+    pub fn root(&self, root: &Root) -> Result<bool> {
         let path = self.store.roots_dir().join(root.file_name());
         let text = root.text(&path)?;
         if fs::read(&path).is_ok_and(|there| there == text) {
-            return Ok(());
+            return Ok(true);
         }
-        let mut temp = self.store.temp_file()?;
-        temp.write_all(&text)?;
-        self.store.settle(&mut temp, &path, self.store.file_mode())
+        match self.store.temp_file() {
+            Ok(mut temp) => {
+                temp.write_all(&text)?;
+                self.store.settle(&mut temp, &path, self.store.file_mode())?;
+                Ok(true)
+            }
+            Err(GuestError::StoreNotWritable { .. }) => Ok(false),
+            Err(error) => Err(error),
+        }
     }
 
     /// Keeps the entries at or around these paths as long as the result lives; paths outside the store need no keeping.
@@ -164,14 +177,18 @@ impl Using {
             Some(below.components().next()?.as_os_str().to_str()?.to_owned())
         };
         add(&mut root.entries, paths.into_iter().filter_map(entry));
-        let mut temp = self.store.temp_file()?;
+        let mut temp = match self.store.temp_file() {
+            Ok(temp) => temp,
+            Err(GuestError::StoreNotWritable { .. }) => return Ok(Hold { _held: None }),
+            Err(error) => return Err(error),
+        };
         let own = temp.path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
         let path = self.store.roots_dir().join(format!("{}-{own}.json", root.file_name()));
         temp.write_all(&root.text(&path)?)?;
         // The lock is the open file's, and follows it to its new name: nobody sees it there unlocked.
-        let held = temp.file().try_clone().map_err(failed("hold", &path))?;
+        let file = temp.file().try_clone().map_err(failed("hold", &path))?;
         self.store.settle(&mut temp, &path, self.store.file_mode())?;
-        Ok(Hold { path, _held: held })
+        Ok(Hold { _held: Some(Held { path, _file: file }) })
     }
 }
 

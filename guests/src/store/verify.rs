@@ -5,7 +5,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use super::gc::take_away;
-use super::{Entry, Store, sync_dir};
+use super::{Entry, Record, Store, sync_dir};
 use crate::builder::in_parallel;
 use crate::error::{GuestError, Result, failed};
 use crate::progress::{Progress, Stage};
@@ -120,28 +120,42 @@ impl Store {
         let _alone = self.alone(waiting)?;
         let damaged = self.root.join("damaged");
         fs::create_dir_all(&damaged).map_err(self.refused("make the directory", &damaged))?;
+        let mut gone = Vec::new();
         for path in verified.faults.iter().filter_map(Fault::path) {
             let Some(name) = path.file_name().map(|name| name.to_string_lossy().into_owned()) else {
                 continue;
             };
-            let is_own = path.starts_with(&self.root) && fs::symlink_metadata(path).is_ok();
             // A builder may have made it anew since it was read.
             let is_whole =
                 self.entry(&name).is_some_and(|entry| entry.path == path && self.verify(&entry).is_ok());
-            if !is_own || is_whole {
-                continue;
+            if path.starts_with(&self.root) && fs::symlink_metadata(path).is_ok() && !is_whole {
+                verified.moved.push(move_away(path, &damaged)?);
+                gone.push(name);
             }
-            let free = |count: usize| {
-                damaged.join(if count == 0 { name.clone() } else { format!("{name}~{count}") })
-            };
-            let to = (0..).map(free).find(|to| fs::symlink_metadata(to).is_err());
-            let Some(to) = to else { continue };
-            take_away(path, &to).map_err(failed("move", path))?;
-            verified.moved.push(to);
+        }
+        // What names something that has gone would be the next fault.
+        for found in self.found_records()? {
+            let names_gone = |record: &Record| record.entries.iter().any(|named| gone.contains(&named.entry));
+            if found.said.as_ref().is_ok_and(names_gone) {
+                verified.moved.push(move_away(&found.path, &damaged)?);
+            }
         }
         for dir in ["", "records", "roots", "damaged"] {
             sync_dir(&self.root.join(dir))?;
         }
         Ok(())
     }
+}
+
+/// Moves it there under a name that nothing there has; gives that.
+fn move_away(path: &Path, damaged: &Path) -> Result<PathBuf> {
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    let mut to = damaged.join(&*name);
+    let mut count = 0;
+    while fs::symlink_metadata(&to).is_ok() {
+        count += 1;
+        to = damaged.join(format!("{name}~{count}"));
+    }
+    take_away(path, &to).map_err(failed("move", path))?;
+    Ok(to)
 }
