@@ -62,7 +62,7 @@ fn find(store: &Store, name: &str) -> Entry {
 
 #[test]
 fn what_no_root_reaches_goes_with_its_record_and_the_rest_stays() {
-    let Site { store, .. } = site();
+    let Site { store, dir: _dir } = site();
     assert_eq!(gc(&store, Sweep { dry_run: true, ..Sweep::default() }), ["old.squashfs"]);
     assert_eq!(there(&store).len(), 4);
     assert_eq!(gc(&store, Sweep::default()), ["old.squashfs"]);
@@ -78,7 +78,7 @@ fn what_no_root_reaches_goes_with_its_record_and_the_rest_stays() {
 
 #[test]
 fn packages_go_only_when_they_are_asked_for() {
-    let Site { store, .. } = site();
+    let Site { store, dir: _dir } = site();
     gc(&store, Sweep { packages: true, ..Sweep::default() });
     assert_eq!(there(&store), ["fio.squashfs", "tool"]);
     assert!(store.recall(inputs("fio.squashfs")).is_some());
@@ -97,7 +97,7 @@ fn a_removed_recipe_keeps_nothing_and_read_only_directories_are_removed() {
 
 #[test]
 fn a_running_vm_keeps_its_entries_even_when_all_goes_and_does_not_block() {
-    let Site { store, .. } = site();
+    let Site { store, dir: _dir } = site();
     let image = find(&store, "old.squashfs");
     let tool = find(&store, "tool");
     let hold =
@@ -117,7 +117,7 @@ fn a_running_vm_keeps_its_entries_even_when_all_goes_and_does_not_block() {
 
 #[test]
 fn gc_waits_for_a_build_and_says_so() {
-    let Site { store, .. } = site();
+    let Site { store, dir: _dir } = site();
     let using = store.using().unwrap();
     let fresh = store.publish_bytes("fresh", b"not remembered yet").unwrap();
     let (sender, said) = mpsc::channel();
@@ -135,7 +135,7 @@ fn gc_waits_for_a_build_and_says_so() {
 
 #[test]
 fn claims_that_nobody_holds_go_and_held_ones_stay() {
-    let Site { store, .. } = site();
+    let Site { store, dir: _dir } = site();
     drop(store.claim(inputs("done")).unwrap());
     let claim = store.claim(inputs("building")).unwrap();
     assert_eq!(store.gc(Sweep::default(), &|| ()).unwrap().locks, 1);
@@ -172,7 +172,7 @@ fn a_gc_that_was_killed_at_any_step_leaves_a_whole_store() {
 
 #[test]
 fn a_repair_moves_away_what_is_damaged_and_what_names_it() {
-    let Site { store, .. } = site();
+    let Site { store, dir: _dir } = site();
     let image = find(&store, "fio.squashfs");
     fs::set_permissions(&image.path, fs::Permissions::from_mode(0o644)).unwrap();
     fs::write(&image.path, "fio.squashfX").unwrap();
@@ -208,7 +208,7 @@ fn a_repair_moves_away_what_is_damaged_and_what_names_it() {
 
 #[test]
 fn a_listing_finds_by_path_name_package_and_digest() {
-    let Site { store, .. } = site();
+    let Site { store, dir: _dir } = site();
     let listing = store.list().unwrap();
     let image = find(&store, "fio.squashfs");
     let found = |asked: &str| -> Vec<&str> {
@@ -229,7 +229,7 @@ fn a_listing_finds_by_path_name_package_and_digest() {
 
 #[test]
 fn holes_take_nothing_of_the_disk() {
-    let Site { store, .. } = site();
+    let Site { store, dir: _dir } = site();
     let mut temp = store.temp_file().unwrap();
     temp.file().set_len(64 << 20).unwrap();
     store.publish_temp(temp, "sparse.ext4").unwrap();
