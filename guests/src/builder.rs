@@ -242,6 +242,8 @@ impl<'a> Builder<'a> {
 
     /// Builds the guest again, into nothing, and compares it with what the store holds. Names the first difference.
     pub fn check(&self, recipe: &Recipe) -> Result<GuestImage> {
+        // Against a `gc --all`, which asks no root.
+        let _using = self.store.using()?;
         let image = self.build(recipe)?;
         self.compare(recipe, &image)?;
         Ok(image)

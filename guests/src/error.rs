@@ -276,7 +276,7 @@ pub enum GuestError {
     )]
     NoEntry { asked: String },
 
-    #[error("several digests in the store begin with `{asked}`: {}", names.join(", "))]
+    #[error("several digests in the store begin with `{asked}`: {}", first_of(names))]
     #[diagnostic(code(vmprof::store::ambiguous), help("write more of the one that is meant"))]
     AmbiguousEntry { asked: String, names: Vec<String> },
 
@@ -357,6 +357,16 @@ pub(crate) fn read_text(doing: &'static str, path: &Path) -> Result<String> {
     let bytes = std::fs::read(path).map_err(failed(doing, path))?;
     String::from_utf8(bytes)
         .map_err(|error| GuestError::NotText { path: path.to_owned(), at: error.utf8_error().valid_up_to() })
+}
+
+/// A list for a sentence: what is past the first few is counted.
+fn first_of(names: &[String]) -> String {
+    const SHOWN: usize = 6;
+    let mut text = names.iter().take(SHOWN).cloned().collect::<Vec<_>>().join(", ");
+    if names.len() > SHOWN {
+        text += &format!(" and {} more", names.len() - SHOWN);
+    }
+    text
 }
 
 fn near_help(near: &[String]) -> String {

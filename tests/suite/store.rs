@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::mem::MaybeUninit;
 use std::os::unix::fs::PermissionsExt;
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -14,7 +15,7 @@ use rustix::fs::inotify::{self, CreateFlags, Reader, WatchFlags};
 use rustix::process::Signal;
 use serde_json::Value;
 use vmprof_guests::testing::{Guest, site};
-use vmprof_tests::{Finished, Home, finish, spawn};
+use vmprof_tests::{Finished, Home, NOBODY, copy_of_binary, finish, spawn};
 
 /// `fewer` in every test run, what the environment says in a soak.
 fn how_many(variable: &str, fewer: usize) -> usize {
@@ -321,7 +322,6 @@ fn the_verbs_tell_who_keeps_what() {
         "{told}"
     );
     assert!(!Path::new(&image).exists());
-    finish(&mut Command::new("true")).expect(0);
     site.verb(&["path", &other]).expect(0);
     site.is_whole();
 }
@@ -349,6 +349,37 @@ fn damage_is_102_and_repaired_the_next_build_makes_it_anew() {
     site.verb(&["gc"]).expect(0);
     assert_eq!(site.names("damaged"), [""; 0]);
     site.is_whole();
+}
+
+/// Another user may use what is built, and is told what they cannot do.
+#[test]
+fn another_users_store_can_be_used_and_not_written() {
+    if !rustix::process::geteuid().is_root() {
+        eprintln!("skipped: another_users_store_can_be_used: this user may not become another");
+        return;
+    }
+    let site = Site::new(1);
+    let built = finish(&mut site.build(0)).expect(0).stdout;
+    let program = copy_of_binary(site.directory.path());
+    fs::set_permissions(site.directory.path(), fs::Permissions::from_mode(0o755)).unwrap();
+    let recipe = site.recipe(0);
+    let as_nobody = |words: &[&str]| {
+        let mut command = Command::new(&program);
+        command.args(words).env_clear().env("HOME", "/").env("VMPROF_STORE", site.store()).current_dir("/");
+        command.uid(NOBODY).gid(NOBODY);
+        finish(&mut command)
+    };
+    let found = as_nobody(&["build", "--offline", "--format", "json", &recipe]).expect(0);
+    assert_eq!(found.stdout, built);
+    as_nobody(&["store", "ls"]).expect(0);
+    as_nobody(&["store", "why", "p0"]).expect(0);
+    site.write(1, "other");
+    for words in [&["build", "--offline", &recipe][..], &["store", "gc"]] {
+        let refused = as_nobody(words).expect(1);
+        assert!(refused.stderr.contains("vmprof::store::not_writable"), "{}", refused.stderr);
+    }
+    site.is_whole();
+    finish(&mut site.build(0)).expect(0);
 }
 
 #[test]

@@ -85,6 +85,8 @@ impl Store {
             return Ok(collected);
         }
 
+        // First of all, so that whoever may not write here is told before anything is half done.
+        let bin = self.temp_dir()?;
         for root in &gone {
             roots::forget(&root.path)?;
         }
@@ -93,7 +95,6 @@ impl Store {
             remove_file(&record.path)?;
         }
         sync_dir(&self.root.join("records"))?;
-        let bin = self.temp_dir()?;
         for listed in entries {
             match take_away(&listed.entry.path, &bin.path().join(&listed.entry.name)) {
                 Ok(()) => collected.entries.push(listed),

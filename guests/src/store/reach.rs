@@ -108,7 +108,7 @@ impl Listing {
             1 => Ok(digest),
             _ => Err(GuestError::AmbiguousEntry {
                 asked: asked.to_owned(),
-                names: digest.iter().map(|listed| listed.entry.name.clone()).collect(),
+                names: digest.iter().map(|listed| abbreviated(listed)).collect(),
             }),
         }
     }
@@ -204,6 +204,11 @@ impl Store {
     }
 }
 
+/// Enough of a digest to tell the entries of any store apart, with the name.
+fn abbreviated(listed: &Listed) -> String {
+    format!("{}-{}", listed.entry.digest().get(..12).unwrap_or_default(), listed.short_name())
+}
+
 pub(super) fn parse(text: &[u8]) -> Result<Record, String> {
     let record: Record = serde_json::from_slice(text).map_err(|error| error.to_string())?;
     match record.schema == RECORD_SCHEMA {
@@ -217,6 +222,7 @@ fn kind(entry: &Entry, role: Option<&str>) -> String {
     let ends = |ending: &str| entry.name.ends_with(ending);
     let kind = match role {
         _ if entry.bytes.is_none() => "toolset",
+        Some("files") => "unpacked",
         Some("deb") => "package",
         Some("root") => "root image",
         Some(role) => role,
