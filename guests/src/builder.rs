@@ -18,7 +18,7 @@ use crate::error::{GuestError, Result};
 use crate::lock::{Asked, Lock, LockedPackage};
 use crate::progress::{Progress, Stage};
 use crate::recipe::{Conduct, Format, Image, Place, Recipe};
-use crate::store::{Entry, Record, Store};
+use crate::store::{Entry, Record, Root as StoreRoot, Store, Using};
 use crate::{fetch, image, root};
 
 /// Part of every digest of inputs. Raise it when the same recipe and lock shall give other bytes than before, which a new
@@ -168,27 +168,61 @@ impl<'a> Builder<'a> {
         }
         let lock = Lock::read(&recipe.lock_path)?;
         let recalling = Builder { recalling: true, ..*self };
-        match lock.check(recipe).and_then(|()| recalling.build_locked(recipe, &lock)) {
-            Ok(image) => Ok(Some(image)),
+        match lock.check(recipe).and_then(|()| recalling.realise(recipe, &lock)) {
+            Ok((image, _)) => Ok(Some(image)),
             Err(GuestError::NotBuilt | GuestError::StaleLock { .. }) => Ok(None),
             Err(error) => Err(error),
         }
     }
 
-    /// Builds what of the guest is not in the store yet.
+    /// Builds what of the guest is not in the store yet. What it is made of stays in the store as long as the recipe's file
+    /// exists.
     pub fn build(&self, recipe: &Recipe) -> Result<GuestImage> {
+        let using = self.store.using()?;
         let lock = self.locked(recipe)?;
-        self.build_locked(recipe, &lock)
+        let (image, records) = self.realise(recipe, &lock)?;
+        self.keep(&using, StoreRoot::of_file(&recipe.path)?, &lock, records)?;
+        Ok(image)
     }
 
-    /// As [`Builder::build`], with a lock that need not be a file.
-    pub(crate) fn build_locked(&self, recipe: &Recipe, lock: &Lock) -> Result<GuestImage> {
+    /// As [`Builder::build`], with a lock that need not be a file, for something that vmprof itself needs.
+    pub(crate) fn build_locked(&self, recipe: &Recipe, lock: &Lock, name: &str) -> Result<GuestImage> {
+        let using = self.store.using()?;
+        let (image, records) = self.realise(recipe, lock)?;
+        self.keep(&using, StoreRoot::of_toolset(name), lock, records)?;
+        Ok(image)
+    }
+
+    /// Writes the root that keeps these records and the lock's packages.
+    pub(crate) fn keep(
+        &self,
+        using: &Using,
+        root: StoreRoot,
+        lock: &Lock,
+        records: impl IntoIterator<Item = Inputs>,
+    ) -> Result<()> {
+        let packages = lock.kernel.iter().chain(&lock.packages).map(|package| fetch::inputs(package.sha256));
+        if !using.root(&root.records(records).packages(packages))? {
+            let store = self.store.root().display();
+            self.progress
+                .note(&format!("{store} may not be written: its owner's gc may remove what was found"));
+        }
+        Ok(())
+    }
+
+    /// The image, with the inputs whose records a root has to keep.
+    fn realise(&self, recipe: &Recipe, lock: &Lock) -> Result<(GuestImage, Vec<Inputs>)> {
         let boot = self.boot_files(recipe, lock)?;
+        let mut records = vec![boot.inputs];
         let root = match &recipe.image {
             Image::None => None,
-            Image::Root { format, exclude } => Some((self.root(recipe, lock, *format, exclude)?, format)),
+            Image::Root { format, exclude } => {
+                let (inputs, entry) = self.root(recipe, lock, *format, exclude)?;
+                records.push(inputs);
+                Some((entry, format))
+            }
         };
-        Ok(GuestImage {
+        let image = GuestImage {
             name: recipe.name.clone(),
             digest: root.as_ref().map_or(&boot.initramfs, |(entry, _)| entry).digest().to_owned(),
             kernel: boot.kernel.path,
@@ -202,17 +236,26 @@ impl<'a> Builder<'a> {
             modules: boot.modules,
             cmdline: recipe.cmdline.clone(),
             conduct: recipe.conduct.clone(),
-        })
+        };
+        Ok((image, records))
     }
 
     /// Builds the guest again, into nothing, and compares it with what the store holds. Names the first difference.
     pub fn check(&self, recipe: &Recipe) -> Result<GuestImage> {
+        // Against a `gc --all`, which asks no root.
+        let _using = self.store.using()?;
         let image = self.build(recipe)?;
         self.compare(recipe, &image)?;
         Ok(image)
     }
 
-    fn root(&self, recipe: &Recipe, lock: &Lock, format: Format, exclude: &[String]) -> Result<Entry> {
+    fn root(
+        &self,
+        recipe: &Recipe,
+        lock: &Lock,
+        format: Format,
+        exclude: &[String],
+    ) -> Result<(Inputs, Entry)> {
         let contents = placed_contents(recipe)?;
         let inputs = root_inputs(recipe, lock, format, exclude, &contents);
         let (_, entries) = self.once(inputs, |builder| {
@@ -224,7 +267,7 @@ impl<'a> Builder<'a> {
             let entry = builder.store.publish_temp(temp, &format!("{}.{}", recipe.name, format.name()))?;
             Ok(Record::new(format!("root image of {}", recipe.name)).with("root", &entry))
         })?;
-        role(inputs, entries, "root")
+        Ok((inputs, role(inputs, entries, "root")?))
     }
 
     /// Writes the root image from packages in the store; returns exclusions that met nothing.

@@ -21,7 +21,7 @@ const FETCHERS: usize = 3;
 const BATCH: usize = 6;
 
 /// The store's name for a package with this hash.
-fn inputs(sha256: Sha256) -> Inputs {
+pub(crate) fn inputs(sha256: Sha256) -> Inputs {
     Inputs::of("package").field("sha256", sha256.to_string().as_bytes()).finish()
 }
 

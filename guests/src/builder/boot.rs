@@ -17,6 +17,8 @@ use crate::{fetch, init, initramfs, kernel};
 /// What a VMM loads before the guest finds its disks.
 #[derive(Debug)]
 pub(crate) struct BootFiles {
+    /// Of the record that names both.
+    pub(crate) inputs: Inputs,
     pub(crate) kernel: Entry,
     pub(crate) initramfs: Entry,
     pub(crate) release: String,
@@ -52,7 +54,7 @@ impl Builder<'_> {
         let kernel = role(inputs, entries.next().into_iter().collect(), "kernel")?;
         let initramfs = role(inputs, entries.collect(), "initramfs")?;
         let modules = fact("modules").split_whitespace().map(str::to_owned).collect();
-        Ok(BootFiles { kernel, initramfs, release: fact("release"), modules })
+        Ok(BootFiles { inputs, kernel, initramfs, release: fact("release"), modules })
     }
 
     pub(super) fn kernel_package(&self, packages: &[LockedPackage], suite: &str) -> Result<KernelPackage> {
