@@ -150,10 +150,10 @@ pub enum ImportVerb {
 
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:\n  \
-    vmprof check profiles/*.kdl\n  \
+    vmprof check profiles/*.kdl guests/*.kdl\n  \
     vmprof check --format json profiles/db.kdl  for an editor or a CI job")]
 pub struct CheckArguments {
-    /// The profiles, KDL files
+    /// The profiles and guests, KDL files
     #[arg(required = true)]
     pub profiles: Vec<PathBuf>,
     /// json: vmprof.check/1 on stdout, every problem with its place

@@ -80,14 +80,14 @@ fn guest(path: &Path, node: Node<'_>) -> Option<Recipe> {
     let init = systemd::init(&body);
     let mounts = mounts::mounts(&body, &people);
     let placed = files::placed(&body, directory, &people, &mounts);
-    let services = services::services(&body, &people, &init);
+    let (services, declared) = services::services(&body, &people, &init);
     let stop_within_ms = stop(&body, &services);
     let run = body.only("run").map(run);
     let image = match body.only("image") {
         None => Some(image::default()),
         Some(node) => image::image(node),
     };
-    let serves = !services.is_empty() || init != Init::Vmprof || matches!(root, Some(Some(Root::Oci { .. })));
+    let serves = declared > 0 || init != Init::Vmprof || matches!(root, Some(Some(Root::Oci { .. })));
     match image {
         Some(Image::Root { .. }) if run.is_none() && !serves => {
             let problem = node.problem("missing_node", "the guest does not say what it runs");

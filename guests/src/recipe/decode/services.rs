@@ -51,11 +51,14 @@ impl Surroundings {
     }
 }
 
-pub(super) fn services(body: &Block<'_>, people: &People, init: &Init) -> Vec<Service> {
+/// The services, and how many there would be if none of them were wrong.
+pub(super) fn services(body: &Block<'_>, people: &People, init: &Init) -> (Vec<Service>, usize) {
     let found = body.findings();
     let mut read: Vec<Read> = Vec::new();
     let mut names: BTreeMap<String, SourceSpan> = BTreeMap::new();
-    for node in body.all("service") {
+    let nodes = body.all("service");
+    let declared = nodes.len();
+    for node in nodes {
         if *init != Init::Vmprof {
             let message = "the guest's services are systemd's";
             found.push(node.problem("contradiction", message).help(
@@ -79,7 +82,7 @@ pub(super) fn services(body: &Block<'_>, people: &People, init: &Init) -> Vec<Se
         read.extend(service.map(|(service, after)| Read { service, place, after }));
     }
     order(found, &read, &names);
-    read.into_iter().map(|read| read.service).collect()
+    (read.into_iter().map(|read| read.service).collect(), declared)
 }
 
 /// Names that nobody has, and services that wait for each other.
