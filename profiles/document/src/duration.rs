@@ -58,3 +58,22 @@ pub(crate) fn unit_meant(unit: &str) -> Option<&'static str> {
         _ => None,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_time_is_a_whole_number_with_a_unit() {
+        for (text, milliseconds) in [("250ms", 250), ("90s", 90_000), ("5m", 300_000), ("1h", 3_600_000)] {
+            assert_eq!(parse_duration(text), Ok(milliseconds));
+            assert_eq!(parse_duration(&format_duration(milliseconds)), Ok(milliseconds));
+        }
+        assert_eq!(format_duration(0), "0ms");
+        assert!(matches!(parse_duration("90"), Err(DurationError::NoUnit(_))));
+        assert!(matches!(parse_duration("90sec"), Err(DurationError::Unit(_))));
+        assert!(matches!(parse_duration("1.5s"), Err(DurationError::Number(_))));
+        assert!(matches!(parse_duration("s"), Err(DurationError::Number(_))));
+        assert!(matches!(parse_duration("99999999999999999999s"), Err(DurationError::TooLong(_))));
+    }
+}
