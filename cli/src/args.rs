@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
+use vmprof_document::{DurationError, parse_duration};
 
 use crate::lab::Shape;
 
@@ -149,10 +150,10 @@ pub enum ImportVerb {
 
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:\n  \
-    vmprof check profiles/*.kdl\n  \
+    vmprof check profiles/*.kdl guests/*.kdl\n  \
     vmprof check --format json profiles/db.kdl  for an editor or a CI job")]
 pub struct CheckArguments {
-    /// The profiles, KDL files
+    /// The profiles and guests, KDL files
     #[arg(required = true)]
     pub profiles: Vec<PathBuf>,
     /// json: vmprof.check/1 on stdout, every problem with its place
@@ -380,19 +381,16 @@ fn vm_name(text: &str) -> Result<String, String> {
 }
 
 fn duration(text: &str) -> Result<Duration, String> {
-    let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
-    let factor_ms = match &text[digits.len()..] {
-        "ms" => 1,
-        "" | "s" => 1_000,
-        "m" => 60_000,
-        "h" => 3_600_000,
-        unit => return Err(format!("`{unit}` is no unit of time here: write ms, s, m or h, as in 90s")),
-    };
-    let amount: u64 = digits.parse().map_err(|_| format!("`{text}` is no time: write 90, 90s, 5m or 1h"))?;
-    match amount.checked_mul(factor_ms) {
-        Some(0) => Err("a run of no time cannot start: leave --timeout out for no limit".into()),
-        Some(ms) => Ok(Duration::from_millis(ms)),
-        None => Err(format!("`{text}` is longer than can be counted")),
+    let seconds = !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
+    let with_unit = if seconds { format!("{text}s") } else { text.to_owned() };
+    match parse_duration(&with_unit) {
+        Ok(0) => Err("a run of no time cannot start: leave --timeout out for no limit".into()),
+        Ok(ms) => Ok(Duration::from_millis(ms)),
+        Err(DurationError::Unit(unit)) => {
+            Err(format!("`{unit}` is no unit of time here: write ms, s, m or h, as in 90s"))
+        }
+        Err(DurationError::TooLong(_)) => Err(format!("`{text}` is longer than can be counted")),
+        Err(_) => Err(format!("`{text}` is no time: write 90, 90s, 5m or 1h")),
     }
 }
 

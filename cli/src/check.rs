@@ -1,9 +1,10 @@
-//! The verb `check`: every problem of every file in one run, for people or as `vmprof.check/1`.
+//! The verb `check`: every problem of every profile and guest in one run, for people or as `vmprof.check/1`.
 
 use std::path::Path;
 
 use miette::{Diagnostic, Severity, SourceCode};
 use serde::Serialize;
+use vmprof_guests::Recipe;
 use vmprof_profiles::Problems;
 
 use crate::args::{CheckArguments, Format};
@@ -49,7 +50,7 @@ struct Label {
     text: Option<String>,
 }
 
-/// Every profile's problems, all of them, before the verb ends.
+/// Every file's problems, all of them, before the verb ends.
 pub fn check(arguments: &CheckArguments, report: Report) -> Result<(), Failure> {
     let json = arguments.format == Format::Json;
     // Of one file there is nothing to sum up: its problems are the failure.
@@ -89,13 +90,18 @@ pub fn check(arguments: &CheckArguments, report: Report) -> Result<(), Failure> 
     if invalid == 0 {
         return Ok(());
     }
-    let message = format!("{invalid} of {all} profiles {} invalid", if invalid == 1 { "is" } else { "are" });
+    let message = format!("{invalid} of {all} files {} invalid", if invalid == 1 { "is" } else { "are" });
     let shown = if json { "each problem is on stdout" } else { "each problem is shown above" };
     Err(Failure::said(Kind::Invalid, "vmprof::profile::invalid", message, shown))
 }
 
-/// Whether a profile is valid, and what there is to say about it.
+/// Whether a profile or a guest is valid, and what there is to say about it.
 fn read(path: &Path) -> (bool, Option<Box<dyn Diagnostic + Send + Sync>>) {
+    match profile::is_guest(path) {
+        Ok(true) => return read_guest(path),
+        Ok(false) => {}
+        Err(failure) => return (false, Some(failure.problem)),
+    }
     match profile::read(path) {
         Ok((_, profile)) => {
             let remarks = profile.remarks();
@@ -104,6 +110,13 @@ fn read(path: &Path) -> (bool, Option<Box<dyn Diagnostic + Send + Sync>>) {
             (true, told.then(|| Box::new(warnings) as Box<_>))
         }
         Err(failure) => (false, Some(failure.problem)),
+    }
+}
+
+fn read_guest(path: &Path) -> (bool, Option<Box<dyn Diagnostic + Send + Sync>>) {
+    match Recipe::read(path) {
+        Ok(Recipe { warnings, .. }) => (true, (!warnings.is_empty()).then(|| Box::new(warnings) as Box<_>)),
+        Err(error) => (false, Some(Failure::from(error).problem)),
     }
 }
 

@@ -282,7 +282,7 @@ impl<'a> Builder<'a> {
     ) -> Result<Vec<String>> {
         let debs = self.unpacked(&lock.packages, &lock.asked.suite)?;
         let _stage = self.stage(&format!("packing the root image of {}", recipe.name), None);
-        let (tree, unmet) = root::assemble(recipe, exclude, debs, contents)?;
+        let (tree, unmet) = root::assemble(recipe, exclude, root::Base::Packages(debs), contents)?;
         image::write(&tree, format, &recipe.name, out)?;
         Ok(unmet)
     }
@@ -399,7 +399,7 @@ fn root_inputs(
     for path in exclude {
         hasher.field("exclude", path.as_bytes());
     }
-    hasher.field("name", recipe.name.as_bytes()).field("hostname", recipe.conduct.hostname.as_bytes());
+    hasher.field("name", recipe.name.as_bytes());
     for package in &lock.packages {
         hasher.field("package", package.sha256.to_string().as_bytes());
     }
@@ -412,9 +412,8 @@ fn root_inputs(
         };
         hasher.field(kind, value.as_bytes()).field("content", content);
     }
-    // What runs decides nothing in the image, but whether building it succeeds.
-    for word in &recipe.conduct.run {
-        hasher.field("run", word.as_bytes());
+    for (name, value) in recipe.tree_inputs() {
+        hasher.field(name, value.as_bytes());
     }
     hasher.finish()
 }

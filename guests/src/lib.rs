@@ -13,6 +13,7 @@
 //! The promise: the same recipe and lock give the same digests in any store, directory, locale and time zone, for any
 //! user, with any umask and any number of CPUs.
 
+mod accounts;
 mod apt;
 mod builder;
 mod cpio;
@@ -50,8 +51,8 @@ pub use lab::{LabHost, lab_host};
 pub use lock::{Asked, Lock, LockedPackage, Release};
 pub use progress::{Progress, Silent};
 pub use recipe::{
-    Compression, Conduct, Distribution, Format, Group, GuestMount, Image, Init, Kernel, Packages, Place,
-    Placed, Recipe, Root, User,
+    Compression, Conduct, Distribution, Format, Group, GuestMount, Image, ImageConfig, Init, Kernel,
+    Packages, Place, Placed, Recipe, Root, User,
 };
 pub use store::{
     Chain, Claim, Collected, Entry, Fault, FoundRoot, Hold, Keeper, Listed, Listing, Record, RecordEntry,

@@ -1,18 +1,21 @@
-//! A guest's recipe: what `NAME.kdl` says, validated, the same on every host. Reading it is in `recipe/decode.rs`; what
-//! the packages are at this moment is the lock's business.
+//! A guest's recipe: what `NAME.kdl` and the files that it extends say, validated, the same on every host. Reading it is in
+//! `recipe/decode.rs`; what the packages are at this moment is the lock's business.
 
+mod conduct;
 mod decode;
 mod words;
 
+use std::fs::File;
+use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
-use serde::{Deserialize, Serialize};
-use vmprof_document::Problems;
-use vmprof_job::{Filesystem, Mount, Service};
+use vmprof_document::{Load, Problems};
 
 use crate::digest::Sha256;
-use crate::error::{Result, read_text};
+use crate::error::{GuestError, Result, failed};
 
+pub(crate) use conduct::steps;
+pub use conduct::{Conduct, GuestMount, ImageConfig, Init};
 pub(crate) use decode::AREA;
 pub(crate) use words::{Form, PACKAGE, PLAIN_NAME, SUITE, VERSION};
 
@@ -39,30 +42,14 @@ pub struct Recipe {
     pub modules: Vec<String>,
     pub users: Vec<User>,
     pub groups: Vec<Group>,
+    /// Over nothing but the defaults; an image's own configuration goes below it with [`Recipe::conduct_with`].
     pub conduct: Conduct,
+    said: conduct::Said,
     pub image: Image,
     /// Declared paths, in the order of the recipe.
     pub placed: Vec<Placed>,
     /// Remarks that did not stop the reading; perhaps none.
     pub warnings: Problems,
-}
-
-/// What the guest does once it runs. Nothing of it decides the root image's bytes but the host name.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Conduct {
-    pub hostname: String,
-    /// The whole environment of what runs, sorted by name.
-    pub env: Vec<(String, String)>,
-    /// Kernel settings by their dotted names.
-    pub sysctl: Vec<(String, String)>,
-    pub mounts: Vec<GuestMount>,
-    pub init: Init,
-    /// In the order of the recipe.
-    pub services: Vec<Service>,
-    /// How long a clean stop may take in all.
-    pub stop_within_ms: u64,
-    /// What the guest does when no command is given. Empty: it serves until it is stopped, or has no image.
-    pub run: Vec<String>,
 }
 
 /// Where the root's files come from, before what the recipe declares.
@@ -103,29 +90,6 @@ pub struct User {
 pub struct Group {
     pub name: String,
     pub gid: u32,
-}
-
-/// A mount of the recipe: a disk goes by the name the profile gives it.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct GuestMount {
-    pub mount: Mount,
-    /// The filesystem for an empty disk where the profile names none; `None` for what is in memory, and for disks that
-    /// must hold one.
-    pub format: Option<Filesystem>,
-    /// A profile without that disk is not refused.
-    pub optional: bool,
-}
-
-/// Who is process 1.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Init {
-    Vmprof,
-    /// The distribution's systemd, with these units enabled and masked.
-    Systemd {
-        enable: Vec<String>,
-        mask: Vec<String>,
-    },
 }
 
 /// Whose packages.
@@ -245,17 +209,84 @@ pub enum Place {
     },
 }
 
+/// More than any recipe may have: past it nothing is read, so that /dev/zero is refused and not gathered.
+const MOST_BYTES_READ: u64 = 1 << 20;
+
 impl Recipe {
-    /// Reads and validates the recipe at `path`: either a whole recipe, or all that is wrong with it.
+    /// Reads and validates the recipe at `path` and those it extends: either a whole recipe, or all that is wrong with it.
     pub fn read(path: &Path) -> Result<Self> {
-        let text = read_text("read the guest", path)?;
-        Self::parse(path, &text)
+        let text = text_of(path).map_err(|error| match error.get_ref().and_then(|e| e.downcast_ref()) {
+            Some(Utf8 { at }) => GuestError::NotText { path: path.to_owned(), at: *at },
+            None => failed("read the guest", path)(error),
+        })?;
+        // A file that it extends is named relative to its own directory.
+        Self::parse_with(path, &text, &|name| text_of(&path.with_file_name(name)))
     }
 
-    /// As [`Recipe::read`], from text that belongs to `path`.
+    /// As [`Recipe::read`], from text that belongs to `path` and extends nothing.
     pub fn parse(path: &Path, text: &str) -> Result<Self> {
-        decode::recipe(path, text).map_err(|problems| Box::new(problems).into())
+        decode::recipe(path, text, None).map_err(|problems| Box::new(problems).into())
     }
+
+    /// As [`Recipe::parse`]; `load` gives the text of an extended file, named relative to the directory of `path`.
+    pub fn parse_with(path: &Path, text: &str, load: &Load<'_>) -> Result<Self> {
+        decode::recipe(path, text, Some(load)).map_err(|problems| Box::new(problems).into())
+    }
+
+    /// Everything in the recipe that decides the root's tree besides its packages, the format and the contents of files, or
+    /// whether that tree is accepted; in a stable order, for digests of inputs.
+    pub(crate) fn tree_inputs(&self) -> Vec<(&'static str, String)> {
+        let Conduct { hostname, env, mounts, init, services, run, .. } = &self.conduct;
+        let mut inputs = vec![("hostname", hostname.clone())];
+        let mut put = |name, value: String| inputs.push((name, value));
+        for User { name, uid, gid, groups, home, shell } in &self.users {
+            put("user", format!("{name} {uid} {gid} {groups:?} {home:?} {shell:?}"));
+        }
+        for Group { name, gid } in &self.groups {
+            put("group", format!("{name} {gid}"));
+        }
+        for placed in &self.placed {
+            put("owner", placed.owner.clone());
+        }
+        for GuestMount { mount, format, .. } in mounts {
+            put("mount", format!("{:?} {:?} {format:?}", mount.path, mount.owner));
+        }
+        if let Init::Systemd { enable, mask } = init {
+            put("systemd", format!("{enable:?} {mask:?}"));
+        }
+        // What runs decides nothing in the tree, but whether it is accepted.
+        put("path", format!("{:?}", env.iter().find(|(name, _)| name == "PATH")));
+        put("run", format!("{:?}", run.first()));
+        for service in services {
+            let owners: Vec<_> = service.directories.iter().map(|directory| &directory.owner).collect();
+            put("service", format!("{} {owners:?}", service.name));
+            for step in steps(service) {
+                let program = step.argv.first();
+                let path = step.env.iter().find(|(name, _)| name.as_bytes() == b"PATH");
+                put("step", format!("{program:?} {path:?} {:?} {:?}", step.user, step.group));
+            }
+        }
+        inputs
+    }
+}
+
+/// /// Text that is not UTF-8 from byte `at` on.
+#[derive(Debug, thiserror::Error)]
+#[error("it is not UTF-8 text: byte {at} is none")]
+struct Utf8 {
+    at: usize,
+}
+
+fn text_of(path: &Path) -> io::Result<String> {
+    let mut bytes = Vec::new();
+    File::open(path)?.take(MOST_BYTES_READ + 1).read_to_end(&mut bytes)?;
+    if bytes.len() as u64 > MOST_BYTES_READ {
+        return Err(io::Error::other("it has more than 1 MiB, and a KDL file is a few kilobytes long"));
+    }
+    String::from_utf8(bytes).map_err(|error| {
+        let at = error.utf8_error().valid_up_to();
+        io::Error::new(io::ErrorKind::InvalidData, Utf8 { at })
+    })
 }
 
 #[cfg(test)]

@@ -1,11 +1,17 @@
-//! A recipe and its packages as one tree: the skeleton every guest has, the packages' files, less what the recipe excludes,
-//! then what the recipe declares. Pure; packing and publishing is `builder`'s business.
+//! A recipe and its packages, or an archive, as one tree: the skeleton of every guest of packages, their files, less what the
+//! recipe excludes, then what the recipe declares; and whether everything that it names is there. Pure; packing and
+//! publishing is `builder`'s business.
 
+mod people;
+mod programs;
+mod systemd;
+
+use crate::accounts::Accounts;
 use crate::deb::Deb;
 use crate::elf;
 use crate::error::{GuestError, Result};
-use crate::recipe::{Place, Recipe};
-use crate::tree::{Kind, Node, Origin, Tree};
+use crate::recipe::{ImageConfig, Init, Place, Recipe, Root};
+use crate::tree::{Node, Origin, Tree};
 
 /// Since bookworm the whole system lies under /usr (Debian's merged /usr); packages may still ship the old paths.
 const MERGED: [(&str, &str); 4] =
@@ -31,42 +37,55 @@ const DIRECTORIES: [(&str, u16); 17] = [
     ("var/tmp", 0o1777),
 ];
 
-/// Debian's base-passwd knows these ids; a guest needs the two that everything takes for granted.
-const PASSWD: &str =
-    "root:x:0:0:root:/root:/bin/sh\nnobody:x:65534:65534:nobody:/nonexistent:/usr/sbin/nologin\n";
-const GROUP: &str = "root:x:0:\nnogroup:x:65534:\n";
+/// What the guest's first process mounts something on.
+const MOUNT_POINTS: [&str; 5] = ["dev", "proc", "run", "sys", "tmp"];
 const NSSWITCH: &str = "passwd: files\ngroup: files\nshadow: files\nhosts: files dns\n";
 
-/// Puts the root filesystem together. `texts` are the contents of the recipe's files, in the recipe's order of `placed`
+/// What the root's files come from, before what the recipe declares.
+#[derive(Debug)]
+pub(crate) enum Base {
+    Packages(Vec<Deb>),
+    /// The tree of an archive, as it is, and what its image says of how it is run.
+    #[cfg_attr(not(test), expect(dead_code, reason = "for whoever reads archives"))]
+    Archive {
+        tree: Tree,
+        config: ImageConfig,
+    },
+}
+
+/// Puts the root filesystem together. `contents` are the contents of the recipe's files, in the recipe's order of `placed`
 /// (empty for what is not a file). The second value names exclusions that met nothing.
 pub(crate) fn assemble(
     recipe: &Recipe,
     exclude: &[String],
-    debs: Vec<Deb>,
+    base: Base,
     contents: Vec<Vec<u8>>,
 ) -> Result<(Tree, Vec<String>)> {
-    let mut tree = Tree::default();
-    skeleton(&mut tree, recipe)?;
-    for deb in debs {
-        let by = Origin::Package { name: deb.name, replaces: deb.replaces.into() };
-        for (path, node) in deb.files {
-            if !path.is_empty() {
-                tree.put(&path, node, &by)?;
-            }
-        }
-    }
+    let (mut tree, config) = match base {
+        Base::Packages(debs) => (of_packages(debs)?, ImageConfig::default()),
+        Base::Archive { tree, config } => (of_archive(tree)?, config),
+    };
+    let conduct = recipe.conduct_with(&config);
     let unmet = exclude.iter().filter(|path| !tree.remove(path)).cloned().collect();
+    names(&mut tree, &conduct.hostname)?;
+    let accounts = people::put(&mut tree, recipe, &contents)?;
     for (placed, content) in recipe.placed.iter().zip(contents) {
-        let node = match &placed.what {
+        let mut node = match &placed.what {
             Place::Directory { mode } => Node::directory(*mode),
             Place::Link { target } => Node::link(target),
             Place::Text { mode, .. } | Place::From { mode, .. } => Node::file(*mode, content),
         };
+        (node.uid, node.gid) = people::owner(&accounts, &placed.owner, &placed.path)?;
         tree.put(&placed.path, node, &Origin::Recipe)?;
     }
-    check_program(&tree, recipe)?;
+    people::homes(&mut tree, recipe)?;
+    if let Init::Systemd { enable, mask } = &conduct.init {
+        systemd::put(&mut tree, &recipe.name, enable, mask)?;
+    }
+    people::check(&accounts, &conduct)?;
+    programs::check(&tree, &conduct, &recipe.name)?;
     // Packages bring what they need, as long as nobody takes it away.
-    if !recipe.packages.without.is_empty() || !exclude.is_empty() {
+    if !recipe.packages.without.is_empty() || !exclude.is_empty() && recipe.root == Root::Packages {
         let missing = elf::missing_libraries(&tree);
         if !missing.is_empty() {
             return Err(GuestError::MissingLibraries { guest: recipe.name.clone(), missing });
@@ -75,7 +94,9 @@ pub(crate) fn assemble(
     Ok((tree, unmet))
 }
 
-fn skeleton(tree: &mut Tree, recipe: &Recipe) -> Result<()> {
+/// The skeleton that every guest of packages has, and the packages over it.
+fn of_packages(debs: Vec<Deb>) -> Result<Tree> {
+    let mut tree = Tree::default();
     let by = Origin::Builder;
     for (path, target) in MERGED {
         tree.put(path, Node::link(target), &by)?;
@@ -83,51 +104,41 @@ fn skeleton(tree: &mut Tree, recipe: &Recipe) -> Result<()> {
     for (path, mode) in DIRECTORIES {
         tree.put(path, Node::directory(mode), &by)?;
     }
-    let hosts = format!("127.0.0.1\tlocalhost\n127.0.1.1\t{0}\n::1\tlocalhost\n", recipe.conduct.hostname);
+    let accounts = Accounts::debian();
     let texts = [
-        ("etc/passwd", PASSWD.to_owned()),
-        ("etc/group", GROUP.to_owned()),
+        ("etc/passwd", accounts.passwd()),
+        ("etc/group", accounts.group()),
         ("etc/nsswitch.conf", NSSWITCH.to_owned()),
-        ("etc/hostname", format!("{}\n", recipe.conduct.hostname)),
-        ("etc/hosts", hosts),
     ];
     for (path, text) in texts {
         tree.put(path, Node::file(0o644, text.into_bytes()), &by)?;
     }
-    Ok(())
+    for deb in debs {
+        let by = Origin::Package { name: deb.name, replaces: deb.replaces.into() };
+        for (path, node) in deb.files {
+            if !path.is_empty() {
+                tree.put(&path, node, &by)?;
+            }
+        }
+    }
+    Ok(tree)
 }
 
-/// What `run` names must be there, and so must the interpreter of a script.
-fn check_program(tree: &Tree, recipe: &Recipe) -> Result<()> {
-    let Some(program) = recipe.conduct.run.first() else { return Ok(()) };
-    let missing = |program: &str, because: Option<String>| GuestError::NoProgram {
-        guest: recipe.name.clone(),
-        program: program.to_owned(),
-        because,
-    };
-    let candidates: Vec<String> = if program.contains('/') {
-        vec![program.clone()]
-    } else {
-        let path = recipe.conduct.env.iter().find(|(name, _)| name == "PATH").map_or("", |(_, value)| value);
-        path.split(':').map(|dir| format!("{dir}/{program}")).collect()
-    };
-    let found =
-        candidates.iter().find_map(|path| tree.look(path).filter(|(_, node)| node.kind != Kind::Directory));
-    let Some((at, node)) = found else { return Err(missing(program, None)) };
-    if node.mode & 0o111 == 0 {
-        return Err(missing(
-            program,
-            Some(format!("/{at} is there, but not executable; give it `mode=0o755`")),
-        ));
-    }
-    let Kind::File(content) = &node.kind else { return Ok(()) };
-    if let Some(line) = content.strip_prefix(b"#!").and_then(|rest| rest.split(|byte| *byte == b'\n').next())
-    {
-        let line = String::from_utf8_lossy(line);
-        let interpreter = line.split_whitespace().next().unwrap_or_default();
-        if tree.look(interpreter).is_none_or(|(_, node)| node.kind == Kind::Directory) {
-            return Err(missing(interpreter, Some(format!("/{at} is a script for it"))));
+/// An archive's tree is its own affair; it only gets the directories that the guest mounts over.
+fn of_archive(mut tree: Tree) -> Result<Tree> {
+    for (path, mode) in DIRECTORIES {
+        if MOUNT_POINTS.contains(&path) && tree.look(path).is_none() {
+            tree.put(path, Node::directory(mode), &Origin::Builder)?;
         }
+    }
+    Ok(tree)
+}
+
+/// The guest's name, in its files. Those of an archive are leftovers of the machine it was made on.
+fn names(tree: &mut Tree, hostname: &str) -> Result<()> {
+    let hosts = format!("127.0.0.1\tlocalhost\n127.0.1.1\t{hostname}\n::1\tlocalhost\n");
+    for (path, text) in [("etc/hostname", format!("{hostname}\n")), ("etc/hosts", hosts)] {
+        tree.put(path, Node::file(0o644, text.into_bytes()), &Origin::Recipe)?;
     }
     Ok(())
 }

@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use vmprof_guests::{Image, Lock, Recipe};
+use vmprof_guests::{GuestError, Image, Lock, Recipe};
 
 fn guests() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
@@ -74,31 +74,48 @@ fn every_block_of_the_documentation_is_what_it_says() {
     let text = std::fs::read_to_string(&path).unwrap();
     let blocks = blocks(&text);
     assert!(blocks.len() >= 8, "only {} blocks were found", blocks.len());
+    // A block marked `file=NAME` is a file that another block extends.
+    let files: Vec<(&str, &str)> = blocks
+        .iter()
+        .filter_map(|(_, mark, body)| Some((mark.split("file=").nth(1)?.trim(), body.as_str())))
+        .collect();
+    let load = |name: &str| {
+        let file = files.iter().find(|(known, _)| *known == name);
+        file.map(|(_, body)| (*body).to_owned())
+            .ok_or_else(|| std::io::Error::from(std::io::ErrorKind::NotFound))
+    };
     let mut with_root = 0;
-    for (line, mark, body) in blocks {
+    for (line, mark, body) in &blocks {
         let place = format!("docs/guests.md:{line}");
+        if mark.contains("file=") {
+            continue;
+        }
         if mark.contains("lock") {
-            Lock::parse(Path::new(&place), &body).unwrap_or_else(|error| panic!("{place}: {error:?}"));
+            Lock::parse(Path::new(&place), body).unwrap_or_else(|error| panic!("{place}: {error:?}"));
             continue;
         }
         // A block shows the nodes it is about; what every guest has goes around it.
-        let whole = if body.contains("guest ") && body.contains("distribution") {
-            body
+        let whole = if body.lines().any(|line| line.starts_with("guest ")) {
+            body.clone()
         } else {
             let rest = [
                 ("distribution", "distribution debian suite=bookworm"),
                 ("kernel", "kernel package=linux-image-amd64"),
                 ("run", "run \"/x\""),
             ];
-            let has = |node: &str| body.lines().any(|line| line.trim_start().starts_with(node));
+            let has = |node: &str| body.lines().any(|line| line.split_whitespace().next() == Some(node));
             let missing =
                 rest.iter().filter(|(node, _)| !(has(node) || *node == "run" && body.contains("image none")));
             let missing: Vec<_> = missing.map(|(_, text)| *text).collect();
             format!("guest shown {{\n{body}\n{}\n}}\n", missing.join("\n"))
         };
-        let read = Recipe::parse(Path::new(&place), &whole);
-        if mark.contains("must-fail") {
-            assert!(read.is_err(), "{place} is read, and should not be");
+        let read = Recipe::parse_with(Path::new(&place), &whole, &load);
+        if let Some((_, code)) = mark.split_once("must-fail=") {
+            let Err(GuestError::Document(problems)) = read else {
+                panic!("{place} is read, and should not be")
+            };
+            let codes: Vec<_> = problems.iter().map(|problem| problem.code()).collect();
+            assert_eq!(codes, [format!("vmprof::guest::{}", code.trim())], "{place}");
         } else {
             let recipe = read.unwrap_or_else(|error| panic!("{place}: {error:?}\n{whole}"));
             with_root += usize::from(recipe.image != Image::None);

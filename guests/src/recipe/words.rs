@@ -83,3 +83,47 @@ pub(crate) const VARIABLE: Form = Form {
     rest: |c| alphanumeric(c) || c == '_',
     longest: 200,
 };
+
+/// A setting below /proc/sys. A slash would lead elsewhere.
+pub(crate) const SYSCTL: Form = Form {
+    what: "a kernel setting's name",
+    made_of: "letters, digits, `.`, `_`, `-` and `:`, as in `vm.swappiness`",
+    first: alphanumeric,
+    rest: |c| alphanumeric(c) || "._-:".contains(c),
+    longest: 200,
+};
+
+/// A user or a group, as useradd takes them.
+pub(crate) const ACCOUNT: Form = Form {
+    what: "a name of a user or a group",
+    made_of: "lower case letters, digits, `-`, `_` and `.`, with a letter or `_` first, 32 at most",
+    first: |c| c.is_ascii_lowercase() || c == '_',
+    rest: |c| lower_alphanumeric(c) || "-_.".contains(c),
+    longest: 32,
+};
+
+/// A disk of a profile; it becomes the device's serial, which ends at 20 bytes (virtio 1.3, 5.2.6).
+pub(crate) const DISK: Form = Form {
+    what: "a disk's name",
+    made_of: "letters, digits, `.`, `_` and `-`, with a letter or digit first, 20 at most, as in the profile",
+    first: alphanumeric,
+    rest: |c| alphanumeric(c) || "._-".contains(c),
+    longest: 20,
+};
+
+pub(crate) const SERVICE: Form = Form {
+    what: "a service's name",
+    made_of: "letters, digits, `-`, `_`, `.` and `@`, with a letter or digit first, 64 at most",
+    first: alphanumeric,
+    rest: |c| alphanumeric(c) || "-_.@".contains(c),
+    longest: 64,
+};
+
+/// systemd.unit(5).
+pub(crate) const UNIT: Form = Form {
+    what: "a unit's name",
+    made_of: "letters, digits and `:-_.\\@`",
+    first: |c| alphanumeric(c) || "_-".contains(c),
+    rest: |c| alphanumeric(c) || ":-_.\\@".contains(c),
+    longest: 255,
+};

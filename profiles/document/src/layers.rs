@@ -3,7 +3,7 @@
 
 use std::io;
 
-use kdl::{KdlDocument, KdlNode, KdlValue};
+use kdl::{KdlDocument, KdlEntry, KdlNode, KdlValue};
 use miette::SourceSpan;
 
 use crate::Document;
@@ -254,16 +254,20 @@ impl Loading<'_> {
         for root in own.nodes_mut().iter_mut().filter(|node| node.name().value() == layering.root) {
             let Some(children) = root.children_mut() else { continue };
             for node in children.nodes_mut().iter_mut() {
-                if !layering.paths.contains(&node.name().value()) {
-                    continue;
-                }
-                let Some(entry) = node.entries_mut().iter_mut().find(|e| e.name().is_none()) else {
-                    continue;
+                let name = node.name().value().to_owned();
+                let is_path = |entry: &KdlEntry, first: bool| match entry.name() {
+                    None => first && layering.paths.contains(&name.as_str()),
+                    Some(key) => layering.path_properties.contains(&(name.as_str(), key.value())),
                 };
-                if let Some(path) = entry.value().as_string().filter(|p| !p.is_empty() && !p.starts_with('/'))
-                {
-                    let joined = join(here, path);
-                    entry.set_value(joined);
+                let mut first = true;
+                for entry in node.entries_mut() {
+                    let here_is = is_path(entry, first);
+                    first &= entry.name().is_some();
+                    let path = entry.value().as_string().filter(|p| !p.is_empty() && !p.starts_with('/'));
+                    if let Some(path) = path.filter(|_| here_is) {
+                        let joined = join(here, path);
+                        entry.set_value(joined);
+                    }
                 }
             }
         }

@@ -23,6 +23,7 @@
 //! ```
 
 mod cursor;
+mod duration;
 mod foreign;
 mod format;
 mod layers;
@@ -42,6 +43,7 @@ use kdl::KdlDocument;
 pub use miette::SourceSpan;
 
 pub use cursor::{Block, Node};
+pub use duration::{DurationError, format_duration, parse_duration};
 pub use foreign::{Foreign, Kind};
 pub use format::format;
 pub use layers::Load;

@@ -18,6 +18,8 @@ pub struct Layering {
     pub own: &'static [&'static str],
     /// Nodes directly in it whose first argument is a path, relative to the file that it stands in.
     pub paths: &'static [&'static str],
+    /// Properties of nodes directly in it that are such paths: node, key.
+    pub path_properties: &'static [(&'static str, &'static str)],
     /// What is not merged piece by piece.
     pub rules: &'static [Rule],
 }
@@ -56,6 +58,8 @@ pub enum Over {
     Pieces,
     /// The upper node stands in its place.
     Whole,
+    /// It stays, and the upper node stands beside it: lists that add up.
+    Beside,
     /// As pieces, and an argument takes the lower one's properties away.
     ArgumentOverProperties,
     /// As pieces, and an argument takes the lower one's braces away, braces its argument.
@@ -80,7 +84,8 @@ impl Layering {
         let mut seen = BTreeSet::new();
         for node in upper {
             let name = node.name().value();
-            let adds = within == self.root && self.accumulated.contains(&name);
+            let adds = within == self.root && self.accumulated.contains(&name)
+                || self.rule(within, name).over == Over::Beside;
             let key = self.key(within, node);
             let place = places.get(&key).copied().filter(|_| !adds && seen.insert(key));
             match place.and_then(|at| lower.get_mut(at)) {

@@ -260,6 +260,11 @@ impl Findings {
         self.sources.line(place)
     }
 
+    /// What stands at a place, as it was written.
+    pub fn written(&self, place: SourceSpan) -> &str {
+        self.sources.written(place)
+    }
+
     /// An error with the area's prefix: `code` is the last word, such as `unknown_node`.
     pub fn error(&self, code: &str, message: impl Into<String>) -> Problem {
         Problem::error(format!("{}::{code}", self.area), message)

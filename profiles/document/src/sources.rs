@@ -74,6 +74,16 @@ impl Sources {
         self.files.get(at).filter(|file| span.offset() <= file.end())
     }
 
+    /// What stands at `span`, as it was written; empty where no text has it.
+    pub fn written(&self, span: SourceSpan) -> &str {
+        let in_file = |file: &SourceFile| {
+            let from = span.offset().checked_sub(file.start)?;
+            Some(from..from.checked_add(span.len())?)
+        };
+        let file = self.file_of(span);
+        file.and_then(|file| file.text.get(in_file(file)?)).unwrap_or_default()
+    }
+
     /// The line that `span` begins in, with the file's path where that is not the first one.
     pub fn line(&self, span: SourceSpan) -> Line {
         let Some(file) = self.file_of(span) else { return Line { number: 1, file: None } };

@@ -5,6 +5,7 @@ use std::ops::RangeInclusive;
 use kdl::{KdlEntry, KdlValue};
 use miette::SourceSpan;
 
+use crate::duration::{self, DurationError, format_duration, parse_duration};
 use crate::foreign::{self, Kind};
 use crate::problem::{Findings, Problem};
 use crate::size::{SizeError, format_size, parse_size, unit_meant};
@@ -153,6 +154,52 @@ impl<'a> Value<'a> {
                 None
             }
         }
+    }
+
+    /// A span of time written as `"90s"`, in milliseconds. A bare number is refused: its unit would be a guess.
+    pub fn duration_ms(&self, range: RangeInclusive<u64>) -> Option<u64> {
+        let text = match self.raw() {
+            _ if self.poisoned() => return None,
+            KdlValue::String(s) => s.as_str(),
+            KdlValue::Integer(n) => {
+                let help = format!("name the unit, in quotes: \"{n}s\" or \"{n}ms\"");
+                return self.refuse("a time with its unit", help);
+            }
+            _ => return self.refuse("a time with its unit", "write it as a quoted string, such as \"30s\""),
+        };
+        let (message, help) = match parse_duration(text) {
+            Ok(ms) if range.contains(&ms) => return Some(ms),
+            Ok(_) => {
+                let (low, high) = (format_duration(*range.start()), format_duration(*range.end()));
+                let message = format!("`{}` is given {text}, outside {low} to {high}", self.subject);
+                let problem = self.problem("out_of_range", message);
+                self.findings.push(problem.help(format!("write \"{low}\" to \"{high}\"")));
+                return None;
+            }
+            Err(error) => {
+                let help = match &error {
+                    DurationError::Unit(unit) => match duration::unit_meant(unit) {
+                        Some(meant) => {
+                            let number = text.trim_end_matches(unit.as_str()).trim_end();
+                            format!("write \"{number}{meant}\"")
+                        }
+                        None => "the units are ms, s, m and h".to_owned(),
+                    },
+                    DurationError::NoUnit(text) => format!("name the unit: \"{text}s\" or \"{text}ms\""),
+                    DurationError::Number(_) | DurationError::TooLong(_) => {
+                        "write a whole number and a unit, such as \"90s\"".to_owned()
+                    }
+                };
+                (format!("`{}` is given no time: {error}", self.subject), help)
+            }
+        };
+        self.findings.push(self.problem("bad_duration", message).help(help));
+        None
+    }
+
+    /// The value as it was written in its file, the key of a property included.
+    pub fn written(&self) -> &'a str {
+        self.findings.written(self.entry.span())
     }
 
     /// One word of a closed list.

@@ -16,6 +16,7 @@ pub(super) static LAYERING: Layering = Layering {
     // A description is about the file that it stands in.
     own: &["description"],
     paths: &["guest"],
+    path_properties: &[],
     rules: &[
         rule(PROFILE, "disk", Key::Argument, Over::Pieces),
         rule(PROFILE, "net", Key::ArgumentAnd("name"), Over::Pieces),

@@ -1,0 +1,226 @@
+//! Who there is: `user`, `group`, and what names one: `owner=`, `groups=`.
+
+use std::collections::BTreeMap;
+
+use vmprof_document::{Block, Node, SourceSpan, Value};
+
+use super::{absolute, formed};
+use crate::accounts;
+use crate::recipe::words::ACCOUNT;
+use crate::recipe::{Group, User};
+
+/// The last id that is one: the next means "no change" to the kernel.
+const LAST_ID: u64 = 0xffff_fffe;
+
+/// What the recipe declares.
+#[derive(Debug, Default)]
+pub(super) struct People {
+    pub(super) users: Vec<User>,
+    pub(super) groups: Vec<Group>,
+}
+
+impl People {
+    pub(super) fn is_empty(&self) -> bool {
+        self.users.is_empty() && self.groups.is_empty()
+    }
+
+    /// The group that a user's files have unless another is named: its own, as far as the recipe can know.
+    fn own_group(&self, user: &str) -> String {
+        let declared = self.users.iter().find(|known| known.name == user || known.uid.to_string() == user);
+        if let Some(user) = declared {
+            return user.gid.to_string();
+        }
+        accounts::own_group_of(user).unwrap_or_else(|| user.to_owned())
+    }
+
+    /// `USER:GROUP`, from `owner=` of a node.
+    pub(super) fn owner(&self, node: &Node<'_>) -> Owner {
+        match node.prop("owner") {
+            None => Owner::Unsaid,
+            Some(value) => self.owner_in(node, value).map_or(Owner::Wrong, Owner::Said),
+        }
+    }
+
+    fn owner_in(&self, node: &Node<'_>, value: Value<'_>) -> Option<String> {
+        let text = account(&value)?;
+        let (user, group) = match text.split_once(':') {
+            Some((user, group)) => (user, Some(group)),
+            None => (text.as_str(), None),
+        };
+        let fits = |name: &str| ACCOUNT.fits(name) || id(name);
+        if !fits(user) || group.is_some_and(|group| !fits(group)) {
+            let problem = value.problem("bad_owner", format!("`{text}` is no owner"));
+            node.findings()
+                .push(problem.help("write `owner=\"USER:GROUP\"`, names or numbers, or the user alone"));
+            return None;
+        }
+        Some(format!("{user}:{}", group.map_or_else(|| self.own_group(user), str::to_owned)))
+    }
+}
+
+/// What a node says of its owner.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Owner {
+    Unsaid,
+    Said(String),
+    /// Reported already.
+    Wrong,
+}
+
+impl Owner {
+    pub(super) fn or_root(self) -> Option<String> {
+        match self {
+            Self::Unsaid => Some("root:root".to_owned()),
+            Self::Said(owner) => Some(owner),
+            Self::Wrong => None,
+        }
+    }
+
+    pub(super) fn said(self) -> Option<String> {
+        match self {
+            Self::Said(owner) => Some(owner),
+            Self::Unsaid | Self::Wrong => None,
+        }
+    }
+}
+
+/// A name, or an id that stands there without quotes.
+pub(super) fn account(value: &Value<'_>) -> Option<String> {
+    if !value.poisoned() && value.raw().is_integer() {
+        return value.u64(0..=LAST_ID).map(|id| id.to_string());
+    }
+    value.text().map(str::to_owned)
+}
+
+/// A user or a group that runs something: a name or an id.
+pub(super) fn runner(node: &Node<'_>, value: Value<'_>) -> Option<String> {
+    let name = account(&value)?;
+    if ACCOUNT.fits(&name) || id(&name) {
+        return Some(name);
+    }
+    let problem = value.problem("bad_name", format!("`{name}` cannot be {}", ACCOUNT.what));
+    node.findings().push(problem.help(format!("it is made of {}; or write an id", ACCOUNT.made_of)));
+    None
+}
+
+fn id(text: &str) -> bool {
+    text.parse::<u64>().is_ok_and(|id| id <= LAST_ID)
+}
+
+pub(super) fn people(body: &Block<'_>) -> People {
+    let mut groups = Vec::new();
+    let mut ids = Ids::default();
+    for node in body.all("group") {
+        let name = named(&node, "a group's name", "write `group NAME gid=110`");
+        let gid = node.required_prop("gid", "write `gid=110`: ids are part of the image, so they are fixed");
+        let gid = gid.and_then(id_of);
+        if let Some((name, gid)) = name.zip(gid)
+            && ids.is_new(&node, &name, gid)
+        {
+            groups.push(Group { name, gid });
+        }
+        node.finish();
+    }
+    let mut users = Vec::new();
+    let mut ids = Ids::default();
+    for node in body.all("user") {
+        let user = user(&node, &groups);
+        users.extend(user.filter(|user| ids.is_new(&node, &user.name, user.uid)));
+        node.finish();
+    }
+    for user in &users {
+        let clash = groups.iter().find(|group| group.name == user.name && group.gid != user.gid);
+        let has_group = groups.iter().any(|group| group.gid == user.gid);
+        if let Some((group, place)) = clash.filter(|_| !has_group).zip(ids.places.get(&user.name)) {
+            let message =
+                format!("user `{0}` has group {1}, and group `{0}` is {2}", user.name, user.gid, group.gid);
+            let problem = body.findings().error("contradiction", message).at(*place, "here");
+            body.findings().push(problem.help("leave `gid=` of the user out, or give both the same number"));
+        }
+    }
+    People { users, groups }
+}
+
+/// Names and ids so far, of users or of groups.
+#[derive(Debug, Default)]
+struct Ids {
+    places: BTreeMap<String, SourceSpan>,
+    ids: BTreeMap<u32, String>,
+}
+
+impl Ids {
+    fn is_new(&mut self, node: &Node<'_>, name: &str, id: u32) -> bool {
+        let (found, here) = (node.findings(), node.name_span());
+        let what = node.name();
+        if let Some(first) = self.places.insert(name.to_owned(), here) {
+            let problem = found.error("duplicate_name", format!("{what} `{name}` stands twice"));
+            let problem = problem.at(here, "again here").at(first, "first here");
+            found.push(problem.help(format!("keep one `{what} {name}`")));
+            return false;
+        }
+        if let Some(holder) = self.ids.insert(id, name.to_owned()) {
+            let first = self.places.get(&holder).copied().unwrap_or(here);
+            let message = format!("{what}s `{holder}` and `{name}` have the same id, {id}");
+            let problem = found.error("duplicate_id", message).at(here, "again here").at(first, "first here");
+            found.push(problem.help("give each a number of its own"));
+            return false;
+        }
+        true
+    }
+}
+
+fn named<'a>(node: &Node<'a>, what: &'a str, help: &str) -> Option<String> {
+    node.required_arg(what, help).and_then(|v| formed(node.findings(), v, &ACCOUNT))
+}
+
+fn id_of(value: Value<'_>) -> Option<u32> {
+    value.u64(0..=LAST_ID).and_then(|id| u32::try_from(id).ok())
+}
+
+fn user(node: &Node<'_>, known: &[Group]) -> Option<User> {
+    let found = node.findings();
+    let name = named(node, "a user's name", "write `user NAME uid=101`");
+    let uid = node.required_prop("uid", "write `uid=101`: ids are part of the image, so they are fixed");
+    let uid = uid.and_then(id_of);
+    let gid = node.prop("gid").map(id_of);
+    let home = match node.prop("home") {
+        None => Some("/nonexistent".to_owned()),
+        // Debian's own accounts have it, too.
+        Some(value) if value.raw().as_string() == Some("/") => Some("/".to_owned()),
+        Some(value) => absolute(found, value).filter(|path| in_passwd(node, value, path)),
+    };
+    let shell = match node.prop("shell") {
+        None => Some("/usr/sbin/nologin".to_owned()),
+        Some(value) => absolute(found, value).filter(|path| in_passwd(node, value, path)),
+    };
+    let mut groups = Vec::new();
+    if let Some(value) = node.prop("groups") {
+        for name in value.text().unwrap_or_default().split(',').map(str::trim) {
+            if ACCOUNT.fits(name) {
+                groups.push(name.to_owned());
+            } else if !value.poisoned() && value.raw().is_string() {
+                let problem = value.problem("bad_name", format!("`{name}` cannot be a group's name"));
+                found.push(problem.help("write names with commas between them: `groups=\"adm,ssl-cert\"`"));
+            }
+        }
+    }
+    groups.sort();
+    groups.dedup();
+    let (name, uid) = (name?, uid?);
+    let gid = match gid {
+        Some(written) => written?,
+        None => known.iter().find(|group| group.name == name).map_or(uid, |group| group.gid),
+    };
+    Some(User { name, uid, gid, groups, home: home?, shell: shell? })
+}
+
+/// The fields of /etc/passwd end at a colon.
+fn in_passwd(node: &Node<'_>, value: Value<'_>, path: &str) -> bool {
+    if path.contains(':') {
+        let problem =
+            value.problem("bad_path", format!("`{path}` has a colon, which ends a field of /etc/passwd"));
+        node.findings().push(problem.help("choose a path without one"));
+        return false;
+    }
+    true
+}
