@@ -1,50 +1,9 @@
 //! CRC-32C (Castagnoli), as ext4 sums its metadata: started with a seed, never complemented at the end.
 
-const POLYNOMIAL: u32 = 0x82f6_3b78;
-const TABLES: [[u32; 256]; 8] = tables();
-
-/// `TABLES[k][b]`: what byte `b` adds when `k` more bytes follow it.
-const fn tables() -> [[u32; 256]; 8] {
-    let mut tables = [[0; 256]; 8];
-    let mut byte = 0;
-    while byte < 256 {
-        let mut sum = byte as u32;
-        let mut bit = 0;
-        while bit < 8 {
-            sum = if sum & 1 == 1 { (sum >> 1) ^ POLYNOMIAL } else { sum >> 1 };
-            bit += 1;
-        }
-        tables[0][byte] = sum;
-        byte += 1;
-    }
-    let mut table = 1;
-    while table < 8 {
-        let mut byte = 0;
-        while byte < 256 {
-            let shorter = tables[table - 1][byte];
-            tables[table][byte] = (shorter >> 8) ^ tables[0][(shorter & 0xff) as usize];
-            byte += 1;
-        }
-        table += 1;
-    }
-    tables
-}
-
 /// The sum of `bytes` after what gave `seed`; a new sum starts with all ones.
 pub(super) fn crc32c(seed: u32, bytes: &[u8]) -> u32 {
-    let mut sum = seed;
-    let (eights, rest) = bytes.as_chunks::<8>();
-    for eight in eights {
-        let word = u64::from_le_bytes(*eight) ^ u64::from(sum);
-        sum = 0;
-        for (index, byte) in word.to_le_bytes().into_iter().enumerate() {
-            sum ^= TABLES[7 - index][usize::from(byte)];
-        }
-    }
-    for byte in rest {
-        sum = (sum >> 8) ^ TABLES[0][((sum ^ u32::from(*byte)) & 0xff) as usize];
-    }
-    sum
+    // The library takes and gives sums complemented, as network protocols have them.
+    !::crc32c::crc32c_append(!seed, bytes)
 }
 
 /// The sums of one filesystem: each begins with its UUID, most go on with what the block belongs to.

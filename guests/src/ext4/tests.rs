@@ -133,7 +133,7 @@ fn every_kind_of_node_is_read_back_and_clean() {
 #[test]
 fn images_of_every_size_are_clean() {
     let tree = everything();
-    for mib in [8, 9, 63, 127, 128, 129, 131, 160, 256, 1023, 2048, 2049, 2055, 5000, 40_000, 4 << 20] {
+    for mib in [8, 9, 63, 127, 128, 129, 131, 160, 256, 1023, 2048, 2049, 2055, 5000, 40_000] {
         let file = image(&tree, Some(mib << 20));
         assert_eq!(file.as_file().metadata().unwrap().len(), mib << 20);
         assert_clean(&format!("{mib} MiB"), &file);
@@ -190,11 +190,15 @@ fn files_in_many_extents_are_clean() {
 
 #[test]
 fn a_file_goes_on_behind_the_metadata_of_the_next_groups() {
-    let content: Vec<u8> = (0..300u32 << 8).flat_map(|n| [n.to_le_bytes(); 1024].concat()).collect();
+    // Two groups of 128 MiB, and a byte in each block that says which it is.
+    let mut content = vec![1; 260 << 20];
+    for (number, block) in content.chunks_mut(BLOCK).enumerate() {
+        block[0] = number as u8;
+    }
     let tree = tree_of([("large".to_owned(), Node::file(0o644, content))]);
     let image = image(&tree, None);
-    assert_clean("300 MiB", &image);
-    assert_read_back("300 MiB", &tree, &image);
+    assert_clean("260 MiB", &image);
+    assert_read_back("260 MiB", &tree, &image);
 }
 
 #[test]
@@ -326,11 +330,11 @@ fn trees() -> impl Strategy<Value = Tree> {
     let path = proptest::collection::vec("[a-cé]{1,2}", 1..4).prop_map(|parts| parts.join("/"));
     proptest::collection::vec((path, node(), proptest::option::of(0usize..5)), 0..40).prop_map(|things| {
         let mut tree = Tree::default();
-        for (path, node, twin) in things {
+        for (number, (path, node, twin)) in things.into_iter().enumerate() {
             // Whatever does not go there for what is above it is left out.
             let put = tree.put(&path, node.clone(), &Origin::Recipe);
             if let (Ok(()), Some(twin), false) = (put, twin, node.kind == Kind::Directory) {
-                let shared = Node { inode: Some(Arc::from(path.as_str())), ..node };
+                let shared = Node { inode: Some(Arc::from(format!("{number}"))), ..node };
                 tree.remove(&path);
                 for name in [path, format!("twin{twin}")] {
                     tree.remove(&name);
@@ -338,7 +342,6 @@ fn trees() -> impl Strategy<Value = Tree> {
                 }
             }
         }
-        // What is left of twins whose other name was taken is no twin any more.
         tree
     })
 }
