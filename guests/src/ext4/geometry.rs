@@ -13,9 +13,17 @@ const DESCRIPTORS_PER_BLOCK: u64 = (BLOCK / DESCRIPTOR_BYTES) as u64;
 /// A last group with less room than this beside its metadata is not worth having.
 const LEAST_ROOM: u64 = 64;
 
-/// Bytes for which mke2fs makes an inode: one in 16 KiB, from 4 TiB on in 32 KiB.
+/// For how many bytes there is an inode: as mke2fs decides for small, usual and big filesystems.
 fn bytes_per_inode(bytes: u64) -> u64 {
-    if bytes < 4 << 40 { 16 << 10 } else { 32 << 10 }
+    const MIB: u64 = 1 << 20;
+    const TIB: u64 = 1 << 40;
+    if bytes < 512 * MIB {
+        4 << 10
+    } else if bytes < 4 * TIB {
+        16 << 10
+    } else {
+        32 << 10
+    }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
