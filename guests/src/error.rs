@@ -259,6 +259,16 @@ pub enum GuestError {
     #[diagnostic(code(vmprof::guest::image_format))]
     ImageFormat { format: &'static str, problem: String },
 
+    #[error("the {format} image of {} MiB is too small: what goes into it needs {} MiB", asked >> 20, needed >> 20)]
+    #[diagnostic(
+        code(vmprof::guest::image_too_small),
+        help(
+            "give `format {format}` a size of at least \"{}MiB\", or none: then it is what its files need and half as much again",
+            needed >> 20
+        )
+    )]
+    ImageTooSmall { format: &'static str, asked: u64, needed: u64 },
+
     #[error("building `{what}` twice gave different bytes: {difference}")]
     #[diagnostic(
         code(vmprof::guest::not_deterministic),
@@ -359,7 +369,8 @@ impl GuestError {
             | Self::NoSystemd { .. }
             | Self::NoUnit { .. }
             | Self::UnitNotEnabled { .. }
-            | Self::MissingLibraries { .. } => FailureClass::Invalid,
+            | Self::MissingLibraries { .. }
+            | Self::ImageTooSmall { .. } => FailureClass::Invalid,
             Self::HashMismatch { .. } | Self::StoreDamaged { .. } => FailureClass::HashMismatch,
             Self::NotDeterministic { .. } => FailureClass::NotDeterministic,
             Self::Io { .. }

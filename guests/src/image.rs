@@ -4,6 +4,7 @@ use std::fs::File;
 use std::io::Write;
 
 use crate::error::{GuestError, Result};
+use crate::ext4;
 use crate::recipe::Format;
 use crate::squashfs;
 use crate::tree::Tree;
@@ -12,7 +13,8 @@ use crate::tree::Tree;
 pub(crate) fn write(tree: &Tree, format: Format, name: &str, out: &mut File) -> Result<()> {
     let written = match format {
         Format::Squashfs { compression } => out.write_all(&squashfs::pack(tree, compression)?),
-        Format::Erofs { .. } | Format::Ext4 { .. } => {
+        Format::Ext4 { bytes } => return ext4::pack(tree, bytes, name, out),
+        Format::Erofs { .. } => {
             return Err(GuestError::ImageFormat { format: format.name(), problem: "no writer".to_owned() });
         }
     };
@@ -23,7 +25,8 @@ pub(crate) fn write(tree: &Tree, format: Format, name: &str, out: &mut File) -> 
 pub(crate) fn read(image: &[u8], format: Format) -> Result<Tree> {
     match format {
         Format::Squashfs { .. } => squashfs::unpack(image),
-        Format::Erofs { .. } | Format::Ext4 { .. } => {
+        Format::Ext4 { .. } => ext4::unpack(image),
+        Format::Erofs { .. } => {
             Err(GuestError::ImageFormat { format: format.name(), problem: "no reader".to_owned() })
         }
     }

@@ -22,6 +22,7 @@ mod digest;
 mod elf;
 pub mod emulator;
 mod error;
+mod ext4;
 mod fetch;
 mod image;
 mod init;
