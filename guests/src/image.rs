@@ -5,14 +5,15 @@ use std::io::Write;
 
 use crate::error::{GuestError, Result};
 use crate::recipe::Format;
-use crate::squashfs;
 use crate::tree::Tree;
+use crate::{erofs, squashfs};
 
 /// Writes the tree's image to `out`, an empty file; `name` is what errors call it.
 pub(crate) fn write(tree: &Tree, format: Format, name: &str, out: &mut File) -> Result<()> {
     let written = match format {
         Format::Squashfs { compression } => out.write_all(&squashfs::pack(tree, compression)?),
-        Format::Erofs { .. } | Format::Ext4 { .. } => {
+        Format::Erofs { compressed } => return erofs::pack(tree, compressed, out),
+        Format::Ext4 { .. } => {
             return Err(GuestError::ImageFormat { format: format.name(), problem: "no writer".to_owned() });
         }
     };
@@ -23,7 +24,8 @@ pub(crate) fn write(tree: &Tree, format: Format, name: &str, out: &mut File) -> 
 pub(crate) fn read(image: &[u8], format: Format) -> Result<Tree> {
     match format {
         Format::Squashfs { .. } => squashfs::unpack(image),
-        Format::Erofs { .. } | Format::Ext4 { .. } => {
+        Format::Erofs { .. } => erofs::unpack(image),
+        Format::Ext4 { .. } => {
             Err(GuestError::ImageFormat { format: format.name(), problem: "no reader".to_owned() })
         }
     }

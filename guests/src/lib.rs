@@ -20,6 +20,7 @@ mod deb;
 mod digest;
 mod elf;
 pub mod emulator;
+mod erofs;
 mod error;
 mod fetch;
 mod image;
