@@ -1,14 +1,20 @@
 //! Compressed files: cut into extents, each an LZ4 block of its own that ends where its blocks end, and an index that says
 //! for every 4 KiB of the file which extent they are in (`z_erofs_lcluster_index`).
 
+use vmprof_lz4::Window;
+
+use super::superblock::little;
 use super::{BLOCK_BYTES, problem};
 use crate::error::Result;
-use crate::erofs::superblock::little;
 
-/// Of the file, in one extent. Larger packs tighter, smaller reads less for a page.
-pub(super) const EXTENT_BYTES: usize = 64 << 10;
+/// Of a file, compressed by one thread at a time; a whole number of blocks.
+pub(super) const PART_BYTES: usize = 1 << 20;
+/// Entries of the index, each for a block of content, that one extent takes. Larger packs tighter, smaller reads less for
+/// a page. Between the two it ends where it fills its blocks best.
+const MOST_CLUSTERS: usize = vmprof_lz4::MOST_BYTES / BLOCK_BYTES;
+const FEWEST_CLUSTERS: usize = MOST_CLUSTERS / 2;
 /// Of one compressed extent; an extent that does not save a block is stored as it is.
-pub(super) const MOST_BLOCKS: u16 = (EXTENT_BYTES / BLOCK_BYTES) as u16;
+pub(super) const MOST_BLOCKS: u16 = MOST_CLUSTERS as u16;
 
 const HEADER_BYTES: usize = 8;
 /// `Z_EROFS_ADVISE_BIG_PCLUSTER_1`: an extent may have more than one block.
@@ -23,36 +29,54 @@ const NOT_HEAD: u16 = 2;
 /// In the first entry behind a head: not how far back that is, but how many blocks its extent has.
 const BLOCK_COUNT: u16 = 1 << 11;
 
-/// One extent's bytes as they are stored.
+/// An extent, ready to be stored.
 #[derive(Debug)]
-pub(super) enum Packed {
-    /// Whole blocks, zeros first.
-    Lz4(Vec<u8>),
-    /// No smaller.
-    Plain,
+pub(super) struct Packed {
+    /// Of content.
+    pub(super) bytes: usize,
+    /// Whole blocks, zeros first; `None` for content that is no smaller compressed.
+    pub(super) compressed: Option<Vec<u8>>,
 }
 
-/// Compresses the content of one extent.
-pub(super) fn pack(content: &[u8]) -> Result<Packed> {
-    let mut room = vec![0; lz4_flex::block::get_maximum_output_size(content.len())];
-    let size = lz4_flex::block::compress_into(content, &mut room)
-        .map_err(|error| problem(format!("LZ4: {error}")))?;
-    let stored = size.next_multiple_of(BLOCK_BYTES);
-    let clusters = content.len().div_ceil(BLOCK_BYTES);
-    let one_block = stored == BLOCK_BYTES;
-    // How many blocks it has stands in the second entry, which a tail of two entries needs to say where it ends.
-    let countable = clusters > 2 || content.len() == 2 * BLOCK_BYTES;
-    if stored >= clusters * BLOCK_BYTES || !(one_block || countable) {
-        return Ok(Packed::Plain);
+/// Cuts a part of a file into extents and compresses them.
+pub(super) fn pack(mut part: &[u8]) -> Vec<Packed> {
+    let mut extents = Vec::new();
+    while !part.is_empty() {
+        let window = Window::new(part);
+        let bytes = if part.len() <= vmprof_lz4::MOST_BYTES { part.len() } else { best_end(&window) };
+        extents.push(Packed { bytes, compressed: compressed(&window, bytes) });
+        part = part.get(bytes..).unwrap_or_default();
     }
-    let mut bytes = vec![0; stored - size];
-    bytes.extend(room.get(..size).unwrap_or_default());
-    Ok(Packed::Lz4(bytes))
+    extents
+}
+
+/// Where an extent takes the fewest blocks for what it holds.
+fn best_end(window: &Window<'_>) -> usize {
+    let sizes = window.sizes(BLOCK_BYTES);
+    let ends = sizes.iter().enumerate().map(|(index, size)| (index + 1, size.div_ceil(BLOCK_BYTES)));
+    let best = ends
+        .filter(|(clusters, _)| *clusters >= FEWEST_CLUSTERS)
+        .reduce(|best, next| if next.1 * best.0 <= best.1 * next.0 { next } else { best });
+    best.map_or(MOST_CLUSTERS, |(clusters, _)| clusters) * BLOCK_BYTES
+}
+
+fn compressed(window: &Window<'_>, bytes: usize) -> Option<Vec<u8>> {
+    let block = window.block(bytes);
+    let stored = block.len().next_multiple_of(BLOCK_BYTES);
+    let clusters = bytes.div_ceil(BLOCK_BYTES);
+    // How many blocks it has stands in the second entry, which a tail of two entries needs to say where it ends.
+    let countable = clusters > 2 || bytes == 2 * BLOCK_BYTES || stored == BLOCK_BYTES;
+    if stored >= clusters * BLOCK_BYTES || !countable {
+        return None;
+    }
+    Some([vec![0; stored - block.len()], block].concat())
 }
 
 /// Where an extent was put.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Extent {
+    /// Of content.
+    pub(super) bytes: usize,
     pub(super) compressed: bool,
     pub(super) block: u32,
     pub(super) blocks: u32,
@@ -63,7 +87,7 @@ pub(super) fn index_bytes(size: usize) -> usize {
     INDEX_START + ENTRY_BYTES * size.div_ceil(BLOCK_BYTES)
 }
 
-/// The index of a file whose extents all have [`EXTENT_BYTES`], the last one what is left.
+/// The index of a file of these extents, which all but the last one are whole blocks of content.
 pub(super) fn encode_index(size: usize, extents: &[Extent]) -> Vec<u8> {
     let mut index = Vec::with_capacity(index_bytes(size));
     index.extend([0; 4]);
@@ -76,10 +100,8 @@ pub(super) fn encode_index(size: usize, extents: &[Extent]) -> Vec<u8> {
         }
     };
     let block = |block: u32| (block as u16, (block >> 16) as u16);
-    let mut left = size;
     for extent in extents {
-        let bytes = left.min(EXTENT_BYTES);
-        left -= bytes;
+        let bytes = extent.bytes;
         let clusters = bytes.div_ceil(BLOCK_BYTES);
         if !extent.compressed {
             for number in 0..clusters as u32 {

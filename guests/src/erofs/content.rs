@@ -3,7 +3,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 
-use super::compress::{self, EXTENT_BYTES, Extent, Packed};
+use super::compress::{self, Extent, PART_BYTES, Packed};
 use super::inode::Shape;
 use super::inventory::{Inventory, Item};
 use super::{BLOCK_BYTES, Blocks, directory};
@@ -26,7 +26,9 @@ pub(super) struct Body {
 pub(super) enum Stored {
     /// In whole blocks from this one on; what they do not hold follows the inode. A directory's blocks are written when
     /// all inodes have their numbers: until then it is 0, as where there are none.
-    Flat { block: u32 },
+    Flat {
+        block: u32,
+    },
     Compressed(Vec<Extent>),
 }
 
@@ -47,7 +49,7 @@ pub(super) fn write(inventory: &Inventory<'_>, compressed: bool, out: &mut Block
         let mut packed = if compressed { pack(&batch)? } else { BTreeMap::new() };
         for (at, item) in batch.into_iter().enumerate() {
             let extents = packed.remove(&at).unwrap_or_default();
-            let compressed = extents.iter().any(|packed| matches!(packed, Packed::Lz4(_)));
+            let compressed = extents.iter().any(|packed| packed.compressed.is_some());
             if compressed {
                 bodies.push(put_compressed(item, &extents, out)?);
                 continue;
@@ -72,20 +74,20 @@ fn content<'a>(item: &Item<'a>) -> &'a [u8] {
     }
 }
 
-/// The extents of every file of the batch that has more than a block.
+/// The extents of every file of the batch that has more than a block. A part of a file is one thread's work, so that the
+/// largest file does not keep all others waiting.
 fn pack(batch: &[&Item<'_>]) -> Result<BTreeMap<usize, Vec<Packed>>> {
     let files = batch.iter().enumerate().filter(|(_, item)| matches!(item.node.kind, Kind::File(_)));
-    let extents: Vec<(usize, &[u8])> = files
+    let parts: Vec<(usize, &[u8])> = files
         .filter(|(_, item)| content(item).len() > BLOCK_BYTES)
-        .flat_map(|(at, item)| content(item).chunks(EXTENT_BYTES).map(move |extent| (at, extent)))
+        .flat_map(|(at, item)| content(item).chunks(PART_BYTES).map(move |part| (at, part)))
         .collect();
-    let packed = in_parallel(extents.len(), |number| match extents.get(number) {
-        Some((_, content)) => compress::pack(content),
-        None => Ok(Packed::Plain),
+    let packed = in_parallel(parts.len(), |number| {
+        Ok(parts.get(number).map_or_else(Vec::new, |(_, part)| compress::pack(part)))
     })?;
     let mut files: BTreeMap<usize, Vec<Packed>> = BTreeMap::new();
-    for ((at, _), packed) in extents.iter().zip(packed) {
-        files.entry(*at).or_default().push(packed);
+    for ((at, _), packed) in parts.iter().zip(packed) {
+        files.entry(*at).or_default().extend(packed);
     }
     Ok(files)
 }
@@ -107,14 +109,14 @@ fn repeated(items: &[Item<'_>]) -> HashMap<usize, blake3::Hash> {
 
 fn put_compressed(item: &Item<'_>, extents: &[Packed], out: &mut Blocks<'_>) -> Result<Body> {
     let content = content(item);
+    let mut left = content;
     let mut put = Vec::with_capacity(extents.len());
-    for (packed, plain) in extents.iter().zip(content.chunks(EXTENT_BYTES)) {
-        let (compressed, bytes) = match packed {
-            Packed::Lz4(bytes) => (true, bytes.as_slice()),
-            Packed::Plain => (false, plain),
-        };
-        let block = out.put(bytes)?;
-        put.push(Extent { compressed, block, blocks: out.next - block });
+    for packed in extents {
+        let (plain, rest) = left.split_at_checked(packed.bytes).unwrap_or((left, &[]));
+        left = rest;
+        let block = out.put(packed.compressed.as_deref().unwrap_or(plain))?;
+        let compressed = packed.compressed.is_some();
+        put.push(Extent { bytes: packed.bytes, compressed, block, blocks: out.next - block });
     }
     let shape = Shape::compressed(item, content.len())?;
     Ok(Body { size: content.len(), shape, stored: Stored::Compressed(put) })

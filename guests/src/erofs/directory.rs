@@ -101,7 +101,11 @@ pub(super) fn decode(content: &[u8]) -> Result<Vec<(String, u64)>> {
             let at = entry * ENTRY_BYTES;
             let nid = little(block, at, 8)?;
             let start = little(block, at + 8, 2)? as usize;
-            let end = if entry + 1 < count { little(block, at + 8 + ENTRY_BYTES, 2)? as usize } else { block.len() };
+            let end = if entry + 1 < count {
+                little(block, at + 8 + ENTRY_BYTES, 2)? as usize
+            } else {
+                block.len()
+            };
             let name = block.get(start..end).ok_or_else(torn)?;
             // The last name of a block ends where the zeros begin.
             let name = name.split(|byte| *byte == 0).next().unwrap_or_default();

@@ -71,7 +71,9 @@ pub(super) fn encode(item: &Item<'_>, body: &Body, block: u32, number: u32) -> R
         (_, Kind::CharDevice { major, minor } | Kind::BlockDevice { major, minor }) => {
             (FLAT_PLAIN, device(item.path, *major, *minor)?)
         }
-        (Stored::Compressed(extents), _) => (COMPRESSED_FULL, extents.iter().map(|extent| extent.blocks).sum()),
+        (Stored::Compressed(extents), _) => {
+            (COMPRESSED_FULL, extents.iter().map(|extent| extent.blocks).sum())
+        }
         (Stored::Flat { .. }, _) => (if shape.tail > 0 { FLAT_INLINE } else { FLAT_PLAIN }, block),
     };
     let xattrs = u16::try_from(xattr::count(&shape.xattrs)).unwrap_or(u16::MAX);

@@ -37,12 +37,14 @@ pub(super) fn take(tree: &Tree) -> Result<Inventory<'_>> {
     // Names of one inode must agree in everything; where one was replaced, the word alone joins nothing.
     let mut inodes: BTreeMap<&str, Vec<usize>> = BTreeMap::new();
     let mut at = 0;
-    while let Some(directory) = items.get(at).filter(|item| item.node.kind == Kind::Directory).map(|i| i.path) {
+    while let Some(directory) = items.get(at).filter(|item| item.node.kind == Kind::Directory).map(|i| i.path)
+    {
         let mut entries = Vec::new();
         for (name, path, node) in children.remove(directory).unwrap_or_default() {
             let same = node.inode.as_deref().filter(|_| node.kind != Kind::Directory).and_then(|word| {
                 let known = inodes.entry(word).or_default();
-                let same = known.iter().copied().find(|index| items.get(*index).is_some_and(|i| i.node == node));
+                let same =
+                    known.iter().copied().find(|index| items.get(*index).is_some_and(|i| i.node == node));
                 if same.is_none() {
                     known.push(items.len());
                 }
@@ -62,9 +64,9 @@ pub(super) fn take(tree: &Tree) -> Result<Inventory<'_>> {
             };
             items.push(Item { path, node, links, entries: own });
         }
-        let below = entries.iter().filter(|(_, index)| {
-            items.get(*index).is_some_and(|item| item.node.kind == Kind::Directory)
-        });
+        let below = entries
+            .iter()
+            .filter(|(_, index)| items.get(*index).is_some_and(|item| item.node.kind == Kind::Directory));
         let below = below.count() as u32;
         if let Some(item) = items.get_mut(at) {
             item.links += below;

@@ -78,7 +78,8 @@ impl Superblock {
         }
         let incompat = word(80)?;
         let compressed = incompat == INCOMPAT_PADDING | INCOMPAT_PARAMETERS;
-        if little(block, 12, 1)? != u64::from(BLOCK_BYTES.trailing_zeros()) || !(compressed || incompat == 0) {
+        if little(block, 12, 1)? != u64::from(BLOCK_BYTES.trailing_zeros()) || !(compressed || incompat == 0)
+        {
             return Err(problem("laid out with features that are not vmprof's"));
         }
         let mut uuid = [0; 16];
@@ -106,9 +107,12 @@ pub(super) fn little(bytes: &[u8], at: usize, count: usize) -> Result<u64> {
 /// CRC-32C with all bits set before and nothing inverted after, as the kernel's `crc32c(~0, …)`.
 fn crc32c(bytes: &[u8]) -> u32 {
     bytes.iter().fold(!0, |crc, byte| {
-        (0..8).fold(crc ^ u32::from(*byte), |crc, _| {
-            if crc & 1 == 1 { crc >> 1 ^ 0x82f6_3b78 } else { crc >> 1 }
-        })
+        (0..8).fold(
+            crc ^ u32::from(*byte),
+            |crc, _| {
+                if crc & 1 == 1 { crc >> 1 ^ 0x82f6_3b78 } else { crc >> 1 }
+            },
+        )
     })
 }
 
@@ -125,8 +129,14 @@ mod tests {
 
     #[test]
     fn what_is_written_is_read_and_one_changed_bit_is_seen() {
-        let superblock =
-            Superblock { root_nid: 1, inodes: 7, blocks: 99, meta_block: 44, uuid: [9; 16], compressed: true };
+        let superblock = Superblock {
+            root_nid: 1,
+            inodes: 7,
+            blocks: 99,
+            meta_block: 44,
+            uuid: [9; 16],
+            compressed: true,
+        };
         let mut block = superblock.block();
         assert_eq!(Superblock::read(&block).unwrap(), superblock);
         block[3000] ^= 1;

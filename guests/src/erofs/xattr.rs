@@ -26,7 +26,8 @@ pub(super) fn encode(path: &str, xattrs: &BTreeMap<String, Vec<u8>>) -> Result<V
     let mut encoded = vec![0; HEADER_BYTES];
     for (name, value) in xattrs {
         let refused = |reason: &str| problem(format!("/{path} has the extended attribute {name}: {reason}"));
-        let (index, rest) = split(name).ok_or_else(|| refused("EROFS has no place for names of that kind"))?;
+        let (index, rest) =
+            split(name).ok_or_else(|| refused("EROFS has no place for names of that kind"))?;
         let length = u8::try_from(rest.len()).map_err(|_| refused("a name ends at 255 bytes"))?;
         let size = u16::try_from(value.len()).map_err(|_| refused("a value ends at 65,535 bytes"))?;
         encoded.extend([length, index]);
@@ -68,7 +69,8 @@ pub(super) fn decode(encoded: &[u8]) -> Result<BTreeMap<String, Vec<u8>>> {
         let value = left.get(4 + length..4 + length + size).ok_or_else(cut)?;
         let prefix = PREFIXES.iter().find(|(number, _)| u64::from(*number) == index);
         let (_, prefix) = prefix.ok_or_else(|| problem("an extended attribute of an unknown kind"))?;
-        let rest = std::str::from_utf8(rest).map_err(|_| problem("an extended attribute's name is not text"))?;
+        let rest =
+            std::str::from_utf8(rest).map_err(|_| problem("an extended attribute's name is not text"))?;
         xattrs.insert(format!("{prefix}{rest}"), value.to_vec());
         left = left.get((4 + length + size).next_multiple_of(4)..).unwrap_or_default();
     }
