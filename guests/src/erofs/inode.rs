@@ -10,6 +10,10 @@ use crate::tree::Kind;
 pub(super) const COMPACT_BYTES: usize = 32;
 const EXTENDED_BYTES: usize = 64;
 
+/// Of a file's content, behind its inode. The kernel reads the inodes' blocks one by one, so whoever walks a tree waits for
+/// every block that contents make the inodes take.
+const MOST_TAIL_BYTES: usize = 512;
+
 /// How content is laid out: `erofs_fs.h`'s numbers.
 const FLAT_PLAIN: u16 = 0;
 const COMPRESSED_FULL: u16 = 1;
@@ -40,7 +44,8 @@ impl Shape {
     pub(super) fn flat(item: &Item<'_>, size: usize) -> Result<Self> {
         let mut shape = Self::bare(item, size)?;
         let tail = size % BLOCK_BYTES;
-        if shape.bytes + tail <= BLOCK_BYTES {
+        let near = tail <= MOST_TAIL_BYTES || !matches!(item.node.kind, Kind::File(_));
+        if near && shape.bytes + tail <= BLOCK_BYTES {
             shape.tail = tail;
             shape.bytes += tail;
         }
