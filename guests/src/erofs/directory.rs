@@ -93,7 +93,7 @@ pub(super) fn decode(content: &[u8]) -> Result<Vec<(String, u64)>> {
     for block in content.chunks(BLOCK_BYTES) {
         let torn = || problem("a directory's block is torn");
         let names_at = little(block, 8, 2)? as usize;
-        if names_at < ENTRY_BYTES || names_at % ENTRY_BYTES != 0 || names_at > block.len() {
+        if names_at < ENTRY_BYTES || !names_at.is_multiple_of(ENTRY_BYTES) || names_at > block.len() {
             return Err(torn());
         }
         let count = names_at / ENTRY_BYTES;
