@@ -255,6 +255,15 @@ pub enum GuestError {
     #[diagnostic(code(vmprof::guest::squashfs))]
     Squashfs { problem: String },
 
+    #[error("squashfs: /{path} has the extended attribute {name}, which vmprof's squashfs cannot hold")]
+    #[diagnostic(
+        code(vmprof::guest::squashfs_xattr),
+        help(
+            "write `image root {{ format erofs }}`: that format keeps extended attributes. Or leave the file out with `exclude`"
+        )
+    )]
+    SquashfsXattr { path: String, name: String },
+
     #[error("{format}: {problem}")]
     #[diagnostic(code(vmprof::guest::image_format))]
     ImageFormat { format: &'static str, problem: String },
@@ -361,6 +370,7 @@ impl GuestError {
             | Self::NotAKernel { .. }
             | Self::FileConflict { .. }
             | Self::BadPath { .. }
+            | Self::SquashfsXattr { .. }
             | Self::NoModule { .. }
             | Self::NoProgram { .. }
             | Self::NoMkfs { .. }

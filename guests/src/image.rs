@@ -3,31 +3,27 @@
 use std::fs::File;
 use std::io::Write;
 
-use crate::error::{GuestError, Result};
-use crate::ext4;
+use crate::error::Result;
 use crate::recipe::Format;
-use crate::squashfs;
 use crate::tree::Tree;
+use crate::{erofs, ext4, squashfs};
 
 /// Writes the tree's image to `out`, an empty file; `name` is what errors call it.
 pub(crate) fn write(tree: &Tree, format: Format, name: &str, out: &mut File) -> Result<()> {
-    let written = match format {
-        Format::Squashfs { compression } => out.write_all(&squashfs::pack(tree, compression)?),
-        Format::Ext4 { bytes } => return ext4::pack(tree, bytes, name, out),
-        Format::Erofs { .. } => {
-            return Err(GuestError::ImageFormat { format: format.name(), problem: "no writer".to_owned() });
-        }
-    };
-    written.map_err(crate::error::failed("write the image", name))
+    match format {
+        Format::Squashfs { compression } => out
+            .write_all(&squashfs::pack(tree, compression)?)
+            .map_err(crate::error::failed("write the image", name)),
+        Format::Erofs { compressed } => erofs::pack(tree, compressed, out),
+        Format::Ext4 { bytes } => ext4::pack(tree, bytes, name, out),
+    }
 }
 
 /// Reads an image back into a tree, to compare two of them.
 pub(crate) fn read(image: &[u8], format: Format) -> Result<Tree> {
     match format {
         Format::Squashfs { .. } => squashfs::unpack(image),
+        Format::Erofs { .. } => erofs::unpack(image),
         Format::Ext4 { .. } => ext4::unpack(image),
-        Format::Erofs { .. } => {
-            Err(GuestError::ImageFormat { format: format.name(), problem: "no reader".to_owned() })
-        }
     }
 }

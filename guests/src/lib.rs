@@ -21,6 +21,7 @@ mod deb;
 mod digest;
 mod elf;
 pub mod emulator;
+mod erofs;
 mod error;
 mod ext4;
 mod fetch;

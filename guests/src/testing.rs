@@ -110,6 +110,8 @@ pub(crate) fn kernel_deb() -> Vec<u8> {
         ("virtio_blk", "virtio"),
         ("virtio_console", "virtio"),
         ("squashfs", ""),
+        ("erofs", "libcrc32c"),
+        ("libcrc32c", ""),
         ("overlay", ""),
         ("button", ""),
         ("evdev", ""),

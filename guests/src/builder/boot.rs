@@ -91,8 +91,9 @@ impl Builder<'_> {
 /// The initramfs and its modules' names in loading order.
 pub(super) fn initramfs_bytes(recipe: &Recipe, kernel: &KernelPackage) -> Result<(Vec<u8>, Vec<String>)> {
     let mut names: Vec<&str> = initramfs::NEEDED.to_vec();
-    if recipe.image != Image::None {
-        names.extend(initramfs::FOR_ROOT);
+    if let Image::Root { format, .. } = recipe.image {
+        names.extend(kernel.modules.known(&initramfs::BEFORE_ROOT));
+        names.extend(initramfs::for_root(format));
     }
     names.extend(kernel.modules.known(&initramfs::WELCOME));
     names.extend(recipe.modules.iter().map(String::as_str));
@@ -105,7 +106,11 @@ fn boot_inputs(recipe: &Recipe, lock: &Lock) -> Inputs {
     let mut hasher = Inputs::of("kernel and initramfs");
     hasher.field("builder", BUILDER_VERSION.as_bytes());
     hasher.field("init", blake3::hash(init::PROGRAM).as_bytes());
-    hasher.field("root", if recipe.image == Image::None { b"no" } else { b"yes" });
+    let root = match recipe.image {
+        Image::None => "none",
+        Image::Root { format, .. } => format.name(),
+    };
+    hasher.field("root", root.as_bytes());
     for package in &lock.kernel {
         hasher.field("package", package.sha256.to_string().as_bytes());
     }
