@@ -186,7 +186,7 @@ impl Services {
             }
             Event::Execed(id, run) => {
                 let Some(one) = self.current(id, run) else { return };
-                let State::Starting { probe, .. } = &mut one.state else { return };
+                let State::Starting { probe: probe @ Probe::None, .. } = &mut one.state else { return };
                 match (one.spec.kind, &one.spec.ready) {
                     (ServiceKind::Once, _) | (ServiceKind::Daemon, Ready::Notify) => {}
                     (ServiceKind::Daemon, Ready::Started) => one.ready(id, now, actions),

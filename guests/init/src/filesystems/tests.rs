@@ -124,6 +124,7 @@ fn mkfs_ext4_makes_what_is_found_again_and_an_interrupted_one_is_repeated() {
         eprintln!("skipped: mkfs_ext4_makes_what_is_found_again: no /usr/sbin/mkfs.ext4");
         return;
     }
+    let _alone = crate::reap::ONE_FAMILY_AT_A_TIME.lock();
     // 386 MiB: the last block group, with a copy of the superblock, begins where the first mark lies.
     for bytes in [SMALLEST, 64 * MIB, 386 * MIB] {
         let (_directory, path) = disk(bytes);

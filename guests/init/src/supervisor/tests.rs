@@ -157,7 +157,8 @@ impl Outside {
 
     /// Reads everything and says so; what the streams held, and the grace for what is left.
     fn receive(mut self) -> (String, String, Duration) {
-        self.tell(ToGuest::Received);
+        // It may have heard it before, and be gone.
+        let _ = self.control.get_mut().write_all(&vmprof_job::line(&ToGuest::Received));
         let (mut stdout, mut stderr) = (String::new(), String::new());
         self.stdout.read_to_string(&mut stdout).unwrap();
         self.stderr.read_to_string(&mut stderr).unwrap();
@@ -471,7 +472,8 @@ fn stop_leaves_the_services_time_after_a_command_that_does_not_listen() {
         std::thread::yield_now();
     }
     outside.tell(ToGuest::Stop { grace_ms: 4_000 });
-    assert!(matches!(outside.hear(), FromGuest::Ended { status: Ended::Signaled(9), .. }));
+    let heard = outside.hear();
+    assert!(matches!(heard, FromGuest::Ended { status: Ended::Signaled(9), .. }), "{heard:?}");
     outside.tell(ToGuest::Received);
     outside.await_state("db", |state| *state == ServiceState::Stopped { killed: false });
     outside.receive();
