@@ -230,12 +230,12 @@ impl Keeper {
         let mut events = VecDeque::from([event]);
         while let Some(event) = events.pop_front() {
             for action in self.services.on(event, now) {
-                events.extend(self.act(action, now));
+                events.extend(self.act(action));
             }
         }
     }
 
-    fn act(&mut self, action: Action, now: Instant) -> Option<Event> {
+    fn act(&mut self, action: Action) -> Option<Event> {
         match action {
             Action::Begin(id, run) => {
                 if let Err(because) = self.begin(id, run) {
@@ -286,7 +286,6 @@ impl Keeper {
                 self.told.push(FromGuest::Service { name, state });
             }
         }
-        let _ = now;
         None
     }
 
