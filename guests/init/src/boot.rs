@@ -6,24 +6,24 @@ use std::path::Path;
 use std::time::Duration;
 
 use rustix::fs::OFlags;
-use rustix::process::{Pid, Signal};
 use rustix::time::{ClockId, clock_gettime};
-use vmprof_job::{Ended, FromGuest, JOB_PATH, Job, Root, port};
+use vmprof_job::{FromGuest, Init, JOB_PATH, Job, Root, port};
 
+use crate::become_user::Doorway;
+use crate::cgroups::Cgroups;
 use crate::command::{self, Surroundings};
 use crate::control::Control;
 use crate::failure::Failure;
 use crate::power::{self, Buttons};
 use crate::pump::{FromCommand, ToCommand};
 use crate::reap::Children;
-use crate::supervisor::{Streams, Supervisor};
+use crate::services::{Console, Keeper, Places};
+use crate::supervisor::{FAILURE_HEARD, Launch, Started, Streams, Supervisor};
 use crate::terminal::{self, Terminal};
-use crate::{cpus, disks, job, kmsg, loopback, modules, mounts, ports};
+use crate::{cpus, disks, job, kmsg, loopback, modules, mounts, ports, sysctl, volumes};
 
 /// Devices appear while the kernel probes them; an emulated machine on a busy host takes its time.
 const DEVICE_WAIT: Duration = Duration::from_secs(30);
-/// One line, which nobody reads slowly; a boot that failed need not stand around for longer.
-const FAILURE_HEARD: Duration = Duration::from_secs(15);
 const SERIAL_CONSOLE: &str = "/dev/ttyS0";
 const OURSELVES: &str = "/proc/self/exe";
 
@@ -62,22 +62,51 @@ fn supervise(mut control: Control) -> ! {
         Ok(prepared) => prepared,
         Err(failure) => fail(control, None, &failure),
     };
-    let Some(command) = &job.command else { fail(control, None, &Failure::NoCommand) };
-    let surroundings = Surroundings::of(command);
-    let outlets = match Outlets::open(&command.streams) {
-        Ok(outlets) => outlets,
+    match job.init {
+        Init::Vmprof => {}
+        Init::Systemd => fail(control, None, &Failure::Init("systemd")),
+    }
+    let readied = ready_services(&job).and_then(|keeper| Ok((keeper, launch(job.command.as_ref())?)));
+    let (keeper, launch) = match readied {
+        Ok(readied) => readied,
         Err(failure) => fail(control, None, &failure),
     };
-    control.send(&FromGuest::Ready { uptime_ms: uptime_ms() });
-    let (started, streams) = match outlets.start(&surroundings, command) {
-        Ok(started) => started,
-        Err(failure) => fail(control, Some(&children), &failure),
+    let supervisor = Supervisor {
+        control,
+        children: &children,
+        buttons: Buttons::open(Path::new("/dev/input")),
+        keeper,
+        surroundings: job.command.as_ref().map_or_else(Surroundings::of_root, Surroundings::of),
+        everything: &power::signal_everything,
+        stop_within: Duration::from_millis(job.stop_within_ms),
+        uptime_ms,
     };
-    let buttons = Buttons::open(Path::new("/dev/input"));
-    let everything: &dyn Fn(Signal) = &power::signal_everything;
-    let supervisor = Supervisor { control, children: &children, buttons, streams, surroundings, everything };
-    let grace = supervisor.run(started);
+    let grace = supervisor.run(launch);
     power::end(Some(&children), grace)
+}
+
+/// The services, none of them started.
+fn ready_services(job: &Job) -> Result<Keeper, Failure> {
+    let (cgroups, console) = match job.services.as_slice() {
+        [] => (Cgroups::default(), Console::default()),
+        _ => (Cgroups::mount(), console()),
+    };
+    let doorway = Doorway::ourselves();
+    Keeper::new(job.services.clone(), Places::default(), doorway, cgroups, console)
+}
+
+/// A console of its own, to be written without waiting. A machine without one has the logs.
+fn console() -> Console {
+    let flags = OFlags::NOCTTY.bits() as i32;
+    let opened = OpenOptions::new().write(true).custom_flags(flags).open("/dev/console");
+    opened.and_then(|console| Console::new(console.into())).unwrap_or_default()
+}
+
+/// What starts the command; the ports it needs are looked for now, not when the services are ready.
+fn launch(command: Option<&vmprof_job::Command>) -> Result<Option<Launch<'_>>, Failure> {
+    let Some(command) = command else { return Ok(None) };
+    let outlets = Outlets::open(&command.streams)?;
+    Ok(Some(Box::new(move || outlets.start(&Surroundings::of(command), command))))
 }
 
 /// Tells the outside, as long as there is one, and ends the machine. The port is closed before: closing is answered by
@@ -91,20 +120,19 @@ fn fail(mut control: Control, children: Option<&Children>, failure: &Failure) ->
     power::end(children, Duration::ZERO)
 }
 
-/// Everything the job asks for short of the command.
+/// Everything the job asks for short of services and command; whoever becomes the first process finds it so.
 fn prepare() -> Result<Job, Failure> {
     let job = job::read(&Path::new("/").join(JOB_PATH))?;
     let sys = Path::new("/sys");
     if job.online_cpus {
         cpus::bring_online(&sys.join("devices/system/cpu"))?;
     }
-    if let Root::Disk { serial, filesystem, .. } = &job.root {
+    if let Root::Disk { serial, filesystem, writable } = &job.root {
         let device = disks::find(sys, "root", serial, DEVICE_WAIT)?;
-        mounts::switch_root(&device.node(), filesystem)?;
+        mounts::switch_root(&device.node(), filesystem, *writable)?;
     }
-    for disk in &job.disks {
-        disks::prepare(sys, disk, DEVICE_WAIT)?;
-    }
+    sysctl::write(Path::new("/proc/sys"), &job.sysctl)?;
+    volumes::prepare(sys, &job, DEVICE_WAIT)?;
     for link in &job.links {
         disks::link(sys, link, DEVICE_WAIT)?;
     }
@@ -140,11 +168,7 @@ impl<'a> Outlets<'a> {
         })
     }
 
-    fn start(
-        self,
-        surroundings: &Surroundings,
-        command: &vmprof_job::Command,
-    ) -> Result<(Result<Pid, Ended>, Option<Streams>), Failure> {
+    fn start(self, surroundings: &Surroundings, command: &vmprof_job::Command) -> Result<Started, Failure> {
         match self {
             Outlets::Ports { stdin, stdout, stderr } => {
                 let piped = || {

@@ -43,6 +43,14 @@ impl Captured {
         matches!(self.process, Process::Running(running) if running == pid)
     }
 
+    /// Its process group, as long as it runs.
+    pub(crate) fn running(&self) -> Option<Pid> {
+        match self.process {
+            Process::Running(pid) => Some(pid),
+            Process::Over(_) => None,
+        }
+    }
+
     pub(crate) fn ended(&mut self, status: Ended) {
         self.process = Process::Over(status);
         self.stdout.pipe.writer_ended();

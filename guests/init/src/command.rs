@@ -31,6 +31,16 @@ impl Surroundings {
         Surroundings { environment, directory: PathBuf::from(&command.directory) }
     }
 
+    /// Of helpers in a guest whose job has no command.
+    pub(crate) fn of_root() -> Self {
+        let path = OsStr::from_bytes(DEFAULT_PATH).to_owned();
+        let home = Path::new("/root");
+        let directory = if home.is_dir() { home } else { Path::new("/") };
+        let environment =
+            vec![("HOME".into(), directory.into()), ("PATH".into(), path), ("TERM".into(), "dumb".into())];
+        Surroundings { environment, directory: directory.into() }
+    }
+
     fn path(&self) -> &[u8] {
         let path = self.environment.iter().rev().find(|(name, _)| name == "PATH");
         path.map_or(DEFAULT_PATH, |(_, value)| value.as_bytes())

@@ -13,7 +13,7 @@ use crate::wait::Wait;
 /// Longer than any message: more without an end is not one.
 const LONGEST_LINE: usize = 1 << 20;
 /// Away for this long at the end is away for good.
-const GONE: Duration = Duration::from_secs(2);
+pub(crate) const GONE: Duration = Duration::from_secs(2);
 
 #[derive(Debug)]
 pub(crate) struct Control {
@@ -63,6 +63,11 @@ impl Control {
     pub(crate) fn expect<'a>(&'a self, now: Instant, wait: &mut Wait<'a>) {
         let flags = if self.is_flushed() { PollFlags::IN } else { PollFlags::IN | PollFlags::OUT };
         self.port.expect(flags, now, wait);
+    }
+
+    /// How long nobody has been at the other end.
+    pub(crate) fn away_for(&self, now: Instant) -> Duration {
+        self.port.away_for(now)
     }
 
     pub(crate) fn is_flushed(&self) -> bool {

@@ -3,7 +3,7 @@
 use std::fs;
 use std::path::Path;
 
-use vmprof_job::{JOB_SCHEMA, Job};
+use vmprof_job::{Init, JOB_SCHEMA, Job};
 
 use crate::failure::Failure;
 
@@ -21,14 +21,15 @@ pub(crate) fn read(path: &Path) -> Result<Job, Failure> {
     }
     let job: Job = serde_json::from_value(value).map_err(wrong)?;
     match &job.command {
-        Some(command) if command.argv.is_empty() => Err(Failure::NoCommand),
+        Some(command) if command.argv.is_empty() => Err(Failure::EmptyCommand),
+        None if job.services.is_empty() && job.init == Init::Vmprof => Err(Failure::NoCommand),
         _ => Ok(job),
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use vmprof_job::{Command, Disk, Init, Root, Streams};
+    use vmprof_job::{Command, Disk, Root, Streams};
 
     use super::*;
 
@@ -83,6 +84,8 @@ mod tests {
             Err("the job is of schema `vmprof.job/1`; this first process reads `vmprof.job/2`".into())
         );
         assert!(read_back(br#"{"schema":"vmprof.job/2"}"#).unwrap_err().contains("missing field"));
-        assert_eq!(read_back(&vmprof_job::line(&job(&[]))), Err("the job names no command".into()));
+        assert_eq!(read_back(&vmprof_job::line(&job(&[]))), Err("the job's command has no words".into()));
+        let idle = Job { command: None, ..job(&[]) };
+        assert!(read_back(&vmprof_job::line(&idle)).unwrap_err().ends_with("there is nothing to run"));
     }
 }

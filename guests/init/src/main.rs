@@ -1,14 +1,18 @@
 //! A guest's first process. The kernel starts it from the initramfs; it loads modules, finds ports and disks, makes the
-//! root disk `/`, runs the job's command, reports how that ended, and powers off. What it is told and what it answers is
+//! root disk `/`, mounts what the job mounts, starts its services and its command, reports how that ended, stops everything in
+//! order, and powers off. What it is told and what it answers is
 //! in `vmprof-job`. Guests of `up` and the lab's emulated host run the same program.
 
+mod become_user;
 mod boot;
 mod captured;
+mod cgroups;
 mod command;
 mod control;
 mod cpus;
 mod disks;
 mod failure;
+mod filesystems;
 mod job;
 mod kmsg;
 mod loopback;
@@ -18,8 +22,12 @@ mod ports;
 mod power;
 mod pump;
 mod reap;
+mod services;
 mod supervisor;
+mod sysctl;
 mod terminal;
+mod users;
+mod volumes;
 mod wait;
 
 use std::ffi::OsString;
@@ -38,6 +46,7 @@ fn main() -> ExitCode {
     let arguments: Vec<OsString> = std::env::args_os().skip(1).collect();
     match arguments.split_first() {
         Some((word, rest)) if word == terminal::WORD => ExitCode::from(terminal::become_command(rest)),
+        Some((word, rest)) if word == become_user::WORD => ExitCode::from(become_user::become_user(rest)),
         _ => {
             eprintln!(
                 "vmprof-init is the first process of a guest: the kernel starts it, as process 1, and nobody else."

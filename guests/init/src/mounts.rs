@@ -10,7 +10,10 @@ use std::path::{Path, PathBuf};
 
 use rustix::mount::{MountFlags, UnmountFlags, mount, mount_move, mount_remount, unmount};
 
+use vmprof_job::Filesystem;
+
 use crate::failure::Failure;
+use crate::filesystems;
 
 /// Of the initramfs; the root disk, its writable layer in memory, and both together.
 const LOWER: &str = "/vmprof/lower";
@@ -46,7 +49,7 @@ fn mounted(filesystem: &str, target: &str, flags: MountFlags, data: &CStr) -> Re
     mount_on(filesystem, Path::new(filesystem), Path::new(target), flags, data)
 }
 
-fn mount_on(
+pub(crate) fn mount_on(
     filesystem: &str,
     source: &Path,
     target: &Path,
@@ -58,9 +61,41 @@ fn mount_on(
         .map_err(|source| Failure::Mount { filesystem: filesystem.to_owned(), target: target.into(), source })
 }
 
-/// Makes the filesystem on `device`, read-only, with a writable layer in memory over it, the root of everything; the
-/// kernel's filesystems move along. `/` of the initramfs stays underneath, out of reach: what it need not keep is freed.
-pub(crate) fn switch_root(device: &Path, filesystem: &str) -> Result<(), Failure> {
+/// Makes the filesystem on `device` the root of everything, the kernel's filesystems move along. `/` of the initramfs stays
+/// underneath, out of reach: what it need not keep is freed.
+pub(crate) fn switch_root(device: &Path, filesystem: &str, writable: bool) -> Result<(), Failure> {
+    let unread = |source| Failure::DiskUnread { disk: "root".to_owned(), device: device.into(), source };
+    let ext4 = filesystem == Filesystem::Ext4.name();
+    let check = writable
+        && ext4
+        && fs::File::open(device).and_then(|disk| filesystems::wants_check(&disk)).map_err(unread)?;
+    match writable {
+        false => overlay(device, filesystem)?,
+        // What looks it through lies on it.
+        true if check => mount_on(filesystem, device, Path::new(NEW_ROOT), MountFlags::RDONLY, c"")?,
+        true => mount_on(filesystem, device, Path::new(NEW_ROOT), MountFlags::empty(), c"")?,
+    }
+    // Only loading needed the modules: a few megabytes of memory back. A boot does not fail over it.
+    let _ = fs::remove_dir_all(crate::modules::DIRECTORY);
+    for directory in ["dev", "proc", "sys", "run"] {
+        let target = Path::new(NEW_ROOT).join(directory);
+        let made = if target.is_dir() { Ok(()) } else { fs::create_dir_all(&target) };
+        made.and_then(|()| Ok(mount_move(Path::new("/").join(directory), &target)?))
+            .map_err(|source| Failure::Mount { filesystem: directory.to_owned(), target, source })?;
+    }
+    enter(NEW_ROOT).map_err(Failure::step("making the root disk `/`"))?;
+    if check {
+        if filesystems::check("root", device)?.must_be_mounted_anew() {
+            return Err(Failure::RootRepaired);
+        }
+        mount_remount("/", MountFlags::empty(), c"")
+            .map_err(|error| Failure::step("making the root disk writable")(error.into()))?;
+    }
+    Ok(())
+}
+
+/// Read-only, with a writable layer in memory over it.
+fn overlay(device: &Path, filesystem: &str) -> Result<(), Failure> {
     mount_on(filesystem, device, Path::new(LOWER), MountFlags::RDONLY, c"")?;
     mount_on("tmpfs", Path::new("tmpfs"), Path::new(UPPER), MountFlags::empty(), c"mode=0755")?;
     for layer in ["data", "work"] {
@@ -76,16 +111,7 @@ pub(crate) fn switch_root(device: &Path, filesystem: &str) -> Result<(), Failure
         Path::new(NEW_ROOT),
         MountFlags::empty(),
         c"lowerdir=/vmprof/lower,upperdir=/vmprof/upper/data,workdir=/vmprof/upper/work",
-    )?;
-    // Only loading needed the modules: a few megabytes of memory back. A boot does not fail over it.
-    let _ = fs::remove_dir_all(crate::modules::DIRECTORY);
-    for directory in ["dev", "proc", "sys", "run"] {
-        let target = Path::new(NEW_ROOT).join(directory);
-        fs::create_dir_all(&target)
-            .and_then(|()| Ok(mount_move(Path::new("/").join(directory), &target)?))
-            .map_err(|source| Failure::Mount { filesystem: directory.to_owned(), target, source })?;
-    }
-    enter(NEW_ROOT).map_err(Failure::step("making the root disk `/`"))
+    )
 }
 
 fn enter(root: &str) -> io::Result<()> {

@@ -19,8 +19,6 @@ use crate::mounts;
 use crate::reap::Children;
 use crate::wait::Wait;
 
-/// What the power button means: a stop with this grace.
-pub(crate) const BUTTON_GRACE: Duration = Duration::from_secs(5);
 /// What is left after SIGKILL dies as soon as the kernel lets it.
 const KILLED: Duration = Duration::from_secs(2);
 /// What a terminal still holds would go down with the machine; one that was stopped (Ctrl-S) never lets go of it.

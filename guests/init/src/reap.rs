@@ -4,6 +4,7 @@
 //! Processes are started and reaped by the same thread: the standard library waits for a child whose exec failed, and
 //! must find it.
 
+use std::cell::Cell;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
@@ -15,10 +16,15 @@ use vmprof_job::Ended;
 
 use crate::wait::Wait;
 
+/// So many at a time: who makes orphans faster than they are reaped holds up nothing else.
+const TURN: usize = 1024;
+
 #[derive(Debug)]
 pub(crate) struct Children {
     /// One byte or more since the last look: some child died.
     deaths: OwnedFd,
+    /// The last look ended before the dead did.
+    more: Cell<bool>,
 }
 
 impl Children {
@@ -26,7 +32,7 @@ impl Children {
         let (deaths, signal) = UnixStream::pair()?;
         deaths.set_nonblocking(true)?;
         signal_hook::low_level::pipe::register(Signal::CHILD.as_raw(), signal)?;
-        Ok(Children { deaths: deaths.into() })
+        Ok(Children { deaths: deaths.into(), more: Cell::new(false) })
     }
 
     /// Those that died since the last call.
@@ -34,9 +40,14 @@ impl Children {
         // First the bytes, then the dead: who dies in between is noted again.
         while rustix::io::read(&self.deaths, &mut [0; 64]).is_ok_and(|read| read > 0) {}
         let mut dead = Vec::new();
-        while let Ok(Some((pid, status))) = wait(WaitOptions::NOHANG) {
+        for _ in 0..TURN {
+            let Ok(Some((pid, status))) = wait(WaitOptions::NOHANG) else {
+                self.more.set(false);
+                return dead;
+            };
             dead.extend(ended(status).map(|ended| (pid, ended)));
         }
+        self.more.set(true);
         dead
     }
 
@@ -61,6 +72,9 @@ impl Children {
 
     pub(crate) fn expect<'a>(&'a self, wait: &mut Wait<'a>) {
         wait.on(self.deaths.as_fd(), PollFlags::IN);
+        if self.more.get() {
+            wait.until(Instant::now());
+        }
     }
 }
 

@@ -1,5 +1,6 @@
-//! While the command runs: one thread, one poll, everything non-blocking. Passes the streams on, does what the control
-//! port says, reaps the dead, and reports how the command ended.
+//! The guest at work: one thread, one poll, everything non-blocking. Sees to the services, starts the command when they are
+//! ready, passes its streams on, does what the control port says, reaps the dead, reports how it ended, and stops the
+//! services.
 
 use std::time::{Duration, Instant};
 
@@ -8,11 +9,13 @@ use vmprof_job::{Ended, FromGuest, LINGER_MS, ToGuest};
 
 use crate::captured::Captured;
 use crate::command::Surroundings;
-use crate::control::Control;
+use crate::control::{Control, GONE};
+use crate::failure::Failure;
 use crate::kmsg;
-use crate::power::{BUTTON_GRACE, Buttons};
+use crate::power::Buttons;
 use crate::pump::{FromCommand, ToCommand};
 use crate::reap::Children;
+use crate::services::Keeper;
 use crate::wait::Wait;
 
 /// Output that nobody takes is given up after this long without a reader; a slow reader is waited for.
@@ -21,6 +24,8 @@ const NO_READER: Duration = Duration::from_secs(10);
 const AFTER_KILL: Duration = Duration::from_secs(2);
 /// What processes get that the command leaves behind.
 const LEFT_BEHIND: Duration = Duration::from_secs(2);
+/// One line, which nobody reads slowly; a boot that failed need not stand around for longer.
+pub(crate) const FAILURE_HEARD: Duration = Duration::from_secs(15);
 
 /// The command's streams where they lead to ports.
 #[derive(Debug)]
@@ -30,151 +35,328 @@ pub(crate) struct Streams {
     pub(crate) stderr: FromCommand,
 }
 
+/// How the command came to run, and its streams.
+pub(crate) type Started = (Result<Pid, Ended>, Option<Streams>);
+/// Starts the command, once.
+pub(crate) type Launch<'a> = Box<dyn FnOnce() -> Result<Started, Failure> + 'a>;
+
 pub(crate) struct Supervisor<'a> {
     pub(crate) control: Control,
     pub(crate) children: &'a Children,
     pub(crate) buttons: Buttons,
-    pub(crate) streams: Option<Streams>,
+    pub(crate) keeper: Keeper,
     /// For helpers: what the command has, too.
     pub(crate) surroundings: Surroundings,
     /// Signals all that runs in the guest.
     pub(crate) everything: &'a dyn Fn(Signal),
+    /// What a clean stop may take at most.
+    pub(crate) stop_within: Duration,
+    pub(crate) uptime_ms: fn() -> u64,
 }
 
-enum Command {
+/// What the run is for.
+enum Main<'a> {
+    /// Services are getting ready; then this, or nothing but the services.
+    Awaited(Option<Launch<'a>>),
+    /// The services are all there is.
+    Serving,
     Running(Pid),
     /// Its output may still be on the way.
     Over(Ended),
+    /// The outside was told how it ended, and has until then to say that it knows.
+    Told {
+        until: Instant,
+    },
+    /// Nothing is left but to stop the services.
+    Known,
 }
 
 struct Stop {
-    kill_at: Instant,
+    /// For all that runs.
+    by: Instant,
+    /// For the command: services that it used need their time, too.
+    command_by: Instant,
     killed: bool,
 }
 
-impl Supervisor<'_> {
-    /// Returns when the outside knows how the command ended; the grace is what is left for all others.
-    pub(crate) fn run(mut self, started: Result<Pid, Ended>) -> Duration {
-        let mut command = started.map_or_else(Command::Over, Command::Running);
-        let mut helpers: Vec<Captured> = Vec::new();
-        let mut stop: Option<Stop> = None;
+/// Everything of one run that changes.
+struct Course<'a> {
+    main: Main<'a>,
+    streams: Option<Streams>,
+    helpers: Vec<Captured>,
+    stop: Option<Stop>,
+    /// Of the input, said before there was a command.
+    input_ends: Option<u64>,
+    /// The command shall end by this before it has started.
+    signalled: Option<i32>,
+}
+
+impl<'a> Supervisor<'a> {
+    /// Returns when the outside knows how it ended and the services have stopped; the time is what is left for all others.
+    pub(crate) fn run(mut self, launch: Option<Launch<'a>>) -> Duration {
+        let mut course = Course {
+            main: Main::Awaited(launch),
+            streams: None,
+            helpers: Vec::new(),
+            stop: None,
+            input_ends: None,
+            signalled: None,
+        };
         loop {
             let now = Instant::now();
-            for (pid, status) in self.children.reap() {
-                match &command {
-                    Command::Running(running) if *running == pid => {
-                        self.writer_ended();
-                        command = Command::Over(status);
-                    }
-                    _ => helpers
-                        .iter_mut()
-                        .filter(|helper| helper.is(pid))
-                        .for_each(|helper| helper.ended(status)),
-                }
+            self.reap(&mut course, now);
+            self.obey(&mut course, now);
+            self.kill_late(&mut course, now);
+            for message in self.keeper.step(now) {
+                self.control.send(&message);
             }
-            let mut grace = self.buttons.pressed().then_some(BUTTON_GRACE);
-            for message in self.control.step(now) {
-                match message {
-                    ToGuest::InputEnded { bytes } => {
-                        if let Some(streams) = &mut self.streams {
-                            streams.stdin.ends_after(bytes);
-                        }
-                    }
-                    ToGuest::Signal { number } => signal(&command, number),
-                    ToGuest::Stop { grace_ms } => grace = Some(Duration::from_millis(grace_ms)),
-                    ToGuest::Run { id, argv } => match Captured::start(id, &self.surroundings, &argv) {
-                        Ok(helper) => helpers.push(helper),
-                        Err(error) => {
-                            let errno = error.raw_os_error().unwrap_or_default();
-                            let status = Ended::NotStarted { status: 126, errno };
-                            self.control.send(&FromGuest::Ran {
-                                id,
-                                status,
-                                stdout: "".into(),
-                                stderr: "".into(),
-                            });
-                        }
-                    },
-                    ToGuest::Ping => self.control.send(&FromGuest::Pong),
-                    ToGuest::Received => {
-                        kmsg::error("control: nothing was sent that could have been received")
-                    }
-                }
-            }
-            if let Some(grace) = grace {
-                // A second stop may shorten the first, and is asked again; it does not lengthen it.
-                let kill_at = now + grace;
-                let kill_at = stop.as_ref().map_or(kill_at, |stop| stop.kill_at.min(kill_at));
-                stop = Some(Stop { kill_at, killed: stop.is_some_and(|stop| stop.killed) });
-                (self.everything)(Signal::TERM);
-                (self.everything)(Signal::CONT);
-            }
-            if let Some(stop) = &mut stop
-                && !stop.killed
-                && now >= stop.kill_at
-            {
-                (self.everything)(Signal::KILL);
-                stop.killed = true;
-            }
-            if let Some(streams) = &mut self.streams {
+            if let Some(streams) = &mut course.streams {
                 streams.step(now);
             }
-            for answer in helpers.extract_if(.., Captured::step).filter_map(Captured::into_answer) {
+            for answer in course.helpers.extract_if(.., Captured::step).filter_map(Captured::into_answer) {
                 self.control.send(&answer);
             }
+            if self.advance(&mut course, now) {
+                // What changed may change more.
+                continue;
+            }
+            if matches!(course.main, Main::Known) && self.keeper.are_over() {
+                let by = course.stop.as_ref().map(|stop| stop.by.saturating_duration_since(now));
+                return by.unwrap_or(LEFT_BEHIND);
+            }
+            self.sleep(&course, now);
+        }
+    }
 
-            let give_up = stop.as_ref().map(|stop| stop.kill_at + AFTER_KILL);
-            let gave_up = give_up.is_some_and(|instant| now >= instant);
-            let left = stop.as_ref().map_or(LEFT_BEHIND, |stop| stop.kill_at.saturating_duration_since(now));
-            match &command {
-                Command::Over(status) if gave_up || self.is_drained(now) => {
-                    let (stdout, stderr) = self.sent();
-                    self.streams = None;
-                    self.control.send(&FromGuest::Ended { status: *status, stdout, stderr });
-                    let limit = if stop.is_some() { AFTER_KILL } else { Duration::from_millis(LINGER_MS) };
-                    if !self.control.farewell(limit, &mut self.buttons) {
-                        kmsg::error("the outside did not say that it received the command's end");
+    fn reap(&mut self, course: &mut Course, now: Instant) {
+        for (pid, status) in self.children.reap() {
+            match course.main {
+                Main::Running(running) if running == pid => {
+                    if let Some(streams) = &mut course.streams {
+                        streams.stdout.writer_ended();
+                        streams.stderr.writer_ended();
                     }
-                    return left;
+                    course.main = Main::Over(status);
+                    self.stop_services_if_asked(course, now);
                 }
-                // Not even SIGKILL ended it: stuck in the kernel, and power off is what was asked for.
-                Command::Running(_) if gave_up => {
-                    kmsg::error("the command did not end");
-                    return Duration::ZERO;
+                _ if self.keeper.ended(pid, status, now) => {}
+                _ => course
+                    .helpers
+                    .iter_mut()
+                    .filter(|helper| helper.is(pid))
+                    .for_each(|helper| helper.ended(status)),
+            }
+        }
+    }
+
+    /// What the outside wants.
+    fn obey(&mut self, course: &mut Course, now: Instant) {
+        let mut grace = self.buttons.pressed().then_some(self.stop_within);
+        for message in self.control.step(now) {
+            match message {
+                ToGuest::InputEnded { bytes } => match &mut course.streams {
+                    Some(streams) => streams.stdin.ends_after(bytes),
+                    None => course.input_ends = Some(bytes),
+                },
+                ToGuest::Signal { number } => match &course.main {
+                    Main::Running(group) => signal(*group, number),
+                    Main::Awaited(_) | Main::Serving if is_the_end(number) => {
+                        course.signalled = Some(number);
+                        grace = Some(self.stop_within);
+                    }
+                    _ => kmsg::note(format_args!("control: signal {number}, and no command it could be for")),
+                },
+                ToGuest::Stop { grace_ms } => grace = Some(Duration::from_millis(grace_ms)),
+                ToGuest::Run { id, argv } => match Captured::start(id, &self.surroundings, &argv) {
+                    Ok(helper) => course.helpers.push(helper),
+                    Err(error) => {
+                        let errno = error.raw_os_error().unwrap_or_default();
+                        let status = Ended::NotStarted { status: 126, errno };
+                        self.control.send(&FromGuest::Ran {
+                            id,
+                            status,
+                            stdout: "".into(),
+                            stderr: "".into(),
+                        });
+                    }
+                },
+                ToGuest::Ping => self.control.send(&FromGuest::Pong),
+                ToGuest::Received => match course.main {
+                    Main::Told { .. } => course.main = Main::Known,
+                    _ => kmsg::error("control: nothing was sent that could have been received"),
+                },
+            }
+        }
+        if let Some(grace) = grace {
+            self.stop(course, grace, now);
+        }
+    }
+
+    /// A second stop may shorten the first, and is asked again; it does not lengthen it.
+    fn stop(&mut self, course: &mut Course, grace: Duration, now: Instant) {
+        let within = grace.min(self.stop_within);
+        let by = now + within;
+        let command_by = if self.keeper.is_empty() { by } else { now + within / 2 };
+        let (earlier, killed) = match &course.stop {
+            Some(stop) => (Some((stop.by, stop.command_by)), stop.killed),
+            None => (None, false),
+        };
+        let (by, command_by) = earlier.map_or((by, command_by), |(a, b)| (by.min(a), command_by.min(b)));
+        course.stop = Some(Stop { by, command_by, killed });
+        for gentle in [Signal::TERM, Signal::CONT] {
+            self.signal_all_but_services(course, gentle);
+        }
+        match course.main {
+            // The services are for it.
+            Main::Running(_) => {}
+            // It need not be told again.
+            Main::Told { .. } => {
+                course.main = Main::Known;
+                self.keeper.stop(by.saturating_duration_since(now), now);
+            }
+            _ => self.keeper.stop(by.saturating_duration_since(now), now),
+        }
+    }
+
+    fn stop_services_if_asked(&mut self, course: &Course, now: Instant) {
+        if let Some(stop) = &course.stop {
+            self.keeper.stop(stop.by.saturating_duration_since(now), now);
+        }
+    }
+
+    /// Services have an order of their own. Where there are none, everything else is all there is.
+    fn signal_all_but_services(&self, course: &Course, to_all: Signal) {
+        if self.keeper.is_empty() {
+            return (self.everything)(to_all);
+        }
+        let command = match course.main {
+            Main::Running(group) => Some(group),
+            _ => None,
+        };
+        for group in command.into_iter().chain(course.helpers.iter().filter_map(Captured::running)) {
+            let _ = kill_process_group(group, to_all);
+        }
+    }
+
+    fn kill_late(&mut self, course: &mut Course, now: Instant) {
+        let late = course.stop.as_ref().is_some_and(|stop| !stop.killed && now >= stop.command_by);
+        if late {
+            self.signal_all_but_services(course, Signal::KILL);
+            course.stop.iter_mut().for_each(|stop| stop.killed = true);
+        }
+    }
+
+    /// The next part of the run, where this one is at its end.
+    fn advance(&mut self, course: &mut Course<'a>, now: Instant) -> bool {
+        let stopping = course.stop.is_some();
+        let gave_up = course.stop.as_ref().is_some_and(|stop| now >= stop.command_by + AFTER_KILL);
+        match &mut course.main {
+            Main::Awaited(_) | Main::Serving if stopping => {
+                if !self.keeper.are_over() {
+                    return false;
                 }
+                let told = match (&course.main, course.signalled) {
+                    (Main::Awaited(Some(_)), Some(signal)) => {
+                        FromGuest::Ended { status: Ended::Signaled(signal), stdout: 0, stderr: 0 }
+                    }
+                    _ => FromGuest::Stopped { killed: self.keeper.killed() },
+                };
+                self.tell(course, &told, AFTER_KILL, now);
+            }
+            Main::Awaited(_) | Main::Serving if self.keeper.failure().is_some() => {
+                if let Some(failure) = self.keeper.failure() {
+                    self.fail(course, &failure, now);
+                }
+            }
+            Main::Awaited(launch) if self.keeper.are_ready() => {
+                let launch = launch.take();
+                self.control.send(&FromGuest::Ready { uptime_ms: (self.uptime_ms)() });
+                course.main = Main::Serving;
+                match launch.map(|launch| launch()) {
+                    None => {}
+                    Some(Err(failure)) => self.fail(course, &failure, now),
+                    Some(Ok((started, streams))) => {
+                        if streams.is_none() {
+                            self.keeper.leave_console();
+                        }
+                        course.streams = streams;
+                        if let (Some(streams), Some(bytes)) = (&mut course.streams, course.input_ends) {
+                            streams.stdin.ends_after(bytes);
+                        }
+                        course.main = started.map_or_else(Main::Over, Main::Running);
+                    }
+                }
+            }
+            // All that it served with ran once, or has ended by itself.
+            Main::Serving if self.keeper.are_over() => {
+                let stopped = FromGuest::Stopped { killed: Vec::new() };
+                self.tell(course, &stopped, FAILURE_HEARD, now);
+            }
+            Main::Over(status) if gave_up || drained(course.streams.as_ref(), now) => {
+                let status = *status;
+                let sent = course.streams.take().map_or((0, 0), |all| (all.stdout.sent(), all.stderr.sent()));
+                let (stdout, stderr) = sent;
+                let limit = if stopping { AFTER_KILL } else { Duration::from_millis(LINGER_MS) };
+                self.tell(course, &FromGuest::Ended { status, stdout, stderr }, limit, now);
+            }
+            // Not even SIGKILL ended it: stuck in the kernel, and power off is what was asked for.
+            Main::Running(_) if gave_up => {
+                kmsg::error("the command did not end");
+                course.main = Main::Known;
+                self.stop_services_if_asked(course, now);
+            }
+            Main::Told { until } if now >= *until || self.control.away_for(now) >= GONE => {
+                kmsg::error("the outside did not say that it received the end");
+                course.main = Main::Known;
+            }
+            _ => return false,
+        }
+        true
+    }
+
+    /// The services go before the machine does, and need not wait until the outside has read everything.
+    fn tell(&mut self, course: &mut Course, told: &FromGuest, limit: Duration, now: Instant) {
+        self.control.send(told);
+        course.main = Main::Told { until: now + limit };
+        match course.stop {
+            Some(_) => self.stop_services_if_asked(course, now),
+            None => self.keeper.stop(self.stop_within, now),
+        }
+    }
+
+    fn fail(&mut self, course: &mut Course, failure: &Failure, now: Instant) {
+        let message = failure.message();
+        kmsg::error(&message);
+        self.tell(course, &FromGuest::Failed { message }, FAILURE_HEARD, now);
+    }
+
+    fn sleep(&self, course: &Course, now: Instant) {
+        let mut wait = Wait::default();
+        self.children.expect(&mut wait);
+        self.buttons.expect(&mut wait);
+        self.control.expect(now, &mut wait);
+        self.keeper.expect(&mut wait);
+        if let Some(streams) = &course.streams {
+            streams.expect(now, &mut wait);
+        }
+        course.helpers.iter().for_each(|helper| helper.expect(&mut wait));
+        if let Some(stop) = &course.stop {
+            match course.main {
+                _ if !stop.killed => wait.until(stop.command_by),
+                Main::Running(_) | Main::Over(_) => wait.until(stop.command_by + AFTER_KILL),
                 _ => {}
             }
-
-            let mut wait = Wait::default();
-            self.children.expect(&mut wait);
-            self.buttons.expect(&mut wait);
-            self.control.expect(now, &mut wait);
-            if let Some(streams) = &self.streams {
-                streams.expect(now, &mut wait);
-            }
-            helpers.iter().for_each(|helper| helper.expect(&mut wait));
-            if let Some(stop) = &stop {
-                wait.until(if stop.killed { stop.kill_at + AFTER_KILL } else { stop.kill_at });
-            }
-            wait.sleep();
         }
-    }
-
-    fn writer_ended(&mut self) {
-        if let Some(streams) = &mut self.streams {
-            streams.stdout.writer_ended();
-            streams.stderr.writer_ended();
+        if let Main::Told { until } = course.main {
+            wait.until(until);
         }
+        wait.sleep();
     }
+}
 
-    fn is_drained(&self, now: Instant) -> bool {
-        let over = |output: &FromCommand| output.is_drained() || output.stuck_for(now) >= NO_READER;
-        self.streams.as_ref().is_none_or(|streams| over(&streams.stdout) && over(&streams.stderr))
-    }
-
-    fn sent(&self) -> (u64, u64) {
-        self.streams.as_ref().map_or((0, 0), |streams| (streams.stdout.sent(), streams.stderr.sent()))
-    }
+fn drained(streams: Option<&Streams>, now: Instant) -> bool {
+    let over = |output: &FromCommand| output.is_drained() || output.stuck_for(now) >= NO_READER;
+    streams.is_none_or(|streams| over(&streams.stdout) && over(&streams.stderr))
 }
 
 impl Streams {
@@ -191,17 +373,19 @@ impl Streams {
     }
 }
 
-/// To the command's process group, as a terminal would send it. The command may have ended while the message travelled.
-fn signal(command: &Command, number: i32) {
-    match (command, Signal::from_named_raw(number)) {
-        (Command::Running(group), Some(signal)) => {
-            let _ = kill_process_group(*group, signal);
-        }
-        (Command::Running(_), None) => {
-            kmsg::error(format_args!("control: {number} is no signal with a name"))
-        }
-        (Command::Over(_), _) => {}
+/// To the command's process group, as a terminal would send it. It may have ended while the message travelled.
+fn signal(group: Pid, number: i32) {
+    match Signal::from_named_raw(number) {
+        Some(signal) => drop(kill_process_group(group, signal)),
+        None => kmsg::error(format_args!("control: {number} is no signal with a name")),
     }
+}
+
+/// What ends a program that has not asked for anything else; one that has not started yet, too.
+fn is_the_end(number: i32) -> bool {
+    [Signal::HUP, Signal::INT, Signal::QUIT, Signal::KILL, Signal::TERM]
+        .iter()
+        .any(|end| end.as_raw() == number)
 }
 
 #[cfg(test)]

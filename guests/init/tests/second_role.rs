@@ -60,3 +60,63 @@ fn what_cannot_be_done_is_reported_by_kind_and_errno() {
     assert_eq!(report("/dev/null", "/bin/true"), "terminal 25\n");
     assert_eq!(report("/nonexistent/terminal", "/bin/true"), "terminal 2\n");
 }
+
+/// In the role of a service: what it reports, how it ended, and what it wrote.
+fn as_user(ids: &str, groups: &str, directory: &str, argv: &[&str]) -> (String, Option<i32>, String) {
+    let (mut report, reporting) = std::io::pipe().unwrap();
+    let mut command = init();
+    command.args(["as-user", ids, groups, "", directory]).args(argv);
+    let child = command.stdin(reporting).stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
+    drop(command);
+    let mut words = String::new();
+    report.read_to_string(&mut words).unwrap();
+    let output = child.wait_with_output().unwrap();
+    (words, output.status.code(), String::from_utf8(output.stdout).unwrap())
+}
+
+fn own_ids() -> String {
+    format!("{}:{}", rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw())
+}
+
+#[test]
+fn a_service_finds_its_directory_no_input_and_the_usual_umask() {
+    let script = "pwd; umask; cat; echo end of input; exit 7";
+    let (report, status, wrote) = as_user(&own_ids(), "", "/usr", &["sh", "-c", script]);
+    assert_eq!(report, "", "silence on the report is success");
+    assert_eq!((status, wrote.as_str()), (Some(7), "/usr\n0022\nend of input\n"));
+}
+
+#[test]
+fn a_service_that_cannot_start_says_why() {
+    let (report, status, _) = as_user(&own_ids(), "", "/", &["no-such-daemon"]);
+    assert_eq!(
+        (report.as_str(), status),
+        ("starting no-such-daemon: No such file or directory (os error 2)\n", Some(127))
+    );
+    let (report, status, _) = as_user(&own_ids(), "", "/", &["/etc/passwd"]);
+    assert_eq!(
+        (report.as_str(), status),
+        ("starting /etc/passwd: Permission denied (os error 13)\n", Some(126))
+    );
+    let (report, status, _) = as_user(&own_ids(), "", "/nonexistent", &["true"]);
+    assert!(report.starts_with("entering the directory /nonexistent: No such file"), "{report}");
+    assert_eq!(status, Some(126));
+}
+
+#[test]
+fn a_service_runs_as_its_user_with_its_groups_and_no_way_back() {
+    if !rustix::process::geteuid().is_root() {
+        eprintln!(
+            "skipped: a_service_runs_as_its_user_with_its_groups_and_no_way_back: only root may become a user"
+        );
+        return;
+    }
+    let script = "id -u; id -g; id -G; grep -E '^(Uid|Gid|CapEff):' /proc/self/status";
+    let (report, status, wrote) = as_user("12345:23456", "34567,45678", "/", &["sh", "-c", script]);
+    assert_eq!((report.as_str(), status), ("", Some(0)));
+    assert_eq!(
+        wrote,
+        "12345\n23456\n23456 34567 45678\nUid:\t12345\t12345\t12345\t12345\nGid:\t23456\t23456\t23456\t23456\n\
+         CapEff:\t0000000000000000\n"
+    );
+}

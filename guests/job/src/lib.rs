@@ -159,16 +159,20 @@ impl From<&str> for Bytes {
 pub enum ToGuest {
     /// Everything for the stdin port has been written: after `bytes` of it the command sees the end of its input.
     InputEnded { bytes: u64 },
-    /// Send this signal to the command's process group.
+    /// Send this signal to the command's process group. Before the command has started, one that would end it (HUP, INT,
+    /// QUIT, KILL, TERM) stops the guest instead, answered with [`FromGuest::Ended`] and that signal.
     Signal { number: i32 },
-    /// Clean stop: SIGTERM to everything, SIGKILL after a grace of `grace_ms`, then power off.
+    /// Clean stop, all of it within `grace_ms` or the job's `stop_within_ms`, whichever is less: SIGTERM to the command,
+    /// which has half of the time where there are services; then the services in order; SIGKILL to what is left, power off.
+    /// Without services SIGTERM goes to everything at once. Answered with [`FromGuest::Ended`] if the command ran, else
+    /// with [`FromGuest::Stopped`]. The power button means the same, with the job's time.
     Stop { grace_ms: u64 },
     /// Run a helper beside the command, its streams captured, and answer with [`FromGuest::Ran`]. Still running when the
     /// command ends, it ends with it, unanswered.
     Run { id: u64, argv: Vec<Bytes> },
-    /// Are you there? Answered with [`FromGuest::Pong`] from [`FromGuest::Ready`] to [`FromGuest::Ended`].
+    /// Are you there? Answered with [`FromGuest::Pong`] from [`FromGuest::Hello`] on, once the disks and mounts are there.
     Ping,
-    /// The answer to [`FromGuest::Ended`] and [`FromGuest::Failed`]: everything has arrived, the counted bytes of the
+    /// The answer to [`FromGuest::Ended`], [`FromGuest::Stopped`] and [`FromGuest::Failed`]: everything has arrived, the counted bytes of the
     /// streams included, so the guest may power off. What still lies in a port's queue is lost with the machine, so the
     /// guest waits for this, though not for longer than [`LINGER_MS`]: a reader of the output may be slow (a pager), and
     /// an outside that died has taken the machine with it.
@@ -190,12 +194,14 @@ pub enum FromGuest {
     Service { name: String, state: ServiceState },
     /// Root, disks, mounts and services are as the job asks; the command starts now, or the guest serves.
     Ready { uptime_ms: u64 },
-    /// The boot could not be finished: what was asked, what was found.
+    /// The boot could not be finished, or a service without which the guest serves nothing failed for good: what was asked,
+    /// what was found; of a service its last lines.
     Failed { message: String },
     /// The command ended. `stdout` and `stderr` count the bytes it wrote to the ports: the outside has all of them only
-    /// when it has received that many.
+    /// when it has received that many. Services stop after this is sent, and power off waits for them.
     Ended { status: Ended, stdout: u64, stderr: u64 },
-    /// A guest that served was asked to stop, and all its services have ended: the names of those that had to be killed.
+    /// All services have ended, the command never ran: the guest was asked to stop, or nothing was left that serves. The
+    /// names of those that had to be killed.
     /// Answered like [`FromGuest::Ended`].
     Stopped { killed: Vec<String> },
     /// The answer to [`ToGuest::Ping`].

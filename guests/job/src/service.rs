@@ -98,7 +98,7 @@ pub enum ServiceKind {
 pub struct Restart {
     pub when: RestartWhen,
     pub delay_ms: u64,
-    /// More restarts than this within `window_ms` are a failure of the service.
+    /// More restarts than this within `window_ms` are a failure of the service; before it was ever ready none is forgotten.
     pub most: u32,
     pub window_ms: u64,
 }
@@ -129,7 +129,8 @@ pub enum Ready {
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Stop {
-    /// Sent to the service's main process; SIGKILL follows to its whole process group.
+    /// Sent to the service's main process; SIGKILL follows to its whole cgroup, or process group where there are none. A
+    /// signal with a name: real-time signals have none.
     pub signal: i32,
     pub within_ms: u64,
 }
@@ -151,6 +152,7 @@ pub enum ServiceState {
     Failed {
         because: String,
     },
+    /// Of a daemon also: it ended by itself, with 0, and is not to be restarted.
     Stopped {
         /// It had to be killed.
         killed: bool,
