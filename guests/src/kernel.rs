@@ -3,7 +3,7 @@
 
 use std::io::Read as _;
 
-use crate::deb::unpack;
+use crate::packed::unpack;
 
 /// Offsets in the boot protocol's setup header (Documentation/arch/x86/boot.rst).
 const SETUP_SECTS: usize = 0x1f1;

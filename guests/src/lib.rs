@@ -14,6 +14,7 @@
 //! user, with any umask and any number of CPUs.
 
 mod apt;
+mod archive;
 mod builder;
 mod cpio;
 mod deb;
@@ -29,6 +30,7 @@ mod kernel;
 mod lab;
 mod lock;
 mod modules;
+mod packed;
 mod progress;
 mod recipe;
 mod root;

@@ -6,8 +6,8 @@ use std::sync::Arc;
 
 use object::{Object as _, ObjectSection as _};
 
-use crate::deb::unpack;
 use crate::error::{GuestError, Result};
+use crate::packed::unpack;
 
 /// The modules of one kernel.
 #[derive(Debug, Default)]
