@@ -30,6 +30,7 @@ mod kernel;
 mod lab;
 mod lock;
 mod modules;
+mod oci;
 mod packed;
 mod progress;
 mod recipe;
@@ -48,6 +49,7 @@ pub use emulator::Emulator;
 pub use error::{FailureClass, GuestError, MissingLibrary, Result};
 pub use lab::{LabHost, lab_host};
 pub use lock::{Asked, Lock, LockedPackage, Release};
+pub use oci::ImageConfig;
 pub use progress::{Progress, Silent};
 pub use recipe::{
     Compression, Conduct, Distribution, Format, Group, GuestMount, Image, Init, Kernel, Packages, Place,
