@@ -77,6 +77,10 @@ pub enum GuestError {
     )]
     StaleLock { guest: String, path: PathBuf, changed: String },
 
+    #[error("`--update={name}`: the lock of guest `{guest}` has no package `{name}`")]
+    #[diagnostic(code(vmprof::guest::not_locked), help("{}", near_help(near)))]
+    NotLocked { name: String, guest: String, near: Vec<String> },
+
     #[error("cannot resolve the packages of guest `{guest}` offline")]
     #[diagnostic(
         code(vmprof::guest::lock_needs_network),
@@ -86,9 +90,9 @@ pub enum GuestError {
     )]
     LockNeedsNetwork { guest: String },
 
-    #[error("{missing} of {wanted} packages are not in the store, and --offline forbids fetching them: {}", names.join(", "))]
+    #[error("{} not in the store, and --offline forbids fetching: {}", count_are(names.len()), names.join(", "))]
     #[diagnostic(code(vmprof::guest::offline), help("run the same build once without --offline"))]
-    Offline { missing: usize, wanted: usize, names: Vec<String> },
+    Offline { names: Vec<String> },
 
     #[error("this host has no `{program}`, which vmprof fetches Debian packages with")]
     #[diagnostic(
@@ -197,21 +201,15 @@ pub enum GuestError {
     )]
     ForeignModule { name: String, found: String, release: String },
 
-    #[error("guest `{guest}` takes nothing from a distribution, so it has nothing to lock")]
-    #[diagnostic(
-        code(vmprof::guest::nothing_to_lock),
-        help("the hashes in the recipe pin what it is built from; `vmprof build` needs no lock file")
-    )]
-    NothingToLock { guest: String },
-
-    #[error("the archive no longer has {}", names.join(", "))]
+    #[error("no source of this host has {}{}", names.join(", "), list_tried(tried))]
     #[diagnostic(
         code(vmprof::guest::package_gone),
         help(
-            "suites other than an old stable's main drop superseded versions: run `vmprof lock` on the guest to lock the present ones"
+            "an archive drops a version when the next one comes: `vmprof lock --update={}` on the guest locks the present one. To build the old one, add a source to apt that still has it; its signature does not matter, the lock's hash decides",
+            names.first().and_then(|name| name.split(' ').next()).unwrap_or("PACKAGE")
         )
     )]
-    PackageGone { names: Vec<String>, output: String },
+    PackageGone { names: Vec<String>, tried: Vec<String> },
 
     #[error("{what} is damaged or of an unknown form: {problem}")]
     #[diagnostic(code(vmprof::guest::bad_archive))]
@@ -320,7 +318,6 @@ impl GuestError {
             | Self::ImageLayer { .. }
             | Self::KernelFile { .. }
             | Self::ForeignModule { .. }
-            | Self::NothingToLock { .. }
             | Self::NoProgram { .. }
             | Self::MissingLibraries { .. } => FailureClass::Invalid,
             Self::HashMismatch { .. } | Self::InputMismatch { .. } | Self::StoreDamaged { .. } => {
@@ -330,6 +327,7 @@ impl GuestError {
             Self::Io { .. }
             | Self::NotBuilt
             | Self::NoSpace { .. }
+            | Self::NotLocked { .. }
             | Self::LockNeedsNetwork { .. }
             | Self::Offline { .. }
             | Self::NoApt { .. }
@@ -379,6 +377,20 @@ fn there_help(there: &[String]) -> String {
     match there {
         [] => "there is no image in it".to_owned(),
         images => format!("there is: {}", images.join("; ")),
+    }
+}
+
+fn count_are(packages: usize) -> String {
+    match packages {
+        1 => "1 package is".to_owned(),
+        n => format!("{n} packages are"),
+    }
+}
+
+fn list_tried(tried: &[String]) -> String {
+    match tried {
+        [] => String::new(),
+        bases => format!(": looked in apt's cache, {}", bases.join(", ")),
     }
 }
 

@@ -32,6 +32,7 @@ mod lock;
 mod modules;
 mod oci;
 mod packed;
+mod parallel;
 mod progress;
 mod recipe;
 mod root;
@@ -42,15 +43,15 @@ mod testing;
 mod toolset;
 mod tree;
 
-pub use builder::{Builder, GuestImage, RootImage};
+pub use builder::{Builder, GuestImage, Locked, RootImage, Update};
 pub use cpio::append_archive;
 pub use digest::{Inputs, NotASha256, Sha256};
 pub use emulator::Emulator;
 pub use error::{FailureClass, GuestError, MissingLibrary, Result};
 pub use lab::{LabHost, lab_host};
-pub use lock::{Asked, Lock, LockedPackage, Release};
+pub use lock::{Asked, Change, Lock, LockedPackage, Release};
 pub use oci::ImageConfig;
-pub use progress::{Progress, Silent};
+pub use progress::{Progress, Silent, Stage, Total};
 pub use recipe::{
     Compression, Conduct, Distribution, Format, Group, GuestMount, Image, Init, Kernel, Packages, Place,
     Placed, Recipe, Root, User,

@@ -252,6 +252,14 @@ impl Recipe {
         Self::parse(path, &text)
     }
 
+    /// The kernel's package, unless the kernel is a file.
+    pub(crate) fn kernel_package(&self) -> Option<&str> {
+        match &self.kernel {
+            Kernel::Package(name) => Some(name),
+            Kernel::File { .. } => None,
+        }
+    }
+
     /// As [`Recipe::read`], from text that belongs to `path`.
     pub fn parse(path: &Path, text: &str) -> Result<Self> {
         decode::recipe(path, text).map_err(|problems| Box::new(problems).into())

@@ -1,18 +1,19 @@
-//! Kernel and initramfs. The unpacked kernel depends on its package alone and is shared by all guests that have it; the
-//! initramfs on the package, the module list and the embedded first process.
+//! Kernel and initramfs, two stages over the kernel's unpacked packages. The kernel depends on those alone and is shared by
+//! all guests that have it; the initramfs also on the module list and the embedded first process.
 
+use std::cell::OnceCell;
 use std::sync::Arc;
 
+use super::packages::From;
 use super::{BUILDER_VERSION, Builder, role};
-use crate::deb::Deb;
-use crate::digest::Inputs;
+use crate::digest::{Inputs, InputsHasher};
 use crate::error::{GuestError, Result};
 use crate::lock::{Lock, LockedPackage};
 use crate::modules::Modules;
 use crate::recipe::{Image, Recipe};
 use crate::store::{Entry, Record};
 use crate::tree::Kind;
-use crate::{fetch, init, initramfs, kernel};
+use crate::{init, initramfs, kernel};
 
 /// What a VMM loads before the guest finds its disks.
 #[derive(Debug)]
@@ -24,7 +25,7 @@ pub(crate) struct BootFiles {
     pub(crate) modules: Vec<String>,
 }
 
-/// The kernel's package, unpacked.
+/// The kernel's packages, read.
 pub(super) struct KernelPackage {
     pub(super) elf: Vec<u8>,
     pub(super) release: String,
@@ -34,36 +35,57 @@ pub(super) struct KernelPackage {
 impl Builder<'_> {
     /// Kernel and initramfs of the guest, root image or not.
     pub(super) fn boot_files(&self, recipe: &Recipe, lock: &Lock) -> Result<BootFiles> {
-        let inputs = boot_inputs(recipe, lock);
-        let (record, entries) = self.once(inputs, |builder| {
-            let unpacked = builder.kernel_package(&lock.kernel, &lock.asked.suite)?;
+        // Read at most once, and only where one of the two is not there yet.
+        let read = OnceCell::new();
+        let package = || match read.get() {
+            Some(package) => Ok(package),
+            None => {
+                let package = self.kernel_package(lock, From::Store)?;
+                Ok::<_, GuestError>(read.get_or_init(|| package))
+            }
+        };
+        let inputs = kernel_inputs(lock);
+        let (kernel, entries) = self.once(inputs, |builder| {
+            let package = package()?;
+            let entry = builder.store.publish_bytes("vmlinux", &package.elf)?;
+            Ok(Record::new(format!("kernel {}", package.release))
+                .with("kernel", &entry)
+                .fact("release", &package.release))
+        })?;
+        let vmlinux = role(inputs, entries, "kernel")?;
+        let inputs = initramfs_inputs(recipe, lock);
+        let (initramfs, entries) = self.once(inputs, |builder| {
+            let package = package()?;
             let _stage = builder.stage(&format!("packing the initramfs of {}", recipe.name), None);
-            let (initramfs, modules) = initramfs_bytes(recipe, &unpacked)?;
-            let kernel = builder.store.publish_bytes("vmlinux", &unpacked.elf)?;
-            let entry = builder.store.publish_bytes("initramfs", &initramfs)?;
-            Ok(Record::new(format!("kernel and initramfs of {}", recipe.name))
-                .with("kernel", &kernel)
+            let (bytes, modules) = initramfs_bytes(recipe, package)?;
+            let entry = builder.store.publish_bytes("initramfs", &bytes)?;
+            Ok(Record::new(format!("initramfs of {}", recipe.name))
                 .with("initramfs", &entry)
-                .fact("release", unpacked.release)
                 .fact("modules", modules.join(" ")))
         })?;
-        let fact = |name: &str| record.facts.get(name).cloned().unwrap_or_default();
-        let mut entries = entries.into_iter();
-        let kernel = role(inputs, entries.next().into_iter().collect(), "kernel")?;
-        let initramfs = role(inputs, entries.collect(), "initramfs")?;
-        let modules = fact("modules").split_whitespace().map(str::to_owned).collect();
-        Ok(BootFiles { kernel, initramfs, release: fact("release"), modules })
+        let fact = |record: &Record, name: &str| record.facts.get(name).cloned().unwrap_or_default();
+        Ok(BootFiles {
+            kernel: vmlinux,
+            initramfs: role(inputs, entries, "initramfs")?,
+            release: fact(&kernel, "release"),
+            modules: fact(&initramfs, "modules").split_whitespace().map(str::to_owned).collect(),
+        })
     }
 
-    pub(super) fn kernel_package(&self, packages: &[LockedPackage], suite: &str) -> Result<KernelPackage> {
-        let packages: Vec<&LockedPackage> = packages.iter().collect();
-        let entries = fetch::packages(self, &packages, suite)?;
-        let _stage = self.stage("unpacking the kernel", None);
+    /// Whether both are in the store.
+    pub(super) fn has_boot_files(&self, recipe: &Recipe, lock: &Lock) -> bool {
+        [kernel_inputs(lock), initramfs_inputs(recipe, lock)]
+            .into_iter()
+            .all(|inputs| self.store.recall(inputs).is_some())
+    }
+
+    pub(super) fn kernel_package(&self, lock: &Lock, from: From) -> Result<KernelPackage> {
+        let packages: Vec<&LockedPackage> = lock.kernel.iter().collect();
+        let wanted = |path: &str| path.starts_with("boot/vmlinuz") || path.contains("lib/modules/");
+        let _stage = self.stage("reading the kernel", None);
         let mut image: Option<(String, Arc<[u8]>)> = None;
         let mut files = Vec::new();
-        for (package, entry) in packages.iter().zip(entries) {
-            let wanted = |path: &str| path.starts_with("boot/vmlinuz") || path.contains("lib/modules/");
-            let deb = Deb::read_some(package.file_name(), &fetch::read(package, &entry)?, &wanted)?;
+        for deb in self.open_packages(&packages, &lock.asked.suite, from, &wanted)? {
             for (path, node) in deb.files {
                 match node.kind {
                     Kind::File(content) if path.starts_with("boot/vmlinuz") => {
@@ -99,14 +121,23 @@ pub(super) fn initramfs_bytes(recipe: &Recipe, kernel: &KernelPackage) -> Result
     Ok((initramfs::pack(&modules)?, names))
 }
 
-fn boot_inputs(recipe: &Recipe, lock: &Lock) -> Inputs {
-    let mut hasher = Inputs::of("kernel and initramfs");
+fn of_packages(kind: &str, lock: &Lock) -> InputsHasher {
+    let mut hasher = Inputs::of(kind);
     hasher.field("builder", BUILDER_VERSION.as_bytes());
-    hasher.field("init", blake3::hash(init::PROGRAM).as_bytes());
-    hasher.field("root", if recipe.image == Image::None { b"no" } else { b"yes" });
     for package in &lock.kernel {
         hasher.field("package", package.sha256.to_string().as_bytes());
     }
+    hasher
+}
+
+fn kernel_inputs(lock: &Lock) -> Inputs {
+    of_packages("kernel", lock).finish()
+}
+
+fn initramfs_inputs(recipe: &Recipe, lock: &Lock) -> Inputs {
+    let mut hasher = of_packages("initramfs", lock);
+    hasher.field("init", blake3::hash(init::PROGRAM).as_bytes());
+    hasher.field("root", if recipe.image == Image::None { b"no" } else { b"yes" });
     for module in &recipe.modules {
         hasher.field("module", module.as_bytes());
     }

@@ -3,6 +3,7 @@ use std::sync::Mutex;
 
 use super::*;
 use crate::error::FailureClass;
+use crate::fetch;
 use crate::progress::Silent;
 use crate::recipe::Compression;
 use crate::squashfs;
@@ -13,11 +14,10 @@ use crate::testing::{self, Thing};
 struct Heard(Mutex<Vec<String>>);
 
 impl Progress for Heard {
-    fn stage(&self, name: &str, _total: Option<u64>) {
+    fn stage(&self, name: &str, _total: Total) -> Box<dyn Stage> {
         self.0.lock().unwrap().push(name.to_owned());
+        Box::new(Silent)
     }
-    fn advance(&self, _by: u64) {}
-    fn done(&self) {}
     fn note(&self, text: &str) {
         self.0.lock().unwrap().push(text.to_owned());
     }
@@ -143,7 +143,8 @@ fn offline_names_what_is_missing_and_frozen_makes_no_lock() {
     let empty = Store::open(store.root().join("elsewhere")).unwrap();
     let builder = Builder::new(&empty, &Silent).offline(true);
     let error = builder.build(&recipe).unwrap_err();
-    assert!(matches!(&error, GuestError::Offline { names, .. } if names == &["linux-image-test"]), "{error}");
+    let wanted = ["linux-image-test", "tool"];
+    assert!(matches!(&error, GuestError::Offline { names } if names == &wanted), "{error}");
 
     std::fs::remove_file(&recipe.lock_path).unwrap();
     let error = Builder::new(&store, &Silent).frozen(true).build(&recipe).unwrap_err();
@@ -179,8 +180,8 @@ fn two_builders_at_once_agree() {
 
 #[test]
 fn a_package_damaged_in_the_store_does_not_become_an_image() {
-    let (_dir, store, recipe) = site(BODY);
     for name in ["linux-image-test_1_amd64.deb", "tool_1_amd64.deb"] {
+        let (_dir, store, recipe) = site(BODY);
         let entry = store.entries().unwrap().into_iter().find(|entry| entry.name.ends_with(name)).unwrap();
         let whole = std::fs::read(&entry.path).unwrap();
         let mut bytes = whole.clone();
@@ -193,6 +194,85 @@ fn a_package_damaged_in_the_store_does_not_become_an_image() {
         assert!(matches!(&error, GuestError::StoreDamaged { path } if *path == entry.path), "{error}");
         assert_eq!(error.class(), FailureClass::HashMismatch);
         std::fs::write(&entry.path, whole).unwrap();
+        build(&store, &recipe);
     }
+}
+
+#[test]
+fn an_unpacked_package_damaged_in_the_store_does_not_become_an_image() {
+    let (dir, store, recipe) = site(BODY);
     build(&store, &recipe);
+    let entry = find(&store, "tool_1_amd64.tar.lz4");
+    let mut bytes = std::fs::read(&entry.path).unwrap();
+    let at = bytes.len() / 2;
+    bytes[at] ^= 1;
+    std::fs::remove_file(&entry.path).unwrap();
+    std::fs::write(&entry.path, bytes).unwrap();
+    let changed = testing::recipe(dir.path(), &BODY.replace("hello", "hullo"));
+    let error = Builder::new(&store, &Silent).offline(true).build(&changed).unwrap_err();
+    assert!(matches!(&error, GuestError::StoreDamaged { path } if *path == entry.path), "{error}");
+}
+
+fn find(store: &Store, ending: &str) -> Entry {
+    store.entries().unwrap().into_iter().find(|entry| entry.name.ends_with(ending)).unwrap()
+}
+
+/// Removes an entry, so that whoever needs it fails.
+fn forget(store: &Store, ending: &str) {
+    std::fs::remove_file(find(store, ending).path).unwrap();
+}
+
+#[test]
+fn a_changed_file_of_the_recipe_repacks_the_image_and_unpacks_nothing() {
+    let (dir, store, recipe) = site(BODY);
+    build(&store, &recipe);
+    // Neither the packages nor the kernel's files are looked at again.
+    for ending in ["tool_1_amd64.deb", "linux-image-test_1_amd64.deb", "linux-image-test_1_amd64.tar.lz4"] {
+        forget(&store, ending);
+    }
+    let heard = Heard::default();
+    let changed = testing::recipe(dir.path(), &BODY.replace("hello", "hullo"));
+    Builder::new(&store, &heard).offline(true).build(&changed).unwrap();
+    let heard = heard.0.into_inner().unwrap();
+    assert_eq!(heard, ["reading the packages of trial", "packing the root image of trial"]);
+}
+
+#[test]
+fn a_changed_module_list_does_not_unpack_the_kernel_again() {
+    let (dir, store, recipe) = site(BODY);
+    let before = build(&store, &recipe);
+    for ending in ["tool_1_amd64.deb", "linux-image-test_1_amd64.deb", "tool_1_amd64.tar.lz4"] {
+        forget(&store, ending);
+    }
+    let changed = testing::recipe(dir.path(), &format!("{BODY}\n modules ext4"));
+    let heard = Heard::default();
+    let after = Builder::new(&store, &heard).offline(true).build(&changed).unwrap();
+    assert_eq!((after.kernel, after.root), (before.kernel, before.root));
+    assert_eq!(*heard.0.lock().unwrap(), ["reading the kernel", "packing the initramfs of trial"]);
+}
+
+#[test]
+fn two_guests_share_what_was_unpacked() {
+    let (dir, store, recipe) = site(BODY);
+    build(&store, &recipe);
+    let count = |ending: &str| store.entries().unwrap().iter().filter(|e| e.name.ends_with(ending)).count();
+    assert_eq!((count(".tar.lz4"), count("-vmlinux")), (2, 1));
+    for ending in ["tool_1_amd64.deb", "linux-image-test_1_amd64.deb"] {
+        forget(&store, ending);
+    }
+    let text = std::fs::read_to_string(&recipe.lock_path).unwrap();
+    let other = testing::recipe(dir.path(), &BODY.replace("hello", "of the other"));
+    let other = Recipe { name: "other".to_owned(), lock_path: dir.path().join("other.lock.kdl"), ..other };
+    std::fs::write(&other.lock_path, text.replace("\"trial\"", "\"other\"")).unwrap();
+    build(&store, &other);
+    assert_eq!((count(".tar.lz4"), count("-vmlinux"), count(".squashfs")), (2, 1, 2));
+}
+
+#[test]
+fn a_build_is_checked_against_the_packages_themselves() {
+    let (_dir, store, recipe) = site(BODY);
+    let builder = Builder::new(&store, &Silent).offline(true);
+    builder.check(&recipe).unwrap();
+    forget(&store, "tool_1_amd64.deb");
+    assert!(matches!(builder.check(&recipe), Err(GuestError::Offline { names }) if names == ["tool"]));
 }
