@@ -12,10 +12,13 @@ use std::process::Command;
 
 use serde::{Deserialize, Serialize};
 
+use boot::Source;
+
 use crate::apt::Prepare;
 use crate::digest::Inputs;
 use crate::error::{GuestError, Result};
 use crate::lock::{Lock, LockedPackage};
+use crate::oci::ImageConfig;
 use crate::progress::{Progress, Stage, Total};
 use crate::recipe::{Conduct, Image, Recipe};
 use crate::store::{Entry, Record, Store};
@@ -65,6 +68,8 @@ pub struct GuestImage {
     /// What the recipe adds to the kernel's command line.
     pub cmdline: Option<String>,
     pub conduct: Conduct,
+    /// What the container image says that the root is made of, if it is made of one.
+    pub image_config: Option<ImageConfig>,
 }
 
 /// A root image in the store.
@@ -153,21 +158,26 @@ impl<'a> Builder<'a> {
                 Some((disk::Plan::new(recipe, lock, *format, exclude)?, format))
             }
         };
-        let boot_is_there = self.has_boot_files(recipe, lock);
+        let kernel = Source::of(recipe, lock)?;
+        let boot_is_there = self.has_boot_files(recipe, &kernel);
         let root_is_there = plan.as_ref().is_none_or(|(plan, _)| self.has_root(plan));
         if self.recalling && !(boot_is_there && root_is_there) {
             return Err(GuestError::NotBuilt);
         }
-        let kernel = lock.kernel.iter().filter(|_| !boot_is_there);
+        let of_kernel = lock.kernel.iter().filter(|_| !boot_is_there);
         let packages: Vec<&LockedPackage> =
-            kernel.chain(lock.packages.iter().filter(|_| !root_is_there)).collect();
+            of_kernel.chain(lock.packages.iter().filter(|_| !root_is_there)).collect();
         self.have_unpacked(&packages, &lock.asked.suite)?;
         let (boot, root) = std::thread::scope(|scope| {
-            let boot = scope.spawn(|| self.boot_files(recipe, lock));
+            let boot = scope.spawn(|| self.boot_files(recipe, &kernel));
             let root = plan.as_ref().map(|(plan, format)| Ok::<_, GuestError>((self.root(plan)?, *format)));
             (boot.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)), root.transpose())
         });
-        let (boot, root) = (boot?, root?);
+        let boot = boot?;
+        let (root, image_config) = match root? {
+            Some(((entry, config), format)) => (Some((entry, format)), config),
+            None => (None, None),
+        };
         Ok(GuestImage {
             name: recipe.name.clone(),
             digest: root.as_ref().map_or(&boot.initramfs, |(entry, _)| entry).digest().to_owned(),
@@ -182,6 +192,7 @@ impl<'a> Builder<'a> {
             modules: boot.modules,
             cmdline: recipe.cmdline.clone(),
             conduct: recipe.conduct.clone(),
+            image_config,
         })
     }
 

@@ -231,7 +231,7 @@ pub enum GuestError {
     #[error("the kernel of {package} is packed in a way vmprof does not know: {found}")]
     #[diagnostic(
         code(vmprof::guest::kernel_format),
-        help("gzip, xz, zstd and LZ4 kernels of x86-64 are understood")
+        help("gzip, xz, zstd, LZ4, bzip2 and lzma kernels of x86-64 are understood")
     )]
     KernelFormat { package: String, found: String },
 

@@ -15,6 +15,7 @@
 
 mod apt;
 mod archive;
+mod base;
 mod builder;
 mod cpio;
 mod deb;
