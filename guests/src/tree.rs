@@ -155,14 +155,21 @@ impl Tree {
             return Err(GuestError::BadPath { path: path.to_owned(), by: by.name().to_owned(), reason });
         }
         let path = self.place_of(path, by)?;
-        let Some(there) = self.nodes.get(&path) else {
+        let Some(there) = self.nodes.get_mut(&path) else {
             self.nodes.insert(path, Placed { node, by: by.clone() });
             return Ok(());
         };
+        if there.node.is_like(&node) {
+            // Of two packages one may know further names of the file; which came first must not matter. What the recipe
+            // declares is a file of its own.
+            if *by == Origin::Recipe || node.inode > there.node.inode {
+                there.node.inode = node.inode;
+            }
+            return Ok(());
+        }
+        let Some(there) = self.nodes.get(&path) else { return Ok(()) };
         let both_directories = there.node.kind == Kind::Directory && node.kind == Kind::Directory;
-        if there.node.is_like(&node)
-            || (both_directories && matches!(by, Origin::Package { .. }) && there.by != Origin::Builder)
-        {
+        if both_directories && matches!(by, Origin::Package { .. }) && there.by != Origin::Builder {
             return Ok(());
         }
         // A directory where a link to a directory is: the link stays, as in dpkg.
