@@ -2,6 +2,9 @@
 
 pub(super) const BLOCK_BYTES: usize = 512;
 
+/// Of a file with holes: where each part lies, and how long it is.
+pub(super) type Parts = Vec<(u64, u64)>;
+
 /// A block whose checksum is right.
 pub(super) struct Header<'a>(&'a [u8; BLOCK_BYTES]);
 
@@ -64,7 +67,7 @@ impl<'a> Header<'a> {
     }
 
     /// Of an old GNU sparse file: four parts, whether more follow, and the whole size.
-    pub(super) fn sparse(&self) -> Result<(Vec<(u64, u64)>, bool, u64), String> {
+    pub(super) fn sparse(&self) -> Result<(Parts, bool, u64), String> {
         let size =
             number(self.field(483, 12)).map_err(|found| format!("the size {found} is not a number"))?;
         Ok((sparse_parts(self.field(386, 96))?, self.0[482] != 0, size))
@@ -77,7 +80,7 @@ impl<'a> Header<'a> {
 }
 
 /// Pairs of offset and length, 12 bytes each, until one that is empty.
-pub(super) fn sparse_parts(field: &[u8]) -> Result<Vec<(u64, u64)>, String> {
+pub(super) fn sparse_parts(field: &[u8]) -> Result<Parts, String> {
     let value = |bytes: &[u8]| number(bytes).map_err(|found| format!("{found} in its map is not a number"));
     let pairs = field.chunks_exact(24).take_while(|pair| pair[0] != 0);
     pairs.map(|pair| Ok((value(&pair[..12])?, value(&pair[12..])?))).collect()

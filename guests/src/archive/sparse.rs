@@ -1,6 +1,6 @@
 //! Files with holes: the map of GNU's old header type, and the three forms that GNU tar writes into extended headers.
 
-use super::header::{BLOCK_BYTES, Header, sparse_parts};
+use super::header::{BLOCK_BYTES, Header, Parts, sparse_parts};
 use super::pax::{Records, decimal};
 use super::{Content, Reader};
 use crate::packed::MOST_BYTES;
@@ -53,12 +53,12 @@ pub(super) fn of_pax<'a>(records: &Records, data: &'a [u8]) -> Result<Option<Con
         }
     }
     let (pairs, []) = numbers.as_chunks::<2>() else { return Err("its map is damaged".to_owned()) };
-    let parts: Vec<(u64, u64)> = pairs.iter().map(|[at, bytes]| (*at, *bytes)).collect();
+    let parts: Parts = pairs.iter().map(|[at, bytes]| (*at, *bytes)).collect();
     placed(bytes, &parts, data).map(Some)
 }
 
 /// The map before the data: a count, then offsets and lengths, each a line; filled up to a whole block.
-fn map_in_data(data: &[u8]) -> Option<(Vec<(u64, u64)>, &[u8])> {
+fn map_in_data(data: &[u8]) -> Option<(Parts, &[u8])> {
     let mut at = 0;
     let mut line = || {
         let rest = data.get(at..)?;

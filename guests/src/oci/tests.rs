@@ -4,7 +4,7 @@ use serde_json::{Value, json};
 
 use super::*;
 use crate::error::FailureClass;
-use crate::testing::{self, Thing, pack, tar};
+use crate::testing::{Thing, pack, tar};
 use crate::tree::{Kind, Node};
 
 /// An image as its files, by their paths in a layout or in an archive of `docker save`.
@@ -194,7 +194,7 @@ fn every_form_of_an_image_and_every_digest_of_it_give_the_same_files() {
 #[test]
 fn a_layer_that_is_a_link_to_another_is_that_other_and_may_not_lead_out() {
     let [one, _] = two_layers();
-    let made = saved(&[one.clone()]);
+    let made = saved(std::slice::from_ref(&one));
     for (target, whole) in
         [("../real/layer.tar", true), ("../../layer.tar", false), ("layer.tar", false), ("/x", false)]
     {
@@ -368,7 +368,7 @@ fn a_directory_said_again_takes_the_new_owner_and_keeps_what_is_in_it() {
     let tree = stacked(&[&[("d/x", FILE)], &[("d", Thing::Dir)]]).unwrap();
     assert_eq!(paths(&tree), ["d", "d/x"]);
     let file = tempfile::NamedTempFile::new().unwrap();
-    std::fs::write(file.path(), testing::tar(&[("x", FILE)])).unwrap();
+    std::fs::write(file.path(), tar(&[("x", FILE)])).unwrap();
     let error = read(file.path(), Sha256::of(b"")).unwrap_err();
     assert!(error.to_string().contains("neither an index.json nor a manifest.json"), "{error}");
 }
