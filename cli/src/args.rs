@@ -6,6 +6,8 @@ use std::time::Duration;
 
 use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
 
+use vmprof_guests::Update;
+
 use crate::lab::Shape;
 
 /// Declarative VM images and tuning profiles, with a KVM virtual machine monitor of their own.
@@ -31,6 +33,7 @@ impl Arguments {
                 let message = "--diff has the formats text and json";
                 Err(Arguments::command().error(clap::error::ErrorKind::ArgumentConflict, message))
             }
+            Verb::Lock(lock) => lock.read().map(|_| ()).map(|()| arguments),
             _ => Ok(arguments),
         }
     }
@@ -187,20 +190,77 @@ pub struct HostArguments {
 }
 
 #[derive(Debug, Args)]
+#[command(override_usage = "vmprof lock [OPTIONS] GUEST")]
+#[command(after_help = "Examples:\n  \
+    vmprof lock guests/fio.kdl                what the recipe's change needs; every other version stays\n  \
+    vmprof lock --update guests/fio.kdl       everything as the archive has it now\n  \
+    vmprof lock --update fio guests/fio.kdl   fio, and what its new version needs\n  \
+    vmprof lock --check guests/*.kdl          for a CI job: changes nothing, and ends with 1 where it would")]
 pub struct LockArguments {
-    /// The guest's recipe, a KDL file
-    pub guest: PathBuf,
+    /// The guests' recipes, KDL files
+    #[arg(value_name = "GUEST")]
+    guests: Vec<PathBuf>,
+    /// Take the archive's present version of PACKAGE and what that needs, several times for several packages; without
+    /// PACKAGE, of everything
+    #[arg(long, value_name = "PACKAGE", num_args = 0..=1, default_missing_value = "")]
+    update: Vec<String>,
+    /// Change nothing: say what would change, and end with status 1 where anything would
+    #[arg(long)]
+    pub check: bool,
+    /// json: vmprof.lock/1 on stdout, every change as an object
+    #[arg(long, value_enum, default_value = "text")]
+    pub format: Format,
+}
+
+impl LockArguments {
+    /// The recipes, and what to update. A word behind `--update` that looks like a file is a recipe: `--update` then stands
+    /// alone. No package's name has a slash or ends with `.kdl`.
+    pub fn read(&self) -> Result<(Vec<PathBuf>, Update), clap::Error> {
+        let is_file = |word: &str| word.contains('/') || word.ends_with(".kdl");
+        let mut guests: Vec<PathBuf> =
+            self.update.iter().filter(|word| is_file(word)).map(PathBuf::from).collect();
+        guests.extend(self.guests.iter().cloned());
+        let packages = self.update.iter().filter(|word| !is_file(word) && !word.is_empty());
+        let packages: Vec<String> = packages.cloned().collect();
+        let usage = |message: &str| {
+            Arguments::command().error(clap::error::ErrorKind::MissingRequiredArgument, message)
+        };
+        if guests.is_empty() {
+            return Err(usage("the guest's recipe is missing: `vmprof lock guests/fio.kdl`, or `./NAME` for a file whose name does not end with .kdl"));
+        }
+        let update = match (self.update.is_empty(), packages.is_empty()) {
+            (true, _) => Update::Nothing,
+            (false, true) => Update::All,
+            (false, false) if packages.len() < self.update.len() => {
+                let message = "--update stands once without a package, for everything, or each time with one";
+                return Err(Arguments::command().error(clap::error::ErrorKind::ArgumentConflict, message));
+            }
+            (false, false) => Update::Packages(packages),
+        };
+        Ok((guests, update))
+    }
 }
 
 #[derive(Debug, Args)]
+#[command(after_help = "Examples:\n  \
+    vmprof build profiles/db.kdl                      what is not in the store yet\n  \
+    vmprof build --check guests/postgres.kdl          built once more from the packages, and compared\n  \
+    vmprof build --export db.img guests/postgres.kdl  the root disk as a file of its own")]
 pub struct BuildArguments {
     /// A profile or a guest's recipe, a KDL file
     pub file: PathBuf,
     /// Build again and compare with what the store holds
     #[arg(long)]
     pub check: bool,
+    /// Write the root disk to FILE too, and print its BLAKE3 digest; a FILE that exists is left alone
+    #[arg(long, value_name = "FILE")]
+    pub export: Option<PathBuf>,
+    /// Let --export replace a FILE that exists
+    #[arg(long, requires = "export")]
+    pub force: bool,
     #[command(flatten)]
     pub sources: Sources,
+    /// json: vmprof.build/1 on stdout: paths, sizes, formats
     #[arg(long, value_enum, default_value = "text")]
     pub format: Format,
 }
