@@ -427,4 +427,34 @@ mod tests {
         }
         assert_eq!(vm_name("db-2.test").unwrap(), "db-2.test");
     }
+
+    fn lock(words: &[&str]) -> Result<(Vec<PathBuf>, Update), clap::Error> {
+        let words = ["vmprof", "lock"].iter().chain(words);
+        match Arguments::try_parse_from(words)?.verb {
+            Verb::Lock(lock) => lock.read(),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn update_reads_the_same_wherever_it_stands() {
+        let guest = || vec![PathBuf::from("g/a.kdl")];
+        let fio = || Update::Packages(vec!["fio".to_owned()]);
+        assert_eq!(lock(&["g/a.kdl"]).unwrap(), (guest(), Update::Nothing));
+        assert_eq!(lock(&["--update", "g/a.kdl"]).unwrap(), (guest(), Update::All));
+        assert_eq!(lock(&["g/a.kdl", "--update"]).unwrap(), (guest(), Update::All));
+        for words in [["--update", "fio", "g/a.kdl"], ["g/a.kdl", "--update", "fio"]] {
+            assert_eq!(lock(&words).unwrap(), (guest(), fio()));
+        }
+        assert_eq!(lock(&["--update=fio", "g/a.kdl"]).unwrap(), (guest(), fio()));
+        let both = Update::Packages(vec!["fio".to_owned(), "libc6".to_owned()]);
+        assert_eq!(lock(&["--update=fio", "--update=libc6", "g/a.kdl"]).unwrap(), (guest(), both));
+    }
+
+    #[test]
+    fn a_lock_without_a_recipe_or_with_two_meanings_of_update_is_refused() {
+        assert!(lock(&["--update", "fio"]).is_err());
+        assert!(lock(&[]).is_err());
+        assert!(lock(&["--update=fio", "--update", "g/a.kdl"]).is_err());
+    }
 }

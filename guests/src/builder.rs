@@ -222,4 +222,6 @@ pub(crate) fn role(inputs: Inputs, entries: Vec<Entry>, role: &str) -> Result<En
 }
 
 #[cfg(test)]
+mod matrix;
+#[cfg(test)]
 mod tests;

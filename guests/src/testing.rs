@@ -1,8 +1,10 @@
 //! Packages made up on the spot, for tests without a network: real .deb files, with whatever a test wants in them.
 
+use std::cell::RefCell;
 use std::path::Path;
 use std::sync::Arc;
 
+use crate::apt::Archives;
 use crate::digest::Sha256;
 use crate::fetch;
 use crate::kernel;
@@ -168,4 +170,41 @@ pub(crate) fn recipe(directory: &Path, body: &str) -> Recipe {
         "guest trial {{\n distribution debian suite=bookworm\n kernel package=linux-image-test\n{body}\n}}\n"
     );
     Recipe::parse(&directory.join("trial.kdl"), &text).unwrap()
+}
+
+thread_local! {
+    static ARCHIVE: RefCell<Option<Archives>> = const { RefCell::new(None) };
+}
+
+/// The archive that this thread's locks are made from instead of the host's.
+pub(crate) fn local_archive() -> Option<Archives> {
+    ARCHIVE.with_borrow(Clone::clone)
+}
+
+/// Makes an archive in `directory` of packages given as name, version and what they depend on, and has this thread lock
+/// from it. It is not signed: nobody but the archive's keeper could do that.
+pub(crate) fn serve_archive(directory: &Path, packages: &[(&str, &str, &str)]) {
+    let index: String = packages
+        .iter()
+        .map(|(name, version, depends)| {
+            let depends = if depends.is_empty() { String::new() } else { format!("Depends: {depends}\n") };
+            format!(
+                "Package: {name}\nVersion: {version}\nArchitecture: amd64\n{depends}Size: 9\nSHA256: {}\nFilename: \
+                 pool/main/{name}_{version}_amd64.deb\nDescription: a package\n\n",
+                Sha256::of(format!("{name} {version}").as_bytes())
+            )
+        })
+        .collect();
+    let suite = directory.join("dists/bookworm");
+    std::fs::create_dir_all(suite.join("main/binary-amd64")).unwrap();
+    std::fs::write(suite.join("main/binary-amd64/Packages"), &index).unwrap();
+    let release = format!(
+        "Suite: bookworm\nCodename: bookworm\nDate: Thu, 01 Jan 2026 00:00:00 UTC\nArchitectures: amd64\nComponents: \
+         main\nSHA256:\n {} {} main/binary-amd64/Packages\n",
+        Sha256::of(index.as_bytes()),
+        index.len()
+    );
+    std::fs::write(suite.join("Release"), release).unwrap();
+    let base = format!("copy:{}", directory.display());
+    ARCHIVE.set(Some(Archives { likely: vec![base], others: Vec::new() }));
 }
