@@ -42,7 +42,10 @@ struct LockChange {
 }
 
 pub fn lock(arguments: &LockArguments, report: Report) -> Result<(), Failure> {
-    let (guests, update) = arguments.read().map_err(|error| usage(&error))?;
+    // The command line was refused before anything began, had this not been readable.
+    let (guests, update) = arguments
+        .read()
+        .map_err(|error| Failure::os("the command line cannot be read", std::io::Error::other(error)))?;
     let (store, stages) = (open_store()?, Stages::new(report));
     let _interruptible = stages.interruptible()?;
     let everything = Sources { frozen: false, offline: false };
@@ -93,11 +96,6 @@ pub fn lock(arguments: &LockArguments, report: Report) -> Result<(), Failure> {
         return Err(Failure::said(Kind::Failure, "vmprof::lock::would_change", message, help));
     }
     Ok(())
-}
-
-/// The command line was read once before anything began; what it says cannot have changed since.
-fn usage(error: &clap::Error) -> Failure {
-    Failure::said(Kind::Failure, "vmprof::usage", error.to_string(), "see `vmprof lock --help`")
 }
 
 /// What `build --format json` prints.
