@@ -1,11 +1,11 @@
-//! The verbs on guests and the store: `lock`, `build`, `store`.
+//! The verbs on guests: `lock`, `build`.
 
 use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 use vmprof_guests::{Builder, Recipe, Store};
 
-use crate::args::{BuildArguments, Format, LockArguments, Sources, StoreVerb};
+use crate::args::{BuildArguments, Format, LockArguments, Sources};
 use crate::export;
 use crate::failure::{Failure, Kind};
 use crate::places::Places;
@@ -119,14 +119,19 @@ struct Built<'a> {
     exported: Option<&'a Path>,
 }
 
-pub fn build(arguments: &BuildArguments, report: Report) -> Result<(), Failure> {
-    let recipe = match profile::is_guest(&arguments.file)? {
-        true => Recipe::read(&arguments.file)?,
+/// The recipe that `file` is, or whose profile it is.
+pub fn recipe_of(file: &Path) -> Result<Recipe, Failure> {
+    match profile::is_guest(file)? {
+        true => Ok(Recipe::read(file)?),
         false => {
-            let (path, profile) = profile::read(&arguments.file)?;
-            profile::recipe(&path, &profile)?
+            let (path, profile) = profile::read(file)?;
+            profile::recipe(&path, &profile)
         }
-    };
+    }
+}
+
+pub fn build(arguments: &BuildArguments, report: Report) -> Result<(), Failure> {
+    let recipe = recipe_of(&arguments.file)?;
     let (store, stages) = (open_store()?, Stages::new(report));
     let _interruptible = stages.interruptible()?;
     let builder = builder(&store, &stages, arguments.sources);
@@ -168,54 +173,6 @@ pub fn build(arguments: &BuildArguments, report: Report) -> Result<(), Failure> 
     }
 }
 
-/// What `store ls --format json` prints of an entry.
-#[derive(Serialize)]
-struct Listed {
-    name: String,
-    path: PathBuf,
-    bytes: u64,
-}
-
-pub fn store(verb: &StoreVerb, report: Report) -> Result<(), Failure> {
-    let store = open_store()?;
-    match verb {
-        StoreVerb::Path => report.data(&format!("{}\n", store.root().display())),
-        StoreVerb::Ls { format } => {
-            let mut entries = Vec::new();
-            for entry in store.entries()? {
-                let bytes = store.size_of(&entry)?;
-                entries.push(Listed { name: entry.name.clone(), path: entry.path.clone(), bytes });
-            }
-            match format {
-                Format::Json => report.json(&entries),
-                Format::Text => {
-                    let line = |entry: &Listed| format!("{:>12}  {}\n", entry.bytes, entry.name);
-                    report.data(&entries.iter().map(line).collect::<String>())
-                }
-            }
-        }
-        StoreVerb::Verify => {
-            let mut bad = Vec::new();
-            for entry in store.entries()? {
-                if let Err(error) = store.verify(&entry) {
-                    report.diagnostic(&error);
-                    bad.push(entry.name);
-                }
-            }
-            if bad.is_empty() {
-                return Ok(());
-            }
-            let message = format!("{} of the store's entries are not what their names say", bad.len());
-            Err(Failure::said(
-                Kind::HashMismatch,
-                "vmprof::store::damaged",
-                message,
-                "remove them: the next build makes them anew",
-            ))
-        }
-    }
-}
-
-fn open_store() -> Result<Store, Failure> {
+pub fn open_store() -> Result<Store, Failure> {
     Ok(Store::open(Places::from_environment()?.store)?)
 }

@@ -18,7 +18,8 @@ use crate::error::{GuestError, Result};
 use crate::lock::{Lock, LockedPackage};
 use crate::progress::{Progress, Stage, Total};
 use crate::recipe::{Conduct, Image, Recipe};
-use crate::store::{Entry, Record, Store};
+use crate::store::{Entry, Record, Root as StoreRoot, Store, Using};
+use crate::fetch;
 
 pub use locking::{Locked, Update};
 
@@ -132,21 +133,54 @@ impl<'a> Builder<'a> {
     /// The guest as the store holds it; `None` where a build would have anything to do. Makes nothing and fetches nothing.
     pub fn built(&self, recipe: &Recipe) -> Result<Option<GuestImage>> {
         let recalling = Builder { recalling: true, frozen: true, ..*self };
-        match recalling.build(recipe) {
-            Ok(image) => Ok(Some(image)),
+        match recalling.locked(recipe).and_then(|lock| recalling.realise(recipe, &lock)) {
+            Ok((image, _)) => Ok(Some(image)),
             Err(GuestError::NotBuilt | GuestError::NoLock { .. } | GuestError::StaleLock { .. }) => Ok(None),
             Err(error) => Err(error),
         }
     }
 
-    /// Builds what of the guest is not in the store yet.
+    /// Builds what of the guest is not in the store yet. What it is made of stays in the store as long as the recipe's file
+    /// exists.
     pub fn build(&self, recipe: &Recipe) -> Result<GuestImage> {
+        let using = self.store.using()?;
         let lock = self.locked(recipe)?;
-        self.build_locked(recipe, &lock)
+        let (image, records) = self.realise(recipe, &lock)?;
+        self.keep(&using, StoreRoot::of_file(&recipe.path)?, &lock, records)?;
+        Ok(image)
     }
 
-    /// As [`Builder::build`], with a lock that need not be a file.
-    pub(crate) fn build_locked(&self, recipe: &Recipe, lock: &Lock) -> Result<GuestImage> {
+    /// As [`Builder::build`], with a lock that need not be a file, for something that vmprof itself needs.
+    pub(crate) fn build_locked(&self, recipe: &Recipe, lock: &Lock, name: &str) -> Result<GuestImage> {
+        let using = self.store.using()?;
+        let (image, records) = self.realise(recipe, lock)?;
+        self.keep(&using, StoreRoot::of_toolset(name), lock, records)?;
+        Ok(image)
+    }
+
+    /// Writes the root that keeps these records and the lock's packages.
+    pub(crate) fn keep(
+        &self,
+        using: &Using,
+        root: StoreRoot,
+        lock: &Lock,
+        records: impl IntoIterator<Item = Inputs>,
+    ) -> Result<()> {
+        let packages = lock
+            .kernel
+            .iter()
+            .chain(&lock.packages)
+            .flat_map(|package| [fetch::inputs(package.sha256), packages::inputs(package)]);
+        if !using.root(&root.records(records).packages(packages))? {
+            let store = self.store.root().display();
+            self.progress
+                .note(&format!("{store} may not be written: its owner's gc may remove what was found"));
+        }
+        Ok(())
+    }
+
+    /// The image, with the inputs whose records a root has to keep.
+    fn realise(&self, recipe: &Recipe, lock: &Lock) -> Result<(GuestImage, Vec<Inputs>)> {
         let plan = match &recipe.image {
             Image::None => None,
             Image::Root { format, exclude } => Some((disk::Plan::new(recipe, lock, *format, exclude)?, format)),
@@ -162,11 +196,17 @@ impl<'a> Builder<'a> {
         self.have_unpacked(&packages, &lock.asked.suite)?;
         let (boot, root) = std::thread::scope(|scope| {
             let boot = scope.spawn(|| self.boot_files(recipe, lock));
-            let root = plan.as_ref().map(|(plan, format)| Ok::<_, GuestError>((self.root(plan)?, *format)));
+            let root = plan.as_ref().map(|(plan, format)| {
+                let (inputs, entry) = self.root(plan)?;
+                Ok::<_, GuestError>((inputs, entry, *format))
+            });
             (boot.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)), root.transpose())
         });
         let (boot, root) = (boot?, root?);
-        Ok(GuestImage {
+        let mut records = boot.inputs.to_vec();
+        records.extend(root.as_ref().map(|(inputs, ..)| *inputs));
+        let root = root.map(|(_, entry, format)| (entry, format));
+        let image = GuestImage {
             name: recipe.name.clone(),
             digest: root.as_ref().map_or(&boot.initramfs, |(entry, _)| entry).digest().to_owned(),
             kernel: boot.kernel.path,
@@ -180,11 +220,13 @@ impl<'a> Builder<'a> {
             modules: boot.modules,
             cmdline: recipe.cmdline.clone(),
             conduct: recipe.conduct.clone(),
-        })
+        };
+        Ok((image, records))
     }
 
     /// Builds the guest again, into nothing, and compares it with what the store holds. Names the first difference.
     pub fn check(&self, recipe: &Recipe) -> Result<GuestImage> {
+        let _using = self.store.using()?;
         let image = self.build(recipe)?;
         self.compare(recipe, &image)?;
         Ok(image)

@@ -107,8 +107,9 @@ fn unpack_lz4_legacy(mut blocks: &[u8], size: usize) -> Result<Vec<u8>, String> 
     Ok(out)
 }
 
-#[cfg(test)]
-pub(crate) mod tests {
+/// Kernels made up on the spot.
+#[cfg(any(test, feature = "testing"))]
+pub(crate) mod made {
     use super::*;
 
     /// A bzImage with this payload and the appended size.
@@ -135,6 +136,13 @@ pub(crate) mod tests {
         }
         payload
     }
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+
+    pub(crate) use made::{image, lz4};
 
     fn elf(bytes: usize) -> Vec<u8> {
         let mut elf = b"\x7fELF".to_vec();

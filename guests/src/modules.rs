@@ -113,8 +113,9 @@ fn depends(module: &[u8]) -> Result<Vec<String>, String> {
     Ok(names.flat_map(|names| names.split(',')).filter(|name| !name.is_empty()).map(str::to_owned).collect())
 }
 
-#[cfg(test)]
-pub(crate) mod tests {
+/// Modules made up on the spot.
+#[cfg(any(test, feature = "testing"))]
+pub(crate) mod made {
     use super::*;
 
     /// The smallest ELF file with that `.modinfo`.
@@ -149,6 +150,13 @@ pub(crate) mod tests {
         section(10, 3, 64 + info.len(), names.len());
         elf.into()
     }
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+
+    pub(crate) use made::module;
 
     fn modules() -> Modules {
         let mut modules = Modules::new("6.1-test");

@@ -1,4 +1,5 @@
-//! Packages made up on the spot, for tests without a network: real .deb files, with whatever a test wants in them.
+//! Packages made up on the spot, for tests without a network: real .deb files, with whatever a test wants in them. With the
+//! feature `testing`, tests of the binary get whole sites of them.
 
 use std::cell::RefCell;
 use std::path::Path;
@@ -15,7 +16,7 @@ use crate::store::Store;
 
 /// What a made-up package holds.
 #[derive(Debug, Clone)]
-pub(crate) enum Thing<'a> {
+pub enum Thing<'a> {
     Dir,
     File(u32, &'a [u8]),
     Link(&'a str),
@@ -103,7 +104,7 @@ pub(crate) fn pack(form: &str, bytes: &[u8]) -> Vec<u8> {
 /// A kernel's package with the modules every guest needs.
 pub(crate) fn kernel_deb() -> Vec<u8> {
     let elf = [&b"\x7fELF"[..], &[7; 5000]].concat();
-    let vmlinuz = kernel::tests::image(&kernel::tests::lz4(&elf), elf.len() as u32);
+    let vmlinuz = kernel::made::image(&kernel::made::lz4(&elf), elf.len() as u32);
     let modules: Vec<(String, Arc<[u8]>)> = [
         ("virtio", ""),
         ("virtio_ring", ""),
@@ -116,7 +117,7 @@ pub(crate) fn kernel_deb() -> Vec<u8> {
         ("evdev", ""),
     ]
     .map(|(name, depends)| {
-        (format!("lib/modules/6.1.0-9-test/kernel/{name}.ko"), modules::tests::module(depends))
+        (format!("lib/modules/6.1.0-9-test/kernel/{name}.ko"), modules::made::module(depends))
     })
     .into();
     let mut things = vec![("boot/vmlinuz-6.1.0-9-test", Thing::File(0o644, &vmlinuz[..]))];
@@ -165,11 +166,58 @@ pub(crate) fn lock(recipe: &Recipe, kernel: LockedPackage, packages: Vec<LockedP
 }
 
 /// A recipe with this body besides distribution and kernel, as if it lay in `directory`.
+#[cfg(test)]
 pub(crate) fn recipe(directory: &Path, body: &str) -> Recipe {
-    let text = format!(
-        "guest trial {{\n distribution debian suite=bookworm\n kernel package=linux-image-test\n{body}\n}}\n"
-    );
-    Recipe::parse(&directory.join("trial.kdl"), &text).unwrap()
+    Recipe::parse(&directory.join("trial.kdl"), &recipe_text("trial", body)).unwrap()
+}
+
+fn recipe_text(name: &str, body: &str) -> String {
+    format!(
+        "guest {name} {{\n distribution debian suite=bookworm\n kernel package=linux-image-test\n{body}\n}}\n"
+    )
+}
+
+/// A guest of a [`site`].
+#[cfg(feature = "testing")]
+#[derive(Debug, Clone)]
+pub struct Guest {
+    pub name: String,
+    /// Names of packages, which are made as they are named: each holds a program of its name and a megabyte of data.
+    pub packages: Vec<String>,
+    /// The rest of the recipe.
+    pub body: String,
+}
+
+/// Writes each guest's recipe and lock into `directory`, and puts their packages into the store, as if they had been fetched:
+/// what is built of them needs no network.
+#[cfg(feature = "testing")]
+pub fn site(directory: &Path, store: &Path, guests: &[Guest]) {
+    let store = Store::open(store).unwrap();
+    let kernel = adopted(&store, "linux-image-test", &kernel_deb());
+    for guest in guests {
+        let packages = guest.packages.iter().map(|name| {
+            // No two packages alike, and none that packs to nothing.
+            let seed = blake3::hash(name.as_bytes());
+            let mut data = vec![0; 1 << 20];
+            blake3::Hasher::new_keyed(seed.as_bytes()).finalize_xof().fill(&mut data);
+            let things = [
+                (format!("usr/bin/{name}"), Thing::File(0o755, name.as_bytes())),
+                (format!("usr/share/{name}/data"), Thing::File(0o644, &data)),
+            ];
+            let things: Vec<_> = things.iter().map(|(path, thing)| (path.as_str(), thing.clone())).collect();
+            adopted(&store, name, &deb(name, "", ".gz", &things))
+        });
+        let packages: Vec<_> = packages.collect();
+        let body = match guest.packages.is_empty() {
+            true => guest.body.clone(),
+            false => format!(" packages {}\n{}", guest.packages.join(" "), guest.body),
+        };
+        let text = recipe_text(&guest.name, &body);
+        let path = directory.join(format!("{}.kdl", guest.name));
+        let recipe = Recipe::parse(&path, &text).unwrap();
+        std::fs::write(&recipe.lock_path, lock(&recipe, kernel.clone(), packages).to_text()).unwrap();
+        std::fs::write(&path, text).unwrap();
+    }
 }
 
 thread_local! {

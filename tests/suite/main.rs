@@ -7,6 +7,7 @@ mod explain;
 mod exports;
 mod images;
 mod kills;
+mod store;
 
 #[test]
 fn every_file_is_listed() {

@@ -18,6 +18,8 @@ use crate::{init, initramfs, kernel};
 /// What a VMM loads before the guest finds its disks.
 #[derive(Debug)]
 pub(crate) struct BootFiles {
+    /// Of the two records.
+    pub(crate) inputs: [Inputs; 2],
     pub(crate) kernel: Entry,
     pub(crate) initramfs: Entry,
     pub(crate) release: String,
@@ -44,15 +46,15 @@ impl Builder<'_> {
                 Ok::<_, GuestError>(read.get_or_init(|| package))
             }
         };
-        let inputs = kernel_inputs(lock);
-        let (kernel, entries) = self.once(inputs, |builder| {
+        let kernel_inputs = kernel_inputs(lock);
+        let (kernel, entries) = self.once(kernel_inputs, |builder| {
             let package = package()?;
             let entry = builder.store.publish_bytes("vmlinux", &package.elf)?;
             Ok(Record::new(format!("kernel {}", package.release))
                 .with("kernel", &entry)
                 .fact("release", &package.release))
         })?;
-        let vmlinux = role(inputs, entries, "kernel")?;
+        let vmlinux = role(kernel_inputs, entries, "kernel")?;
         let inputs = initramfs_inputs(recipe, lock);
         let (initramfs, entries) = self.once(inputs, |builder| {
             let package = package()?;
@@ -65,6 +67,7 @@ impl Builder<'_> {
         })?;
         let fact = |record: &Record, name: &str| record.facts.get(name).cloned().unwrap_or_default();
         Ok(BootFiles {
+            inputs: [kernel_inputs, inputs],
             kernel: vmlinux,
             initramfs: role(inputs, entries, "initramfs")?,
             release: fact(&kernel, "release"),

@@ -72,8 +72,8 @@ impl Builder<'_> {
         self.store.recall(plan.inputs()).is_some()
     }
 
-    /// The image's entry; its packages are unpacked in the store where there is anything to do.
-    pub(super) fn root(&self, plan: &Plan<'_>) -> Result<Entry> {
+    /// The image's entry and what its record is found by; its packages are unpacked in the store where there is anything to do.
+    pub(super) fn root(&self, plan: &Plan<'_>) -> Result<(Inputs, Entry)> {
         let inputs = plan.inputs();
         let (_, entries) = self.once(inputs, |builder| {
             let name = &plan.recipe.name;
@@ -85,7 +85,7 @@ impl Builder<'_> {
             let entry = builder.store.publish_temp(temp, &format!("{name}.{}", plan.format.name()))?;
             Ok(Record::new(format!("root image of {name}")).with("root", &entry))
         })?;
-        role(inputs, entries, "root")
+        Ok((inputs, role(inputs, entries, "root")?))
     }
 
     /// Writes the root image; returns exclusions that met nothing.

@@ -103,7 +103,7 @@ fn worker() {
         let recipe = testing::recipe(&directory, &body);
         std::fs::write(&recipe.path, "").unwrap();
         let lock = testing::lock(&recipe, kernel.clone(), packages.clone());
-        let built = Builder::new(&store, &Silent).offline(true).build_locked(&recipe, &lock).unwrap();
+        let built = Builder::new(&store, &Silent).offline(true).build_locked(&recipe, &lock, "matrix").unwrap();
         let digest = |path: &Path| blake3::hash(&std::fs::read(path).unwrap()).to_hex().to_string();
         println!("root {format}: {}", digest(&built.root.unwrap().path));
         println!("boot {format}: {} {}", digest(&built.kernel), digest(&built.initramfs));
