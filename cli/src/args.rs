@@ -226,7 +226,9 @@ impl LockArguments {
             Arguments::command().error(clap::error::ErrorKind::MissingRequiredArgument, message)
         };
         if guests.is_empty() {
-            return Err(usage("the guest's recipe is missing: `vmprof lock guests/fio.kdl`, or `./NAME` for a file whose name does not end with .kdl"));
+            return Err(usage(
+                "the guest's recipe is missing: `vmprof lock guests/fio.kdl`, or `./NAME` for a file whose name does not end with .kdl",
+            ));
         }
         let update = match (self.update.is_empty(), packages.is_empty()) {
             (true, _) => Update::Nothing,

@@ -63,7 +63,9 @@ pub fn lock(arguments: &LockArguments, report: Report) -> Result<(), Failure> {
             let packages = locked.lock.kernel.len() + locked.lock.packages.len();
             let what = match (locked.changes.len(), locked.differs, arguments.check) {
                 (_, false, _) => format!("nothing changes among its {packages} packages"),
-                (0, true, _) => format!("the same {packages} packages, asked for in other words or of a newer index"),
+                (0, true, _) => {
+                    format!("the same {packages} packages, asked for in other words or of a newer index")
+                }
                 (1, true, false) => format!("1 change, {packages} packages locked"),
                 (n, true, false) => format!("{n} changes, {packages} packages locked"),
                 (1, true, true) => "1 package would change".to_owned(),
@@ -71,7 +73,8 @@ pub fn lock(arguments: &LockArguments, report: Report) -> Result<(), Failure> {
             };
             report.notice(format_args!("{}: {what}", path.display()));
         }
-        let version = |package: &Option<vmprof_guests::LockedPackage>| package.as_ref().map(|p| p.version.clone());
+        let version =
+            |package: &Option<vmprof_guests::LockedPackage>| package.as_ref().map(|p| p.version.clone());
         let changes = locked.changes.iter().map(|change| LockChange {
             package: change.name.clone(),
             before: version(&change.before),

@@ -12,14 +12,17 @@ use std::process::Command;
 
 use serde::{Deserialize, Serialize};
 
+use boot::Source;
+
 use crate::apt::Prepare;
 use crate::digest::Inputs;
 use crate::error::{GuestError, Result};
+use crate::fetch;
 use crate::lock::{Lock, LockedPackage};
+use crate::oci::ImageConfig;
 use crate::progress::{Progress, Stage, Total};
 use crate::recipe::{Conduct, Image, Recipe};
 use crate::store::{Entry, Record, Root as StoreRoot, Store, Using};
-use crate::fetch;
 
 pub use locking::{Locked, Update};
 
@@ -66,6 +69,8 @@ pub struct GuestImage {
     /// What the recipe adds to the kernel's command line.
     pub cmdline: Option<String>,
     pub conduct: Conduct,
+    /// What the container image says that the root is made of, if it is made of one.
+    pub image_config: Option<ImageConfig>,
 }
 
 /// A root image in the store.
@@ -183,29 +188,34 @@ impl<'a> Builder<'a> {
     fn realise(&self, recipe: &Recipe, lock: &Lock) -> Result<(GuestImage, Vec<Inputs>)> {
         let plan = match &recipe.image {
             Image::None => None,
-            Image::Root { format, exclude } => Some((disk::Plan::new(recipe, lock, *format, exclude)?, format)),
+            Image::Root { format, exclude } => {
+                Some((disk::Plan::new(recipe, lock, *format, exclude)?, format))
+            }
         };
-        let boot_is_there = self.has_boot_files(recipe, lock);
+        let kernel = Source::of(recipe, lock)?;
+        let boot_is_there = self.has_boot_files(recipe, &kernel);
         let root_is_there = plan.as_ref().is_none_or(|(plan, _)| self.has_root(plan));
         if self.recalling && !(boot_is_there && root_is_there) {
             return Err(GuestError::NotBuilt);
         }
-        let kernel = lock.kernel.iter().filter(|_| !boot_is_there);
+        let of_kernel = lock.kernel.iter().filter(|_| !boot_is_there);
         let packages: Vec<&LockedPackage> =
-            kernel.chain(lock.packages.iter().filter(|_| !root_is_there)).collect();
+            of_kernel.chain(lock.packages.iter().filter(|_| !root_is_there)).collect();
         self.have_unpacked(&packages, &lock.asked.suite)?;
         let (boot, root) = std::thread::scope(|scope| {
-            let boot = scope.spawn(|| self.boot_files(recipe, lock));
-            let root = plan.as_ref().map(|(plan, format)| {
-                let (inputs, entry) = self.root(plan)?;
-                Ok::<_, GuestError>((inputs, entry, *format))
-            });
+            let boot = scope.spawn(|| self.boot_files(recipe, &kernel));
+            let root = plan.as_ref().map(|(plan, format)| Ok::<_, GuestError>((self.root(plan)?, *format)));
             (boot.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)), root.transpose())
         });
-        let (boot, root) = (boot?, root?);
+        let boot = boot?;
         let mut records = boot.inputs.to_vec();
-        records.extend(root.as_ref().map(|(inputs, ..)| *inputs));
-        let root = root.map(|(_, entry, format)| (entry, format));
+        let (root, image_config) = match root? {
+            Some((built, format)) => {
+                records.push(built.inputs);
+                (Some((built.entry, format)), built.config)
+            }
+            None => (None, None),
+        };
         let image = GuestImage {
             name: recipe.name.clone(),
             digest: root.as_ref().map_or(&boot.initramfs, |(entry, _)| entry).digest().to_owned(),
@@ -220,6 +230,7 @@ impl<'a> Builder<'a> {
             modules: boot.modules,
             cmdline: recipe.cmdline.clone(),
             conduct: recipe.conduct.clone(),
+            image_config,
         };
         Ok((image, records))
     }

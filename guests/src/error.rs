@@ -156,6 +156,51 @@ pub enum GuestError {
     )]
     HashMismatch { what: String, wanted: Sha256, found: String },
 
+    #[error("{what} is not what the recipe names: its SHA-256 is {found}, and {wanted} was asked for")]
+    #[diagnostic(
+        code(vmprof::guest::input_mismatch),
+        help("bring the file that was meant, or write the other hash into the recipe if this one is")
+    )]
+    InputMismatch { what: String, wanted: Sha256, found: Sha256 },
+
+    #[error("{} has no image with digest sha256:{digest}", path.display())]
+    #[diagnostic(code(vmprof::guest::no_such_image), help("{}", there_help(there)))]
+    NoSuchImage { path: PathBuf, digest: Sha256, there: Vec<String> },
+
+    #[error("image sha256:{digest} of {} is for {platform}, and guests are linux/amd64", path.display())]
+    #[diagnostic(
+        code(vmprof::guest::image_platform),
+        help(
+            "save the image for that platform: `skopeo copy --override-arch amd64`, or `docker pull --platform linux/amd64`"
+        )
+    )]
+    ImagePlatform { path: PathBuf, digest: Sha256, platform: String },
+
+    #[error("layer {digest} of {} is of type `{media_type}`: {reason}", path.display())]
+    #[diagnostic(
+        code(vmprof::guest::image_layer),
+        help(
+            "layers that are a tar, plain or packed with gzip or zstd, are understood; save the image with those"
+        )
+    )]
+    ImageLayer { path: PathBuf, digest: String, media_type: String, reason: &'static str },
+
+    #[error("{} is not a kernel to boot: {problem}", path.display())]
+    #[diagnostic(
+        code(vmprof::guest::kernel_file),
+        help(
+            "take a vmlinux or bzImage of x86-64, built with CONFIG_PVH and packed with gzip, xz, zstd, LZ4, bzip2 or lzma"
+        )
+    )]
+    KernelFile { path: PathBuf, problem: String },
+
+    #[error("module `{name}` is built for {found}, and the kernel is {release}")]
+    #[diagnostic(
+        code(vmprof::guest::foreign_module),
+        help("name the directory lib/modules/{release} of the same kernel")
+    )]
+    ForeignModule { name: String, found: String, release: String },
+
     #[error("no source of this host has {}{}", names.join(", "), list_tried(tried))]
     #[diagnostic(
         code(vmprof::guest::package_gone),
@@ -186,7 +231,7 @@ pub enum GuestError {
     #[error("the kernel of {package} is packed in a way vmprof does not know: {found}")]
     #[diagnostic(
         code(vmprof::guest::kernel_format),
-        help("gzip, xz, zstd and LZ4 kernels of x86-64 are understood")
+        help("gzip, xz, zstd, LZ4, bzip2 and lzma kernels of x86-64 are understood")
     )]
     KernelFormat { package: String, found: String },
 
@@ -315,9 +360,16 @@ impl GuestError {
             | Self::FileConflict { .. }
             | Self::BadPath { .. }
             | Self::NoModule { .. }
+            | Self::NoSuchImage { .. }
+            | Self::ImagePlatform { .. }
+            | Self::ImageLayer { .. }
+            | Self::KernelFile { .. }
+            | Self::ForeignModule { .. }
             | Self::NoProgram { .. }
             | Self::MissingLibraries { .. } => FailureClass::Invalid,
-            Self::HashMismatch { .. } | Self::StoreDamaged { .. } => FailureClass::HashMismatch,
+            Self::HashMismatch { .. } | Self::InputMismatch { .. } | Self::StoreDamaged { .. } => {
+                FailureClass::HashMismatch
+            }
             Self::NotDeterministic { .. } => FailureClass::NotDeterministic,
             Self::Io { .. }
             | Self::NotBuilt
@@ -374,6 +426,13 @@ fn near_help(near: &[String]) -> String {
                 names.iter().map(|n| format!("`{n}`")).collect::<Vec<_>>().join(" or ")
             )
         }
+    }
+}
+
+fn there_help(there: &[String]) -> String {
+    match there {
+        [] => "there is no image in it".to_owned(),
+        images => format!("there is: {}", images.join("; ")),
     }
 }
 

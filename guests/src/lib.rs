@@ -14,6 +14,8 @@
 //! user, with any umask and any number of CPUs.
 
 mod apt;
+mod archive;
+mod base;
 mod builder;
 mod cpio;
 mod deb;
@@ -29,6 +31,8 @@ mod kernel;
 mod lab;
 mod lock;
 mod modules;
+mod oci;
+mod packed;
 mod parallel;
 mod progress;
 mod recipe;
@@ -49,6 +53,7 @@ pub use emulator::Emulator;
 pub use error::{FailureClass, GuestError, MissingLibrary, Result};
 pub use lab::{LabHost, lab_host};
 pub use lock::{Asked, Change, Lock, LockedPackage, Release};
+pub use oci::ImageConfig;
 pub use progress::{Progress, Silent, Stage, Total};
 pub use recipe::{
     Compression, Conduct, Distribution, Format, Group, GuestMount, Image, Init, Kernel, Packages, Place,

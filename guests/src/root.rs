@@ -1,6 +1,7 @@
 //! A recipe and its packages as one tree: the skeleton every guest has, the packages' files, less what the recipe excludes,
 //! then what the recipe declares. Pure; packing and publishing is `builder`'s business.
 
+use crate::base::Base;
 use crate::deb::Deb;
 use crate::elf;
 use crate::error::{GuestError, Result};
@@ -37,16 +38,25 @@ const PASSWD: &str =
 const GROUP: &str = "root:x:0:\nnogroup:x:65534:\n";
 const NSSWITCH: &str = "passwd: files\ngroup: files\nshadow: files\nhosts: files dns\n";
 
-/// Puts the root filesystem together. `texts` are the contents of the recipe's files, in the recipe's order of `placed`
+/// What the guest's first process mounts on; a foreign root need not have them.
+const MOUNT_POINTS: [(&str, u16); 5] =
+    [("dev", 0o755), ("proc", 0o755), ("run", 0o755), ("sys", 0o755), ("tmp", 0o1777)];
+
+/// Puts the root filesystem together, from a base where there is one and else from the skeleton. `texts` are the contents of the recipe's files, in the recipe's order of `placed`
 /// (empty for what is not a file). The second value names exclusions that met nothing.
 pub(crate) fn assemble(
     recipe: &Recipe,
     exclude: &[String],
+    base: Option<Base>,
     debs: Vec<Deb>,
     contents: Vec<Vec<u8>>,
 ) -> Result<(Tree, Vec<String>)> {
     let mut tree = Tree::default();
-    skeleton(&mut tree, recipe)?;
+    let is_debian = base.is_none();
+    match base {
+        None => skeleton(&mut tree, recipe)?,
+        Some(base) => lay_base(&mut tree, base)?,
+    }
     for deb in debs {
         let by = Origin::Package { name: deb.name, replaces: deb.replaces.into() };
         for (path, node) in deb.files {
@@ -66,13 +76,32 @@ pub(crate) fn assemble(
     }
     check_program(&tree, recipe)?;
     // Packages bring what they need, as long as nobody takes it away.
-    if !recipe.packages.without.is_empty() || !exclude.is_empty() {
+    if is_debian && (!recipe.packages.without.is_empty() || !exclude.is_empty()) {
         let missing = elf::missing_libraries(&tree);
         if !missing.is_empty() {
             return Err(GuestError::MissingLibraries { guest: recipe.name.clone(), missing });
         }
     }
     Ok((tree, unmet))
+}
+
+/// A base is kept as it is, its own layout included; only what is mounted on is added.
+fn lay_base(tree: &mut Tree, base: Base) -> Result<()> {
+    let by = Origin::Package { name: base.name.clone(), replaces: [].into() };
+    for (path, node) in base.files {
+        if path.is_empty() {
+            let bad = |problem| GuestError::BadArchive { what: base.name.clone(), problem };
+            tree.lay("", node).map_err(bad)?;
+        } else {
+            tree.put(&path, node, &by)?;
+        }
+    }
+    for (path, mode) in MOUNT_POINTS {
+        if tree.look(path).is_none() {
+            tree.put(path, Node::directory(mode), &Origin::Builder)?;
+        }
+    }
+    Ok(())
 }
 
 fn skeleton(tree: &mut Tree, recipe: &Recipe) -> Result<()> {

@@ -1,7 +1,9 @@
-//! Kernel and initramfs, two stages over the kernel's unpacked packages. The kernel depends on those alone and is shared by
-//! all guests that have it; the initramfs also on the module list and the embedded first process.
+//! Kernel and initramfs, two stages over the kernel's unpacked packages, or over a kernel of the building machine and the
+//! directory of its modules. The kernel depends on those alone and is shared by all guests that have it; the initramfs also on
+//! the module list and the embedded first process.
 
 use std::cell::OnceCell;
+use std::path::Path;
 use std::sync::Arc;
 
 use super::packages::From;
@@ -10,7 +12,7 @@ use crate::digest::{Inputs, InputsHasher};
 use crate::error::{GuestError, Result};
 use crate::lock::{Lock, LockedPackage};
 use crate::modules::Modules;
-use crate::recipe::{Image, Recipe};
+use crate::recipe::{Image, Kernel, Recipe};
 use crate::store::{Entry, Record};
 use crate::tree::Kind;
 use crate::{init, initramfs, kernel};
@@ -34,19 +36,78 @@ pub(super) struct KernelPackage {
     pub(super) modules: Modules,
 }
 
+/// Where a guest's kernel comes from, with what is needed to tell one from another.
+pub(super) enum Source<'r> {
+    Packages(&'r Lock),
+    File { path: &'r Path, bytes: Vec<u8>, modules: Option<&'r Path> },
+}
+
+impl<'r> Source<'r> {
+    /// Reads the kernel's file, if it is one.
+    pub(super) fn of(recipe: &'r Recipe, lock: &'r Lock) -> Result<Self> {
+        match &recipe.kernel {
+            Kernel::Package(_) => Ok(Self::Packages(lock)),
+            Kernel::File { path, modules } => {
+                Ok(Self::File { path, bytes: crate::store::read(path)?, modules: modules.as_deref() })
+            }
+        }
+    }
+
+    fn inputs(&self, kind: &str) -> InputsHasher {
+        let mut hasher = Inputs::of(kind);
+        hasher.field("builder", BUILDER_VERSION.as_bytes());
+        match self {
+            Self::Packages(lock) => {
+                for package in &lock.kernel {
+                    hasher.field("package", package.sha256.to_string().as_bytes());
+                }
+            }
+            Self::File { bytes, .. } => {
+                hasher.field("file", blake3::hash(bytes).as_bytes());
+            }
+        }
+        hasher
+    }
+
+    fn kernel_inputs(&self) -> Inputs {
+        self.inputs("kernel").finish()
+    }
+
+    /// Of a directory of modules, those count that are taken: another driver in it changes nothing.
+    fn initramfs_inputs(&self, recipe: &Recipe, release: &str) -> Result<Inputs> {
+        let mut hasher = self.inputs("initramfs");
+        hasher.field("init", blake3::hash(init::PROGRAM).as_bytes());
+        hasher.field("root", if recipe.image == Image::None { b"no" } else { b"yes" });
+        for module in &recipe.modules {
+            hasher.field("module", module.as_bytes());
+        }
+        if let Self::File { modules, .. } = self {
+            let modules = directory_of_modules(*modules, release)?;
+            for module in modules.in_order(&wanted_modules(recipe, &modules))? {
+                hasher.field("taken", module.name.as_bytes()).field("content", &module.content);
+            }
+        }
+        Ok(hasher.finish())
+    }
+}
+
+fn directory_of_modules(directory: Option<&Path>, release: &str) -> Result<Modules> {
+    directory.map_or_else(|| Ok(Modules::all_built_in(release)), |path| Modules::in_directory(release, path))
+}
+
 impl Builder<'_> {
     /// Kernel and initramfs of the guest, root image or not.
-    pub(super) fn boot_files(&self, recipe: &Recipe, lock: &Lock) -> Result<BootFiles> {
+    pub(super) fn boot_files(&self, recipe: &Recipe, source: &Source<'_>) -> Result<BootFiles> {
         // Read at most once, and only where one of the two is not there yet.
         let read = OnceCell::new();
         let package = || match read.get() {
             Some(package) => Ok(package),
             None => {
-                let package = self.kernel_package(lock, From::Store)?;
+                let package = self.read_kernel(source, From::Store)?;
                 Ok::<_, GuestError>(read.get_or_init(|| package))
             }
         };
-        let kernel_inputs = kernel_inputs(lock);
+        let kernel_inputs = source.kernel_inputs();
         let (kernel, entries) = self.once(kernel_inputs, |builder| {
             let package = package()?;
             let entry = builder.store.publish_bytes("vmlinux", &package.elf)?;
@@ -54,8 +115,10 @@ impl Builder<'_> {
                 .with("kernel", &entry)
                 .fact("release", &package.release))
         })?;
+        let fact = |record: &Record, name: &str| record.facts.get(name).cloned().unwrap_or_default();
+        let release = fact(&kernel, "release");
         let vmlinux = role(kernel_inputs, entries, "kernel")?;
-        let inputs = initramfs_inputs(recipe, lock);
+        let inputs = source.initramfs_inputs(recipe, &release)?;
         let (initramfs, entries) = self.once(inputs, |builder| {
             let package = package()?;
             let _stage = builder.stage(&format!("packing the initramfs of {}", recipe.name), None);
@@ -65,24 +128,37 @@ impl Builder<'_> {
                 .with("initramfs", &entry)
                 .fact("modules", modules.join(" ")))
         })?;
-        let fact = |record: &Record, name: &str| record.facts.get(name).cloned().unwrap_or_default();
         Ok(BootFiles {
             inputs: [kernel_inputs, inputs],
             kernel: vmlinux,
             initramfs: role(inputs, entries, "initramfs")?,
-            release: fact(&kernel, "release"),
+            release,
             modules: fact(&initramfs, "modules").split_whitespace().map(str::to_owned).collect(),
         })
     }
 
     /// Whether both are in the store.
-    pub(super) fn has_boot_files(&self, recipe: &Recipe, lock: &Lock) -> bool {
-        [kernel_inputs(lock), initramfs_inputs(recipe, lock)]
-            .into_iter()
-            .all(|inputs| self.store.recall(inputs).is_some())
+    pub(super) fn has_boot_files(&self, recipe: &Recipe, source: &Source<'_>) -> bool {
+        let Some((kernel, _)) = self.store.recall(source.kernel_inputs()) else { return false };
+        let release = kernel.facts.get("release").map_or("", String::as_str);
+        let inputs = source.initramfs_inputs(recipe, release);
+        // What is wrong with the modules is said when they are packed.
+        inputs.is_ok_and(|inputs| self.store.recall(inputs).is_some())
     }
 
-    pub(super) fn kernel_package(&self, lock: &Lock, from: From) -> Result<KernelPackage> {
+    pub(super) fn read_kernel(&self, source: &Source<'_>, from: From) -> Result<KernelPackage> {
+        match source {
+            Source::Packages(lock) => self.kernel_package(lock, from),
+            Source::File { path, bytes, modules } => {
+                let kernel = kernel::of_file(bytes)
+                    .map_err(|problem| GuestError::KernelFile { path: path.to_path_buf(), problem })?;
+                let modules = directory_of_modules(*modules, &kernel.release)?;
+                Ok(KernelPackage { elf: kernel.elf, release: kernel.release, modules })
+            }
+        }
+    }
+
+    fn kernel_package(&self, lock: &Lock, from: From) -> Result<KernelPackage> {
         let packages: Vec<&LockedPackage> = lock.kernel.iter().collect();
         let wanted = |path: &str| path.starts_with("boot/vmlinuz") || path.contains("lib/modules/");
         let _stage = self.stage("reading the kernel", None);
@@ -113,36 +189,20 @@ impl Builder<'_> {
 
 /// The initramfs and its modules' names in loading order.
 pub(super) fn initramfs_bytes(recipe: &Recipe, kernel: &KernelPackage) -> Result<(Vec<u8>, Vec<String>)> {
-    let mut names: Vec<&str> = initramfs::NEEDED.to_vec();
-    if recipe.image != Image::None {
-        names.extend(initramfs::FOR_ROOT);
-    }
-    names.extend(kernel.modules.known(&initramfs::WELCOME));
-    names.extend(recipe.modules.iter().map(String::as_str));
-    let modules = kernel.modules.in_order(&names)?;
+    let modules = kernel.modules.in_order(&wanted_modules(recipe, &kernel.modules))?;
     let names = modules.iter().map(|module| module.name.clone()).collect();
     Ok((initramfs::pack(&modules)?, names))
 }
 
-fn of_packages(kind: &str, lock: &Lock) -> InputsHasher {
-    let mut hasher = Inputs::of(kind);
-    hasher.field("builder", BUILDER_VERSION.as_bytes());
-    for package in &lock.kernel {
-        hasher.field("package", package.sha256.to_string().as_bytes());
+fn wanted_modules<'a>(recipe: &'a Recipe, modules: &Modules) -> Vec<&'a str> {
+    let mut names: Vec<&str> = initramfs::NEEDED.to_vec();
+    if recipe.image != Image::None {
+        names.extend(initramfs::FOR_ROOT);
     }
-    hasher
-}
-
-fn kernel_inputs(lock: &Lock) -> Inputs {
-    of_packages("kernel", lock).finish()
-}
-
-fn initramfs_inputs(recipe: &Recipe, lock: &Lock) -> Inputs {
-    let mut hasher = of_packages("initramfs", lock);
-    hasher.field("init", blake3::hash(init::PROGRAM).as_bytes());
-    hasher.field("root", if recipe.image == Image::None { b"no" } else { b"yes" });
-    for module in &recipe.modules {
-        hasher.field("module", module.as_bytes());
+    names.extend(modules.known(&initramfs::WELCOME));
+    if modules.are_all_built_in() {
+        names.clear();
     }
-    hasher.finish()
+    names.extend(recipe.modules.iter().map(String::as_str));
+    names
 }

@@ -1,6 +1,7 @@
 //! `build --check`: the same inputs once more, into nothing, compared byte for byte with what the store holds. Where they
 //! differ, both are taken apart to name the first file.
 
+use super::boot::Source;
 use super::packages::From;
 use super::{Builder, GuestImage, disk};
 use crate::error::{GuestError, Result};
@@ -11,7 +12,7 @@ use crate::{cpio, image, store};
 impl Builder<'_> {
     pub(super) fn compare(&self, recipe: &Recipe, image: &GuestImage) -> Result<()> {
         let lock = self.locked(recipe)?;
-        let kernel = self.kernel_package(&lock, From::Anew)?;
+        let kernel = self.read_kernel(&Source::of(recipe, &lock)?, From::Anew)?;
         let (initramfs, _) = super::boot::initramfs_bytes(recipe, &kernel)?;
         let differs = |what: &str, difference: Option<String>| match difference {
             None => Ok(()),

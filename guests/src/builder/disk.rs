@@ -7,9 +7,10 @@ use super::{BUILDER_VERSION, Builder, role};
 use crate::digest::Inputs;
 use crate::error::Result;
 use crate::lock::{Lock, LockedPackage};
+use crate::oci::ImageConfig;
 use crate::recipe::{Format, Place, Recipe};
 use crate::store::{Entry, Record};
-use crate::{image, root};
+use crate::{base, image, root};
 
 /// A root image that may be built: everything that decides its bytes, at hand.
 pub(super) struct Plan<'r> {
@@ -19,6 +20,16 @@ pub(super) struct Plan<'r> {
     exclude: &'r [String],
     /// Of the recipe's files, one for each of `placed`; empty for links and directories.
     contents: Vec<Vec<u8>>,
+}
+
+/// A fact of a root image's record: what the container image it is made of says of itself.
+const CONFIG: &str = "config";
+
+/// What writing a root image leaves to tell.
+pub(super) struct Written {
+    /// Exclusions that met nothing.
+    unmet: Vec<String>,
+    config: Option<ImageConfig>,
 }
 
 impl<'r> Plan<'r> {
@@ -45,6 +56,7 @@ impl<'r> Plan<'r> {
         for path in self.exclude {
             hasher.field("exclude", path.as_bytes());
         }
+        base::inputs(&self.recipe.root, &mut hasher);
         let conduct = &self.recipe.conduct;
         hasher.field("name", self.recipe.name.as_bytes()).field("hostname", conduct.hostname.as_bytes());
         for package in &self.lock.packages {
@@ -67,36 +79,50 @@ impl<'r> Plan<'r> {
     }
 }
 
+/// A root image in the store.
+pub(super) struct Built {
+    /// What its record is found by.
+    pub(super) inputs: Inputs,
+    pub(super) entry: Entry,
+    /// What a container image says that it is made of.
+    pub(super) config: Option<ImageConfig>,
+}
+
 impl Builder<'_> {
     pub(super) fn has_root(&self, plan: &Plan<'_>) -> bool {
         self.store.recall(plan.inputs()).is_some()
     }
 
-    /// The image's entry and what its record is found by; its packages are unpacked in the store where there is anything to do.
-    pub(super) fn root(&self, plan: &Plan<'_>) -> Result<(Inputs, Entry)> {
+    /// The image; its packages are unpacked in the store where there is anything to do.
+    pub(super) fn root(&self, plan: &Plan<'_>) -> Result<Built> {
         let inputs = plan.inputs();
-        let (_, entries) = self.once(inputs, |builder| {
+        let (record, entries) = self.once(inputs, |builder| {
             let name = &plan.recipe.name;
             let mut temp = builder.store.temp_file()?;
-            let unmet = builder.write_root(plan, From::Store, temp.file())?;
-            for path in unmet {
+            let written = builder.write_root(plan, From::Store, temp.file())?;
+            for path in &written.unmet {
                 builder.progress.note(&format!("{name}: `exclude \"{path}\"` met nothing"));
             }
             let entry = builder.store.publish_temp(temp, &format!("{name}.{}", plan.format.name()))?;
-            Ok(Record::new(format!("root image of {name}")).with("root", &entry))
+            let record = Record::new(format!("root image of {name}")).with("root", &entry);
+            let config = written.config.and_then(|config| serde_json::to_string(&config).ok());
+            Ok(config.into_iter().fold(record, |record, config| record.fact(CONFIG, config)))
         })?;
-        Ok((inputs, role(inputs, entries, "root")?))
+        let config = record.facts.get(CONFIG).and_then(|config| serde_json::from_str(config).ok());
+        Ok(Built { inputs, entry: role(inputs, entries, "root")?, config })
     }
 
-    /// Writes the root image; returns exclusions that met nothing.
-    pub(super) fn write_root(&self, plan: &Plan<'_>, from: From, out: &mut File) -> Result<Vec<String>> {
+    /// Writes the root image.
+    pub(super) fn write_root(&self, plan: &Plan<'_>, from: From, out: &mut File) -> Result<Written> {
         let packages: Vec<&LockedPackage> = plan.lock.packages.iter().collect();
         let stage = self.stage(&format!("reading the packages of {}", plan.recipe.name), None);
         let debs = self.open_packages(&packages, &plan.lock.asked.suite, from, &|_| true)?;
         drop(stage);
+        let base = base::read(&plan.recipe.root)?;
+        let config = base.as_ref().and_then(|base| base.config.clone());
         let _stage = self.stage(&format!("packing the root image of {}", plan.recipe.name), None);
-        let (tree, unmet) = root::assemble(plan.recipe, plan.exclude, debs, plan.contents.clone())?;
+        let (tree, unmet) = root::assemble(plan.recipe, plan.exclude, base, debs, plan.contents.clone())?;
         image::write(&tree, plan.format, &plan.recipe.name, out)?;
-        Ok(unmet)
+        Ok(Written { unmet, config })
     }
 }

@@ -53,9 +53,9 @@ impl Builder<'_> {
         }
         let mut lock = self.resolve_from(recipe, from, before.as_ref(), update)?;
         let changes = changes(before.as_ref(), &lock);
-        if let Some(before) = before.filter(|before| {
-            *update != Update::All && changes.is_empty() && before.asked == lock.asked
-        }) {
+        if let Some(before) =
+            before.filter(|before| *update != Update::All && changes.is_empty() && before.asked == lock.asked)
+        {
             // The same packages out of a newer index are the same lock.
             lock.releases = before.releases;
         }
@@ -73,7 +73,8 @@ impl Builder<'_> {
         let lock = Lock::parse(&recipe.lock_path, &text).ok();
         if lock.is_none() {
             let path = recipe.lock_path.display();
-            self.progress.note(&format!("{path} is not a lock that this vmprof reads: resolving everything anew"));
+            self.progress
+                .note(&format!("{path} is not a lock that this vmprof reads: resolving everything anew"));
         }
         Ok((Some(text), lock))
     }
@@ -100,7 +101,14 @@ impl Builder<'_> {
             _ if recipe.kernel_package().is_none() => Vec::new(),
             _ => apt.resolve_kernel(&asked.kernel)?,
         };
-        Ok(Lock { guest: name.clone(), releases: apt.releases()?, arch: arch.clone(), asked, kernel, packages })
+        Ok(Lock {
+            guest: name.clone(),
+            releases: apt.releases()?,
+            arch: arch.clone(),
+            asked,
+            kernel,
+            packages,
+        })
     }
 
     /// The recipe's lock: the file's, when it is for this recipe, or a new one where there is none.
@@ -153,7 +161,10 @@ fn known(names: &[String], lock: &Lock) -> Result<()> {
         Some(name) => Err(GuestError::NotLocked {
             name: name.clone(),
             guest: lock.guest.clone(),
-            near: vmprof_document::closest(name, all.iter().copied()).map(str::to_owned).into_iter().collect(),
+            near: vmprof_document::closest(name, all.iter().copied())
+                .map(str::to_owned)
+                .into_iter()
+                .collect(),
         }),
     }
 }

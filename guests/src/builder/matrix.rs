@@ -103,7 +103,8 @@ fn worker() {
         let recipe = testing::recipe(&directory, &body);
         std::fs::write(&recipe.path, "").unwrap();
         let lock = testing::lock(&recipe, kernel.clone(), packages.clone());
-        let built = Builder::new(&store, &Silent).offline(true).build_locked(&recipe, &lock, "matrix").unwrap();
+        let built =
+            Builder::new(&store, &Silent).offline(true).build_locked(&recipe, &lock, "matrix").unwrap();
         let digest = |path: &Path| blake3::hash(&std::fs::read(path).unwrap()).to_hex().to_string();
         println!("root {format}: {}", digest(&built.root.unwrap().path));
         println!("boot {format}: {} {}", digest(&built.kernel), digest(&built.initramfs));
@@ -139,7 +140,8 @@ impl Worker {
         let output = command.output().unwrap();
         let text = String::from_utf8_lossy(&output.stdout);
         assert!(output.status.success(), "{text}{}", String::from_utf8_lossy(&output.stderr));
-        let after = |start: &str| text.lines().filter_map(|line| line.strip_prefix(start)).collect::<Vec<_>>();
+        let after =
+            |start: &str| text.lines().filter_map(|line| line.strip_prefix(start)).collect::<Vec<_>>();
         let number = |start: &str| after(start).first().and_then(|text| text.parse::<u64>().ok()).unwrap();
         let roots = after("root ").into_iter().filter_map(|line| line.split_once(": "));
         Said {
@@ -221,7 +223,10 @@ fn a_guest_has_one_digest_whoever_builds_it_and_however() {
     let mut cells = vec![
         ("a warm store", plain),
         ("another umask", worker("umask", &["umask"], &[])),
-        ("another time zone", worker("zone", &[], &[("TZ", "Pacific/Kiritimati"), ("LC_ALL", "tr_TR.UTF-8")])),
+        (
+            "another time zone",
+            worker("zone", &[], &[("TZ", "Pacific/Kiritimati"), ("LC_ALL", "tr_TR.UTF-8")]),
+        ),
         ("one CPU", worker("one", &["one-cpu"], &[])),
         ("a longer path", worker(&long, &[], &[])),
         ("another order", worker("shuffled", &["shuffled"], &[])),

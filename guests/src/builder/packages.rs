@@ -8,10 +8,10 @@ use super::{BUILDER_VERSION, Builder};
 use crate::deb::{Deb, Unpacked};
 use crate::digest::Inputs;
 use crate::error::{GuestError, Result};
+use crate::fetch;
 use crate::lock::LockedPackage;
 use crate::parallel::{self, Feed};
 use crate::store::{Entry, Record};
-use crate::fetch;
 
 /// A fact of an unpacked package's record.
 const CONTROL: &str = "control";

@@ -3,8 +3,8 @@ use std::sync::Mutex;
 
 use super::*;
 use crate::error::FailureClass;
-use crate::progress::Silent;
 use crate::fetch;
+use crate::progress::Silent;
 use crate::recipe::Compression;
 use crate::squashfs;
 use crate::testing::{self, Thing};
@@ -275,4 +275,65 @@ fn a_build_is_checked_against_the_packages_themselves() {
     builder.check(&recipe).unwrap();
     forget(&store, "tool_1_amd64.deb");
     assert!(matches!(builder.check(&recipe), Err(GuestError::Offline { names }) if names == ["tool"]));
+}
+
+#[test]
+fn a_guest_of_local_files_alone_needs_no_lock_and_knows_its_inputs_by_their_content() {
+    let body = "run \"/usr/bin/tool\"\n file \"/etc/motd\" \"hello\"";
+    let (one_dir, two_dir) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let (one, two) =
+        (testing::local_recipe(one_dir.path(), body), testing::local_recipe(two_dir.path(), body));
+    let one_store = Store::open(one_dir.path().join("store")).unwrap();
+    let two_store = Store::open(two_dir.path().join("store")).unwrap();
+    let builder = Builder::new(&one_store, &Silent).offline(true).frozen(true);
+    assert_eq!(builder.built(&one).unwrap(), None);
+    let built = builder.build(&one).unwrap();
+    assert_eq!(build(&two_store, &two).digest, built.digest);
+    assert!(!one.lock_path.exists());
+    assert_eq!(built.kernel_release, "6.9.1-own");
+    assert!(
+        built.modules.contains(&"virtio_blk".to_owned()) && !built.modules.contains(&"squashfs".to_owned())
+    );
+    assert_eq!(builder.built(&one).unwrap(), Some(built.clone()));
+    assert_eq!(builder.check(&one).unwrap(), built);
+
+    let tree = squashfs::unpack(&std::fs::read(&built.root.as_ref().unwrap().path).unwrap()).unwrap();
+    let content = |path: &str| match &tree.look(path).unwrap().1.kind {
+        crate::tree::Kind::File(content) => content.to_vec(),
+        other => panic!("{path}: {other:?}"),
+    };
+    assert_eq!((content("etc/motd"), content("bin/tool")), (b"hello\n".to_vec(), b"a program".to_vec()));
+    assert!(tree.look("proc").is_some());
+    assert!(tree.look("etc/passwd").is_none(), "a root from elsewhere is taken as it is");
+
+    // A module that is not taken changes nothing, one that is changes the initramfs.
+    let modules = one_dir.path().join("lib/modules/6.9.1-own/kernel");
+    std::fs::write(modules.join("sound.ko"), "not looked at").unwrap();
+    assert_eq!(builder.built(&one).unwrap(), Some(built.clone()));
+    let changed = crate::modules::tests::module("virtio,virtio_ring");
+    std::fs::write(modules.join("virtio_blk.ko"), changed).unwrap();
+    assert_eq!(builder.built(&one).unwrap(), None);
+    assert_ne!(builder.build(&one).unwrap().initramfs, built.initramfs);
+    // So does another kernel.
+    std::fs::write(one_dir.path().join("vmlinux"), testing::vmlinux("6.9.2-own")).unwrap();
+    assert_eq!(builder.build(&one).unwrap().kernel_release, "6.9.2-own");
+    // The tar is named by its hash: the store has what was made of it, and nothing else is taken in its place.
+    std::fs::write(one_dir.path().join("root.tar"), "another").unwrap();
+    assert_eq!(builder.build(&one).unwrap().digest, built.digest);
+    let elsewhere = Store::open(one_dir.path().join("other")).unwrap();
+    let error = Builder::new(&elsewhere, &Silent).build(&one).unwrap_err();
+    assert_eq!(error.class(), FailureClass::HashMismatch);
+}
+
+#[test]
+fn a_kernel_without_a_directory_of_modules_loads_none_and_names_none() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut recipe = testing::local_recipe(dir.path(), "run \"/usr/bin/tool\"");
+    let crate::recipe::Kernel::File { modules, .. } = &mut recipe.kernel else { panic!("a file") };
+    *modules = None;
+    let store = Store::open(dir.path().join("store")).unwrap();
+    assert!(build(&store, &recipe).modules.is_empty());
+    recipe.modules = vec!["ext4".to_owned()];
+    let error = Builder::new(&store, &Silent).build(&recipe).unwrap_err();
+    assert!(error.to_string().contains("no module `ext4`"), "{error}");
 }

@@ -182,7 +182,8 @@ fn caching(command: &mut Command) -> &mut Command {
 fn what_the_hosts_apt_has_fetched_is_taken_if_its_bytes_are_right() {
     let site = Site::new();
     let cache = CACHING.get_or_init(|| tempfile::tempdir().unwrap()).path();
-    std::fs::write(cache.join("apt.conf"), format!("Dir::Cache::archives \"{}\";\n", cache.display())).unwrap();
+    std::fs::write(cache.join("apt.conf"), format!("Dir::Cache::archives \"{}\";\n", cache.display()))
+        .unwrap();
     let epoch = LockedPackage { version: "2:1".to_owned(), ..site.package.clone() };
     let builder = Builder::new(&site.store, &Silent).children(caching);
     std::fs::write(cache.join("other_2%3a1_amd64.deb"), b"what was locked, and a little more of IT").unwrap();

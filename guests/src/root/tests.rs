@@ -14,7 +14,7 @@ fn assembled(body: &str, exclude: &[&str], debs: Vec<Deb>) -> Result<(Tree, Vec<
         _ => Vec::new(),
     });
     let exclude: Vec<String> = exclude.iter().map(|path| (*path).to_owned()).collect();
-    assemble(&recipe, &exclude, debs, contents.collect())
+    assemble(&recipe, &exclude, None, debs, contents.collect())
 }
 
 fn content(tree: &Tree, path: &str) -> String {

@@ -4,8 +4,7 @@ use crate::store::Store;
 use crate::testing::{self, serve_archive};
 
 const KERNEL: (&str, &str, &str) = ("linux-image-test", "6", "");
-const ONE: [(&str, &str, &str); 4] =
-    [KERNEL, ("tool", "1", "lib"), ("lib", "1", ""), ("other", "1", "lib")];
+const ONE: [(&str, &str, &str); 4] = [KERNEL, ("tool", "1", "lib"), ("lib", "1", ""), ("other", "1", "lib")];
 /// The archive after some time: newer versions beside the old ones.
 const TWO: [(&str, &str, &str); 8] = [
     KERNEL,
@@ -35,7 +34,8 @@ impl Site {
     }
 
     fn recipe(&self, packages: &str) -> Recipe {
-        let recipe = testing::recipe(self.directory.path(), &format!("packages {packages}\n run \"/usr/bin/tool\""));
+        let recipe =
+            testing::recipe(self.directory.path(), &format!("packages {packages}\n run \"/usr/bin/tool\""));
         std::fs::write(&recipe.path, "").unwrap();
         recipe
     }
