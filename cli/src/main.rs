@@ -3,6 +3,7 @@
 mod args;
 mod check;
 mod explain;
+mod export;
 mod failure;
 mod fmt;
 mod guest;
@@ -21,6 +22,7 @@ mod run;
 mod running;
 mod saved;
 mod stats;
+mod store;
 mod up;
 mod verify;
 
@@ -72,7 +74,7 @@ fn run(verb: &Verb, report: Report) -> Result<(), Failure> {
         Verb::Stop(arguments) => running::stop(arguments, report),
         Verb::Verify(arguments) => running::verify(arguments, report),
         Verb::Stats(arguments) => running::stats(arguments, report),
-        Verb::Store(verb) => guest::store(verb, report),
+        Verb::Store(verb) => store::store(verb, report),
         Verb::Explain(arguments) => explain::explain(arguments, report),
         Verb::Completions { shell } => manual::completions(*shell, report),
         Verb::Man { verb } => manual::page(verb.as_deref(), report),

@@ -17,11 +17,12 @@ use boot::Source;
 use crate::apt::Prepare;
 use crate::digest::Inputs;
 use crate::error::{GuestError, Result};
+use crate::fetch;
 use crate::lock::{Lock, LockedPackage};
 use crate::oci::ImageConfig;
 use crate::progress::{Progress, Stage, Total};
 use crate::recipe::{Conduct, Image, Recipe};
-use crate::store::{Entry, Record, Store};
+use crate::store::{Entry, Record, Root as StoreRoot, Store, Using};
 
 pub use locking::{Locked, Update};
 
@@ -137,21 +138,54 @@ impl<'a> Builder<'a> {
     /// The guest as the store holds it; `None` where a build would have anything to do. Makes nothing and fetches nothing.
     pub fn built(&self, recipe: &Recipe) -> Result<Option<GuestImage>> {
         let recalling = Builder { recalling: true, frozen: true, ..*self };
-        match recalling.build(recipe) {
-            Ok(image) => Ok(Some(image)),
+        match recalling.locked(recipe).and_then(|lock| recalling.realise(recipe, &lock)) {
+            Ok((image, _)) => Ok(Some(image)),
             Err(GuestError::NotBuilt | GuestError::NoLock { .. } | GuestError::StaleLock { .. }) => Ok(None),
             Err(error) => Err(error),
         }
     }
 
-    /// Builds what of the guest is not in the store yet.
+    /// Builds what of the guest is not in the store yet. What it is made of stays in the store as long as the recipe's file
+    /// exists.
     pub fn build(&self, recipe: &Recipe) -> Result<GuestImage> {
+        let using = self.store.using()?;
         let lock = self.locked(recipe)?;
-        self.build_locked(recipe, &lock)
+        let (image, records) = self.realise(recipe, &lock)?;
+        self.keep(&using, StoreRoot::of_file(&recipe.path)?, &lock, records)?;
+        Ok(image)
     }
 
-    /// As [`Builder::build`], with a lock that need not be a file.
-    pub(crate) fn build_locked(&self, recipe: &Recipe, lock: &Lock) -> Result<GuestImage> {
+    /// As [`Builder::build`], with a lock that need not be a file, for something that vmprof itself needs.
+    pub(crate) fn build_locked(&self, recipe: &Recipe, lock: &Lock, name: &str) -> Result<GuestImage> {
+        let using = self.store.using()?;
+        let (image, records) = self.realise(recipe, lock)?;
+        self.keep(&using, StoreRoot::of_toolset(name), lock, records)?;
+        Ok(image)
+    }
+
+    /// Writes the root that keeps these records and the lock's packages.
+    pub(crate) fn keep(
+        &self,
+        using: &Using,
+        root: StoreRoot,
+        lock: &Lock,
+        records: impl IntoIterator<Item = Inputs>,
+    ) -> Result<()> {
+        let packages = lock
+            .kernel
+            .iter()
+            .chain(&lock.packages)
+            .flat_map(|package| [fetch::inputs(package.sha256), packages::inputs(package)]);
+        if !using.root(&root.records(records).packages(packages))? {
+            let store = self.store.root().display();
+            self.progress
+                .note(&format!("{store} may not be written: its owner's gc may remove what was found"));
+        }
+        Ok(())
+    }
+
+    /// The image, with the inputs whose records a root has to keep.
+    fn realise(&self, recipe: &Recipe, lock: &Lock) -> Result<(GuestImage, Vec<Inputs>)> {
         let plan = match &recipe.image {
             Image::None => None,
             Image::Root { format, exclude } => {
@@ -174,11 +208,15 @@ impl<'a> Builder<'a> {
             (boot.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)), root.transpose())
         });
         let boot = boot?;
+        let mut records = boot.inputs.to_vec();
         let (root, image_config) = match root? {
-            Some(((entry, config), format)) => (Some((entry, format)), config),
+            Some((built, format)) => {
+                records.push(built.inputs);
+                (Some((built.entry, format)), built.config)
+            }
             None => (None, None),
         };
-        Ok(GuestImage {
+        let image = GuestImage {
             name: recipe.name.clone(),
             digest: root.as_ref().map_or(&boot.initramfs, |(entry, _)| entry).digest().to_owned(),
             kernel: boot.kernel.path,
@@ -193,11 +231,13 @@ impl<'a> Builder<'a> {
             cmdline: recipe.cmdline.clone(),
             conduct: recipe.conduct.clone(),
             image_config,
-        })
+        };
+        Ok((image, records))
     }
 
     /// Builds the guest again, into nothing, and compares it with what the store holds. Names the first difference.
     pub fn check(&self, recipe: &Recipe) -> Result<GuestImage> {
+        let _using = self.store.using()?;
         let image = self.build(recipe)?;
         self.compare(recipe, &image)?;
         Ok(image)
@@ -234,5 +274,7 @@ pub(crate) fn role(inputs: Inputs, entries: Vec<Entry>, role: &str) -> Result<En
     })
 }
 
+#[cfg(test)]
+mod matrix;
 #[cfg(test)]
 mod tests;

@@ -67,12 +67,13 @@ impl Unpacked {
 }
 
 impl Deb {
-    /// Reads a whole .deb. `what` names it in errors.
+    /// Reads a whole .deb.
+    #[cfg(test)]
     pub(crate) fn read(what: &str, bytes: &[u8]) -> Result<Self> {
         Self::read_some(what, bytes, &|_| true)
     }
 
-    /// As [`Deb::read`], keeping only paths that are `wanted`.
+    /// Reads a .deb, keeping only paths that are `wanted`. `what` names it in errors.
     pub(crate) fn read_some(what: &str, bytes: &[u8], wanted: &dyn Fn(&str) -> bool) -> Result<Self> {
         Unpacked::read(what, bytes)?.open(what, wanted)
     }

@@ -278,10 +278,57 @@ pub enum GuestError {
     #[diagnostic(
         code(vmprof::guest::store_damaged),
         help(
-            "remove it, with `chmod -R u+w` before where it is a directory, and build again: what is missing is made anew"
+            "run `vmprof store verify --repair`, which moves what is damaged out of the way, and build again: what is missing is made anew"
         )
     )]
     StoreDamaged { path: PathBuf },
+
+    #[error("{} is no directory, so it cannot be the store", path.display())]
+    #[diagnostic(
+        code(vmprof::store::not_a_directory),
+        help("move it away, or name another place with VMPROF_STORE")
+    )]
+    StoreNotADirectory { path: PathBuf },
+
+    #[error("the store {} may not be written by this user", path.display())]
+    #[diagnostic(
+        code(vmprof::store::not_writable),
+        help(
+            "name a store of your own with VMPROF_STORE. A store is shared by a group when its directory belongs to that group and is group-writable with the setgid bit"
+        )
+    )]
+    StoreNotWritable { path: PathBuf, source: io::Error },
+
+    #[error("the filesystem of the store {} has no locks", path.display())]
+    #[diagnostic(
+        code(vmprof::store::no_locks),
+        help(
+            "builders and gc keep out of each other's way with flock: put the store on a local filesystem with VMPROF_STORE"
+        )
+    )]
+    StoreNoLocks { path: PathBuf, source: io::Error },
+
+    #[error("the store's root {} cannot be understood: {problem}", path.display())]
+    #[diagnostic(
+        code(vmprof::store::bad_root),
+        help(
+            "nothing was removed, since what it keeps is not known. `vmprof store verify --repair` moves it away; the next build of its recipe writes it anew"
+        )
+    )]
+    BadRoot { path: PathBuf, problem: String },
+
+    #[error("nothing in the store is called `{asked}`")]
+    #[diagnostic(
+        code(vmprof::store::no_entry),
+        help(
+            "`vmprof store ls` lists what there is; the beginning of a digest or the name of a package is enough"
+        )
+    )]
+    NoEntry { asked: String },
+
+    #[error("several digests in the store begin with `{asked}`: {}", names.join(", "))]
+    #[diagnostic(code(vmprof::store::ambiguous), help("write more of the one that is meant"))]
+    AmbiguousEntry { asked: String, names: Vec<String> },
 
     #[error("the emulator realised from Debian is version {found}; the lab needs at least {wanted}")]
     #[diagnostic(code(vmprof::guest::emulator_version), help("put a QEMU of at least that version on PATH"))]
@@ -326,6 +373,12 @@ impl GuestError {
             Self::NotDeterministic { .. } => FailureClass::NotDeterministic,
             Self::Io { .. }
             | Self::NotBuilt
+            | Self::StoreNotADirectory { .. }
+            | Self::StoreNotWritable { .. }
+            | Self::StoreNoLocks { .. }
+            | Self::BadRoot { .. }
+            | Self::NoEntry { .. }
+            | Self::AmbiguousEntry { .. }
             | Self::NoSpace { .. }
             | Self::NotLocked { .. }
             | Self::LockNeedsNetwork { .. }
@@ -349,7 +402,10 @@ impl GuestError {
 pub(crate) fn failed(doing: &'static str, path: impl AsRef<Path>) -> impl FnOnce(io::Error) -> GuestError {
     let path = path.as_ref().to_owned();
     move |source| match source.kind() {
-        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => GuestError::NoSpace { path, source },
+        // A limit on a file's size (`ulimit -f`) stops a writer as a full disk does.
+        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded | io::ErrorKind::FileTooLarge => {
+            GuestError::NoSpace { path, source }
+        }
         _ => GuestError::Io { doing, path, source },
     }
 }

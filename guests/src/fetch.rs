@@ -27,7 +27,7 @@ const BATCH_BYTES: u64 = 4 << 20;
 pub(crate) type Arrived<'a> = &'a (dyn Fn(&LockedPackage) -> bool + Sync);
 
 /// The store's name for a package with this hash.
-fn inputs(sha256: Sha256) -> Inputs {
+pub(crate) fn inputs(sha256: Sha256) -> Inputs {
     Inputs::of("package").field("sha256", sha256.to_string().as_bytes()).finish()
 }
 

@@ -163,12 +163,10 @@ fn unpack_lz4_legacy(mut blocks: &[u8], size: usize) -> Result<Vec<u8>, String> 
     Ok(out)
 }
 
-#[cfg(test)]
-pub(crate) mod tests {
-    use std::io::Read as _;
-
+/// Kernels made up on the spot.
+#[cfg(any(test, feature = "testing"))]
+pub(crate) mod made {
     use super::*;
-    use crate::testing;
 
     /// A bzImage with this payload and the appended size.
     pub(crate) fn image(payload: &[u8], size: u32) -> Vec<u8> {
@@ -194,6 +192,16 @@ pub(crate) mod tests {
         }
         payload
     }
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use std::io::Read as _;
+
+    use super::*;
+    use crate::testing;
+
+    pub(crate) use made::{image, lz4};
 
     fn elf(bytes: usize) -> Vec<u8> {
         let mut elf = b"\x7fELF".to_vec();

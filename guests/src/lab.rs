@@ -28,7 +28,7 @@ pub fn lab_host(builder: &Builder<'_>) -> Result<LabHost> {
     let recipe = Recipe::parse(Path::new("lab.kdl"), RECIPE)?;
     let lock = Lock::parse(Path::new("lab.lock.kdl"), LOCK)?;
     lock.check(&recipe)?;
-    let image = builder.build_locked(&recipe, &lock)?;
+    let image = builder.build_locked(&recipe, &lock, "host of the lab")?;
     Ok(LabHost {
         kernel: image.kernel,
         initramfs: image.initramfs,

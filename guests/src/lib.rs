@@ -39,7 +39,9 @@ mod recipe;
 mod root;
 mod squashfs;
 mod store;
-#[cfg(test)]
+#[cfg(feature = "testing")]
+pub mod testing;
+#[cfg(all(test, not(feature = "testing")))]
 mod testing;
 mod toolset;
 mod tree;
@@ -57,5 +59,8 @@ pub use recipe::{
     Compression, Conduct, Distribution, Format, Group, GuestMount, Image, Init, Kernel, Packages, Place,
     Placed, Recipe, Root, User,
 };
-pub use store::{Claim, Entry, Record, RecordEntry, Store, TempDir, TempFile};
+pub use store::{
+    Chain, Claim, Collected, Entry, Fault, FoundRoot, Hold, Keeper, Listed, Listing, Record, RecordEntry,
+    Root as StoreRoot, Store, Sweep, TempDir, TempFile, Using, Verified,
+};
 pub use toolset::{Realised, Toolset};

@@ -202,8 +202,9 @@ impl Info {
     }
 }
 
-#[cfg(test)]
-pub(crate) mod tests {
+/// Modules made up on the spot.
+#[cfg(any(test, feature = "testing"))]
+pub(crate) mod made {
     use super::*;
 
     /// The smallest ELF file with that `.modinfo`.
@@ -238,6 +239,13 @@ pub(crate) mod tests {
         section(10, 3, 64 + info.len(), names.len());
         elf.into()
     }
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+
+    pub(crate) use made::module;
 
     fn modules() -> Modules {
         let mut modules = Modules::new("6.1-test");

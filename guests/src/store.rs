@@ -3,18 +3,25 @@
 //! ```text
 //! STORE/<blake3 of the content>-<name>   an entry, read-only: a file, or a directory named by its listing's hash
 //! STORE/records/<digest of the inputs>   which entries those inputs gave
+//! STORE/roots/…                          who keeps what: recipes, toolsets, running VMs
 //! STORE/locks/<digest of the inputs>     held by the one process that builds them
 //! STORE/tmp/…                            being written; each held by a lock, so what nobody holds is rubbish
+//! STORE/damaged/…                        what `verify --repair` took out of the way; the next gc removes it
 //! ```
 //!
 //! An entry appears by one rename after its bytes are on disk, so whatever has an entry's name is whole. A record is
-//! written after its entries. Nothing here knows what a guest is.
+//! written after its entries and removed before them, so a record's entries are there. Nothing here knows what a guest is.
 
+mod gc;
+mod lock;
+mod reach;
+mod roots;
 mod tree;
+mod verify;
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Write};
-use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -24,12 +31,19 @@ use serde::{Deserialize, Serialize};
 use crate::digest::Inputs;
 use crate::error::{GuestError, Result, failed};
 
+pub use gc::{Collected, Sweep};
+pub use lock::{Claim, Using};
+pub use reach::{Chain, Listed, Listing};
+pub use roots::{FoundRoot, Hold, Keeper, Root};
 pub use tree::TempDir;
+pub use verify::{Fault, Verified};
 
 /// An open store. Cheap to clone; every process opens its own.
 #[derive(Debug, Clone)]
 pub struct Store {
     root: PathBuf,
+    /// The store's directory may be written by its group: then so may all that is made in it.
+    shared: bool,
 }
 
 /// What inputs once gave: entries by role (`root`, `kernel`, …) and facts about them.
@@ -96,12 +110,6 @@ impl Entry {
     }
 }
 
-/// The right to build one thing. Dropping it lets the next process in.
-#[derive(Debug)]
-pub struct Claim {
-    _held: File,
-}
-
 /// A file being written. Dropped unpublished, it is gone.
 #[derive(Debug)]
 pub struct TempFile {
@@ -122,14 +130,65 @@ impl Store {
     /// Opens the store at `root`, makes it when it is not there, and clears what killed builders left.
     pub fn open(root: impl Into<PathBuf>) -> Result<Self> {
         let root = root.into();
-        for part in ["", "records", "locks", "tmp"] {
-            let dir = root.join(part);
-            fs::create_dir_all(&dir).map_err(failed("make the store directory", &dir))?;
+        let mut store = Self { root, shared: false };
+        store.make_directory("")?;
+        store.root = store.root.canonicalize().map_err(failed("find", &store.root))?;
+        let meta = fs::metadata(&store.root).map_err(failed("look at", &store.root))?;
+        store.shared = meta.mode() & 0o020 != 0;
+        for part in ["records", "roots", "locks", "tmp"] {
+            store.make_directory(part)?;
         }
-        let root = root.canonicalize().map_err(failed("find", &root))?;
-        let store = Self { root };
         store.clear_abandoned()?;
         Ok(store)
+    }
+
+    fn make_directory(&self, part: &str) -> Result<()> {
+        let dir = if part.is_empty() { self.root.clone() } else { self.root.join(part) };
+        match fs::metadata(&dir) {
+            Ok(meta) if meta.is_dir() => return Ok(()),
+            Ok(_) => return Err(GuestError::StoreNotADirectory { path: dir }),
+            Err(_) => {}
+        }
+        if let Err(error) = fs::create_dir_all(&dir) {
+            return Err(match error.kind() {
+                io::ErrorKind::NotADirectory | io::ErrorKind::AlreadyExists => {
+                    GuestError::StoreNotADirectory { path: dir }
+                }
+                _ => self.refused("make the store directory", &dir)(error),
+            });
+        }
+        if let Ok(made) = File::open(&dir) {
+            self.share(&made);
+        }
+        // Its parent may be one that this user cannot even list.
+        let _ = dir.parent().map(sync_dir);
+        Ok(())
+    }
+
+    /// What a file that others shall read is made with: in a shared store its group may replace it.
+    fn file_mode(&self) -> u32 {
+        if self.shared { 0o664 } else { 0o644 }
+    }
+
+    /// Opens what was just made to the group of a shared store, whatever the umask.
+    fn share(&self, made: &File) {
+        let Some(meta) = made.metadata().ok().filter(|_| self.shared) else { return };
+        let wanted = meta.mode() | if meta.is_dir() { 0o2070 } else { 0o060 };
+        if wanted != meta.mode() {
+            // Another user's is as its maker left it.
+            let _ = made.set_permissions(fs::Permissions::from_mode(wanted & 0o7777));
+        }
+    }
+
+    /// As [`failed`], for what whoever may not write to the store meets first.
+    fn refused(&self, doing: &'static str, path: &Path) -> impl FnOnce(io::Error) -> GuestError {
+        let (store, path) = (self.root.clone(), path.to_owned());
+        move |source| match source.kind() {
+            io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem => {
+                GuestError::StoreNotWritable { path: store, source }
+            }
+            _ => failed(doing, path)(source),
+        }
     }
 
     pub fn root(&self) -> &Path {
@@ -139,7 +198,7 @@ impl Store {
     /// The entry of that file name, if it is there.
     pub fn entry(&self, name: &str) -> Option<Entry> {
         // A record is data from disk: a name with a slash in it would lead out of the store.
-        if name.contains('/') || name.len() < 66 {
+        if name.contains('/') || !is_entry_name(name) {
             return None;
         }
         let path = self.root.join(name);
@@ -150,11 +209,7 @@ impl Store {
 
     /// What `inputs` gave, if all of it is still there with the sizes it had.
     pub fn recall(&self, inputs: Inputs) -> Option<(Record, Vec<Entry>)> {
-        let text = fs::read(self.record_path(inputs)).ok()?;
-        let record: Record = serde_json::from_slice(&text).ok()?;
-        if record.schema != RECORD_SCHEMA {
-            return None;
-        }
+        let record = self.recall_record(inputs)?;
         let entries: Option<Vec<_>> = record
             .entries
             .iter()
@@ -165,8 +220,7 @@ impl Store {
 
     /// The record of `inputs` whether or not its entries are still there.
     pub fn recall_record(&self, inputs: Inputs) -> Option<Record> {
-        let text = fs::read(self.record_path(inputs)).ok()?;
-        serde_json::from_slice(&text).ok().filter(|record: &Record| record.schema == RECORD_SCHEMA)
+        reach::parse(&fs::read(self.record_path(inputs)).ok()?).ok()
     }
 
     /// Records that `inputs` gave these entries. Call it after they are published.
@@ -177,17 +231,11 @@ impl Store {
         text.push(b'\n');
         let mut temp = self.temp_file()?;
         temp.write_all(&text)?;
-        self.settle(&mut temp, &self.record_path(inputs), 0o644)
+        self.settle(&mut temp, &self.record_path(inputs), self.file_mode())
     }
 
     fn record_path(&self, inputs: Inputs) -> PathBuf {
         self.root.join("records").join(format!("{inputs}.json"))
-    }
-
-    /// Waits until no other process builds `inputs`. Look with [`Store::recall`] again once it is held.
-    pub fn claim(&self, inputs: Inputs) -> Result<Claim> {
-        let path = self.root.join("locks").join(inputs.to_string());
-        Ok(Claim { _held: lock_file(&path, FlockOperation::LockExclusive)? })
     }
 
     /// A new empty file under `tmp`, held by this process.
@@ -200,7 +248,7 @@ impl Store {
             .create_new(true)
             .mode(0o600)
             .open(&path)
-            .map_err(failed("make the temporary file", &path))?;
+            .map_err(self.refused("make the temporary file", &path))?;
         flock(&file, FlockOperation::NonBlockingLockExclusive)
             .map_err(io::Error::from)
             .map_err(failed("lock", &path))?;
@@ -306,27 +354,21 @@ impl Store {
         self.root.join("tmp").join(format!("{}-{count}-{nanos}", std::process::id()))
     }
 
-    /// Held, shared, between a temporary thing's making and its locking; exclusively while clearing. Without it the
-    /// clearing process could take the lock of a thing that its maker has just made.
-    fn gate(&self) -> Result<File> {
-        lock_file(&self.root.join("locks/gate"), FlockOperation::LockShared)
-    }
-
+    /// Removes what killed processes left in `tmp`. What is another user's and may not be removed stays.
     fn clear_abandoned(&self) -> Result<()> {
         let tmp = self.root.join("tmp");
         let mut listing = fs::read_dir(&tmp).map_err(failed("list", &tmp))?.peekable();
         if listing.peek().is_none() {
             return Ok(());
         }
-        let Ok(_gate) = lock_file(&self.root.join("locks/gate"), FlockOperation::NonBlockingLockExclusive)
-        else {
+        let Ok(Some(_gate)) = self.take(lock::GATE, FlockOperation::NonBlockingLockExclusive) else {
             return Ok(());
         };
         for item in listing {
             let path = item.map_err(failed("list", &tmp))?.path();
             let Ok(held) = File::open(&path) else { continue };
             if flock(&held, FlockOperation::NonBlockingLockExclusive).is_ok() {
-                tree::remove(&path)?;
+                let _ = tree::remove(&path);
             }
         }
         Ok(())
@@ -344,18 +386,6 @@ impl TempFile {
     }
 }
 
-fn lock_file(path: &Path, how: FlockOperation) -> Result<File> {
-    let file = OpenOptions::new()
-        .create(true)
-        .truncate(false)
-        .write(true)
-        .mode(0o644)
-        .open(path)
-        .map_err(failed("open the lock", path))?;
-    rustix::io::retry_on_intr(|| flock(&file, how)).map_err(io::Error::from).map_err(failed("lock", path))?;
-    Ok(file)
-}
-
 fn sync_dir(dir: &Path) -> Result<()> {
     File::open(dir).and_then(|dir| dir.sync_all()).map_err(failed("write", dir))
 }
@@ -365,7 +395,11 @@ pub(crate) fn entry_name(hash: blake3::Hash, name: &str) -> String {
 }
 
 fn is_entry_name(name: &str) -> bool {
-    name.len() > 65 && name.as_bytes()[64] == b'-' && name.as_bytes()[..64].iter().all(u8::is_ascii_hexdigit)
+    name.split_once('-').is_some_and(|(digest, name)| is_digest(digest) && !name.is_empty())
+}
+
+fn is_digest(text: &str) -> bool {
+    text.len() == 64 && text.bytes().all(|byte| byte.is_ascii_hexdigit())
 }
 
 /// Reads a file whole; the error names it.

@@ -1,19 +1,26 @@
-//! Packages made up on the spot, for tests without a network: real .deb files, with whatever a test wants in them.
+//! Packages made up on the spot, for tests without a network: real .deb files, with whatever a test wants in them. With the
+//! feature `testing`, tests of the binary get whole sites of them.
 
+#[cfg(test)]
+use std::cell::RefCell;
 use std::path::Path;
 use std::sync::Arc;
 
+#[cfg(test)]
+use crate::apt::Archives;
 use crate::digest::Sha256;
 use crate::fetch;
 use crate::kernel;
 use crate::lock::{Asked, Lock, LockedPackage, Release};
 use crate::modules;
-use crate::recipe::{Kernel, Recipe, Root};
+use crate::recipe::Recipe;
+#[cfg(test)]
+use crate::recipe::{Kernel, Root};
 use crate::store::Store;
 
 /// What a made-up package holds.
 #[derive(Debug, Clone)]
-pub(crate) enum Thing<'a> {
+pub enum Thing<'a> {
     Dir,
     File(u32, &'a [u8]),
     Link(&'a str),
@@ -114,10 +121,10 @@ const MODULES: [(&str, &str); 9] = [
 /// A kernel's package with the modules every guest needs.
 pub(crate) fn kernel_deb() -> Vec<u8> {
     let elf = [&b"\x7fELF"[..], &[7; 5000]].concat();
-    let vmlinuz = kernel::tests::image(&kernel::tests::lz4(&elf), elf.len() as u32);
+    let vmlinuz = kernel::made::image(&kernel::made::lz4(&elf), elf.len() as u32);
     let modules: Vec<(String, Arc<[u8]>)> = MODULES
         .map(|(name, depends)| {
-            (format!("lib/modules/6.1.0-9-test/kernel/{name}.ko"), modules::tests::module(depends))
+            (format!("lib/modules/6.1.0-9-test/kernel/{name}.ko"), modules::made::module(depends))
         })
         .into();
     let mut things = vec![("boot/vmlinuz-6.1.0-9-test", Thing::File(0o644, &vmlinuz[..]))];
@@ -128,6 +135,7 @@ pub(crate) fn kernel_deb() -> Vec<u8> {
 }
 
 /// The smallest kernel that the builder takes as a file: an ELF of one note, which says where to start it, and a banner.
+#[cfg(test)]
 pub(crate) fn vmlinux(release: &str) -> Vec<u8> {
     let note = [4_u32, 4, 18].map(u32::to_le_bytes).concat();
     let note = [&note[..], b"Xen\0", &0x0100_0000_u32.to_le_bytes()].concat();
@@ -154,6 +162,7 @@ pub(crate) fn vmlinux(release: &str) -> Vec<u8> {
 
 /// A recipe whose inputs all lie in `directory`, which this fills: a root from a tar, a kernel by path, and the modules that
 /// every guest needs. Nothing of it comes from packages, so it has no lock.
+#[cfg(test)]
 pub(crate) fn local_recipe(directory: &Path, body: &str) -> Recipe {
     let tar = tar(&[
         ("etc", Thing::Dir),
@@ -169,7 +178,7 @@ pub(crate) fn local_recipe(directory: &Path, body: &str) -> Recipe {
     std::fs::write(modules.join("modules.builtin"), "kernel/fs/squashfs/squashfs.ko\n").unwrap();
     for name in MODULES.map(|(name, _)| name).iter().filter(|name| **name != "squashfs") {
         let depends = MODULES.iter().find(|(one, _)| one == name).map_or("", |(_, depends)| depends);
-        std::fs::write(modules.join(format!("kernel/{name}.ko")), modules::tests::module(depends)).unwrap();
+        std::fs::write(modules.join(format!("kernel/{name}.ko")), modules::made::module(depends)).unwrap();
     }
     let mut local = recipe(directory, body);
     local.distribution = None;
@@ -217,9 +226,96 @@ pub(crate) fn lock(recipe: &Recipe, kernel: LockedPackage, packages: Vec<LockedP
 }
 
 /// A recipe with this body besides distribution and kernel, as if it lay in `directory`.
+#[cfg(test)]
 pub(crate) fn recipe(directory: &Path, body: &str) -> Recipe {
-    let text = format!(
-        "guest trial {{\n distribution debian suite=bookworm\n kernel package=linux-image-test\n{body}\n}}\n"
+    Recipe::parse(&directory.join("trial.kdl"), &recipe_text("trial", body)).unwrap()
+}
+
+fn recipe_text(name: &str, body: &str) -> String {
+    format!(
+        "guest {name} {{\n distribution debian suite=bookworm\n kernel package=linux-image-test\n{body}\n}}\n"
+    )
+}
+
+/// A guest of a [`site`].
+#[cfg(feature = "testing")]
+#[derive(Debug, Clone)]
+pub struct Guest {
+    pub name: String,
+    /// Names of packages, which are made as they are named: each holds a program of its name and a megabyte of data.
+    pub packages: Vec<String>,
+    /// The rest of the recipe.
+    pub body: String,
+}
+
+/// Writes each guest's recipe and lock into `directory`, and puts their packages into the store, as if they had been fetched:
+/// what is built of them needs no network.
+#[cfg(feature = "testing")]
+pub fn site(directory: &Path, store: &Path, guests: &[Guest]) {
+    let store = Store::open(store).unwrap();
+    let kernel = adopted(&store, "linux-image-test", &kernel_deb());
+    for guest in guests {
+        let packages = guest.packages.iter().map(|name| {
+            // No two packages alike, and none that packs to nothing.
+            let seed = blake3::hash(name.as_bytes());
+            let mut data = vec![0; 1 << 20];
+            blake3::Hasher::new_keyed(seed.as_bytes()).finalize_xof().fill(&mut data);
+            let things = [
+                (format!("usr/bin/{name}"), Thing::File(0o755, name.as_bytes())),
+                (format!("usr/share/{name}/data"), Thing::File(0o644, &data)),
+            ];
+            let things: Vec<_> = things.iter().map(|(path, thing)| (path.as_str(), thing.clone())).collect();
+            adopted(&store, name, &deb(name, "", ".gz", &things))
+        });
+        let packages: Vec<_> = packages.collect();
+        let body = match guest.packages.is_empty() {
+            true => guest.body.clone(),
+            false => format!(" packages {}\n{}", guest.packages.join(" "), guest.body),
+        };
+        let text = recipe_text(&guest.name, &body);
+        let path = directory.join(format!("{}.kdl", guest.name));
+        let recipe = Recipe::parse(&path, &text).unwrap();
+        std::fs::write(&recipe.lock_path, lock(&recipe, kernel.clone(), packages).to_text()).unwrap();
+        std::fs::write(&path, text).unwrap();
+    }
+}
+
+#[cfg(test)]
+thread_local! {
+    static ARCHIVE: RefCell<Option<Archives>> = const { RefCell::new(None) };
+}
+
+/// The archive that this thread's locks are made from instead of the host's.
+#[cfg(test)]
+pub(crate) fn local_archive() -> Option<Archives> {
+    ARCHIVE.with_borrow(Clone::clone)
+}
+
+/// Makes an archive in `directory` of packages given as name, version and what they depend on, and has this thread lock
+/// from it. It is not signed: nobody but the archive's keeper could do that.
+#[cfg(test)]
+pub(crate) fn serve_archive(directory: &Path, packages: &[(&str, &str, &str)]) {
+    let index: String = packages
+        .iter()
+        .map(|(name, version, depends)| {
+            let depends = if depends.is_empty() { String::new() } else { format!("Depends: {depends}\n") };
+            format!(
+                "Package: {name}\nVersion: {version}\nArchitecture: amd64\n{depends}Size: 9\nSHA256: {}\nFilename: \
+                 pool/main/{name}_{version}_amd64.deb\nDescription: a package\n\n",
+                Sha256::of(format!("{name} {version}").as_bytes())
+            )
+        })
+        .collect();
+    let suite = directory.join("dists/bookworm");
+    std::fs::create_dir_all(suite.join("main/binary-amd64")).unwrap();
+    std::fs::write(suite.join("main/binary-amd64/Packages"), &index).unwrap();
+    let release = format!(
+        "Suite: bookworm\nCodename: bookworm\nDate: Thu, 01 Jan 2026 00:00:00 UTC\nArchitectures: amd64\nComponents: \
+         main\nSHA256:\n {} {} main/binary-amd64/Packages\n",
+        Sha256::of(index.as_bytes()),
+        index.len()
     );
-    Recipe::parse(&directory.join("trial.kdl"), &text).unwrap()
+    std::fs::write(suite.join("Release"), release).unwrap();
+    let base = format!("copy:{}", directory.display());
+    ARCHIVE.set(Some(Archives { likely: vec![base], others: Vec::new() }));
 }

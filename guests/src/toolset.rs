@@ -15,7 +15,7 @@ use crate::digest::Inputs;
 use crate::error::{GuestError, Result};
 use crate::lock::{Asked, Lock, LockedPackage};
 use crate::progress::Stage;
-use crate::store::{Entry, Record, Store};
+use crate::store::{Entry, Record, Root, Store};
 use crate::tree::{Kind, Node, Origin, Tree};
 use crate::{elf, fetch, parallel};
 
@@ -87,6 +87,7 @@ impl Toolset {
         check: impl FnOnce(&Realised) -> Result<Vec<(&'static str, String)>>,
     ) -> Result<Realised> {
         let inputs = self.inputs();
+        let using = builder.store().using()?;
         let (record, entries) = builder.once(inputs, |builder| {
             let (lock, packages) = self.fetched(builder)?;
             let stage = builder.stage(&format!("unpacking the {}", self.name), Some(packages.len() as u64));
@@ -106,6 +107,9 @@ impl Toolset {
         let bytes = builder.store().size_of(&entry)?.to_string();
         if record.facts.get("bytes").is_some_and(|then| *then != bytes) {
             return Err(GuestError::StoreDamaged { path: entry.path });
+        }
+        if let Some(lock) = self.kept_lock(builder.store()) {
+            builder.keep(&using, Root::of_toolset(self.name), &lock, [inputs, self.lock_inputs()])?;
         }
         Ok(Realised { entry, facts: record.facts })
     }

@@ -8,6 +8,7 @@ mod exports;
 mod images;
 mod kills;
 mod roots;
+mod store;
 
 #[test]
 fn every_file_is_listed() {

@@ -20,6 +20,8 @@ use crate::{init, initramfs, kernel};
 /// What a VMM loads before the guest finds its disks.
 #[derive(Debug)]
 pub(crate) struct BootFiles {
+    /// Of the two records.
+    pub(crate) inputs: [Inputs; 2],
     pub(crate) kernel: Entry,
     pub(crate) initramfs: Entry,
     pub(crate) release: String,
@@ -105,8 +107,8 @@ impl Builder<'_> {
                 Ok::<_, GuestError>(read.get_or_init(|| package))
             }
         };
-        let inputs = source.kernel_inputs();
-        let (kernel, entries) = self.once(inputs, |builder| {
+        let kernel_inputs = source.kernel_inputs();
+        let (kernel, entries) = self.once(kernel_inputs, |builder| {
             let package = package()?;
             let entry = builder.store.publish_bytes("vmlinux", &package.elf)?;
             Ok(Record::new(format!("kernel {}", package.release))
@@ -115,7 +117,7 @@ impl Builder<'_> {
         })?;
         let fact = |record: &Record, name: &str| record.facts.get(name).cloned().unwrap_or_default();
         let release = fact(&kernel, "release");
-        let vmlinux = role(inputs, entries, "kernel")?;
+        let vmlinux = role(kernel_inputs, entries, "kernel")?;
         let inputs = source.initramfs_inputs(recipe, &release)?;
         let (initramfs, entries) = self.once(inputs, |builder| {
             let package = package()?;
@@ -127,6 +129,7 @@ impl Builder<'_> {
                 .fact("modules", modules.join(" ")))
         })?;
         Ok(BootFiles {
+            inputs: [kernel_inputs, inputs],
             kernel: vmlinux,
             initramfs: role(inputs, entries, "initramfs")?,
             release,

@@ -79,13 +79,22 @@ impl<'r> Plan<'r> {
     }
 }
 
+/// A root image in the store.
+pub(super) struct Built {
+    /// What its record is found by.
+    pub(super) inputs: Inputs,
+    pub(super) entry: Entry,
+    /// What a container image says that it is made of.
+    pub(super) config: Option<ImageConfig>,
+}
+
 impl Builder<'_> {
     pub(super) fn has_root(&self, plan: &Plan<'_>) -> bool {
         self.store.recall(plan.inputs()).is_some()
     }
 
-    /// The image's entry, and what a container image it is made of says; its packages are unpacked in the store where there is anything to do.
-    pub(super) fn root(&self, plan: &Plan<'_>) -> Result<(Entry, Option<ImageConfig>)> {
+    /// The image; its packages are unpacked in the store where there is anything to do.
+    pub(super) fn root(&self, plan: &Plan<'_>) -> Result<Built> {
         let inputs = plan.inputs();
         let (record, entries) = self.once(inputs, |builder| {
             let name = &plan.recipe.name;
@@ -100,7 +109,7 @@ impl Builder<'_> {
             Ok(config.into_iter().fold(record, |record, config| record.fact(CONFIG, config)))
         })?;
         let config = record.facts.get(CONFIG).and_then(|config| serde_json::from_str(config).ok());
-        Ok((role(inputs, entries, "root")?, config))
+        Ok(Built { inputs, entry: role(inputs, entries, "root")?, config })
     }
 
     /// Writes the root image.

@@ -189,3 +189,6 @@ fn write(recipe: &Recipe, lock: &Lock) -> Result<()> {
     temp.persist(path).map_err(|error| failed(error.error))?;
     Ok(())
 }
+
+#[cfg(test)]
+mod tests;

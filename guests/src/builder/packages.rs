@@ -25,7 +25,8 @@ pub(super) enum From {
     Anew,
 }
 
-fn inputs(package: &LockedPackage) -> Inputs {
+/// What an unpacked package's record is found by.
+pub(super) fn inputs(package: &LockedPackage) -> Inputs {
     Inputs::of("unpacked package")
         .field("builder", BUILDER_VERSION.as_bytes())
         .field("sha256", package.sha256.to_string().as_bytes())

@@ -130,3 +130,38 @@ fn nothing_is_written_outside_a_directory_that_is_being_filled() {
     assert!(!store.root().join("tmp/evil").exists());
     filled.write("usr/lib/good", b"x", false).unwrap();
 }
+
+#[test]
+fn a_store_whose_directory_its_group_may_write_is_the_groups_whatever_the_umask() {
+    let dir = tempfile::tempdir().unwrap();
+    let root = dir.path().join("store");
+    fs::create_dir(&root).unwrap();
+    let mode = |path: &str| fs::metadata(root.join(path)).unwrap().permissions().mode() & 0o7777;
+    for (shared, file) in [(0o755, 0o644), (0o2775, 0o664)] {
+        fs::set_permissions(&root, fs::Permissions::from_mode(shared)).unwrap();
+        for part in ["records", "roots", "locks", "tmp"] {
+            let _ = fs::remove_dir_all(root.join(part));
+        }
+        let store = Store::open(&root).unwrap();
+        let using = store.using().unwrap();
+        store.remember(inputs("a"), &Record::new("a")).unwrap();
+        using.root(&Root::of_toolset("tool")).unwrap();
+        if shared == 0o2775 {
+            for part in ["records", "roots", "locks", "tmp"] {
+                assert_eq!(mode(part) & 0o2070, 0o2070, "{part}");
+            }
+            assert_eq!(mode("locks/using") & 0o060, 0o060);
+        }
+        assert_eq!(mode(&format!("records/{}.json", inputs("a"))), file);
+    }
+}
+
+#[test]
+fn a_file_in_the_stores_place_is_told_as_such() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("file");
+    fs::write(&file, "").unwrap();
+    for place in [file.clone(), file.join("below")] {
+        assert!(matches!(Store::open(place), Err(GuestError::StoreNotADirectory { .. })));
+    }
+}

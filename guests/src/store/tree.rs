@@ -2,7 +2,7 @@
 
 use std::fs::{self, File};
 use std::io::{self, Write};
-use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Component, Path, PathBuf};
 
 use rustix::fs::{FlockOperation, flock, syncfs};
@@ -51,6 +51,14 @@ impl TempDir {
     }
 }
 
+impl TempDir {
+    /// Gone with all that is in it; an error where something stays.
+    pub(super) fn remove(mut self) -> Result<()> {
+        self.published = true;
+        remove(&self.path)
+    }
+}
+
 impl Drop for TempDir {
     fn drop(&mut self) {
         if !self.published {
@@ -64,7 +72,7 @@ impl Store {
     pub fn temp_dir(&self) -> Result<TempDir> {
         let _gate = self.gate()?;
         let path = self.temp_path();
-        fs::create_dir(&path).map_err(failed("make the temporary directory", &path))?;
+        fs::create_dir(&path).map_err(self.refused("make the temporary directory", &path))?;
         let held = File::open(&path).map_err(failed("open", &path))?;
         flock(&held, FlockOperation::NonBlockingLockExclusive)
             .map_err(io::Error::from)
@@ -130,13 +138,26 @@ pub(super) fn listing_hash(root: &Path) -> Result<blake3::Hash> {
 
 /// Bytes of all files below `root`.
 pub(super) fn size(root: &Path) -> Result<u64> {
-    let mut bytes = 0;
-    for (path, kind) in walk(root)? {
-        if kind.is_file() {
-            bytes += fs::symlink_metadata(&path).map_err(failed("look at", &path))?.len();
-        }
+    Ok(sizes(root)?.0)
+}
+
+/// Of a file, or of all files at and below a directory: bytes that can be read, and bytes taken of the disk.
+pub(super) fn sizes(root: &Path) -> Result<(u64, u64)> {
+    let meta = fs::symlink_metadata(root).map_err(failed("look at", root))?;
+    // stat(2) counts in units of 512 bytes, whatever the filesystem's blocks are.
+    let disk = |meta: &fs::Metadata| meta.blocks() * 512;
+    if !meta.is_dir() {
+        return Ok((meta.len(), disk(&meta)));
     }
-    Ok(bytes)
+    let (mut bytes, mut disk_bytes) = (0, disk(&meta));
+    for (path, kind) in walk(root)? {
+        let meta = fs::symlink_metadata(&path).map_err(failed("look at", &path))?;
+        if kind.is_file() {
+            bytes += meta.len();
+        }
+        disk_bytes += disk(&meta);
+    }
+    Ok((bytes, disk_bytes))
 }
 
 /// Everything below `root`, in no order, links not followed.
