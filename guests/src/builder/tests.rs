@@ -310,7 +310,7 @@ fn a_guest_of_local_files_alone_needs_no_lock_and_knows_its_inputs_by_their_cont
     let modules = one_dir.path().join("lib/modules/6.9.1-own/kernel");
     std::fs::write(modules.join("sound.ko"), "not looked at").unwrap();
     assert_eq!(builder.built(&one).unwrap(), Some(built.clone()));
-    let changed = crate::modules::tests::module("virtio,virtio_ring");
+    let changed = crate::modules::made::module("virtio,virtio_ring");
     std::fs::write(modules.join("virtio_blk.ko"), changed).unwrap();
     assert_eq!(builder.built(&one).unwrap(), None);
     assert_ne!(builder.build(&one).unwrap().initramfs, built.initramfs);
