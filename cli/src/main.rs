@@ -3,6 +3,7 @@
 mod args;
 mod check;
 mod explain;
+mod export;
 mod failure;
 mod fmt;
 mod guest;

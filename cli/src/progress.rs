@@ -1,22 +1,27 @@
-//! Progress of locking, fetching and building: bars where somebody watches, a line a stage elsewhere.
+//! Progress of locking, fetching and building: a bar for each stage that runs where somebody watches, a line a stage
+//! elsewhere.
 
-use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
-use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
-use vmprof_guests::Progress;
+use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+use signal_hook::iterator::{Handle, Signals};
+use vmprof_guests::{Progress, Stage, Total};
 
+use crate::failure::Failure;
 use crate::report::Report;
 
 #[derive(Debug)]
 pub struct Stages {
     report: Report,
-    /// Met by the builder's threads.
-    current: Mutex<Option<Stage>>,
+    bars: MultiProgress,
 }
 
 #[derive(Debug)]
-struct Stage {
+struct Running {
+    report: Report,
+    /// Where notices go while bars are drawn.
+    bars: MultiProgress,
     name: String,
     begun: Instant,
     bar: ProgressBar,
@@ -27,59 +32,96 @@ const WORTH_A_LINE: Duration = Duration::from_millis(300);
 
 impl Stages {
     pub fn new(report: Report) -> Stages {
-        Stages { report, current: Mutex::new(None) }
+        let target = match report.is_terminal() {
+            true => ProgressDrawTarget::stderr(),
+            false => ProgressDrawTarget::hidden(),
+        };
+        Stages { report, bars: MultiProgress::with_draw_target(target) }
     }
 
-    fn current(&self) -> std::sync::MutexGuard<'_, Option<Stage>> {
-        // A bar has no state that a panic could leave half-changed.
-        self.current.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+    /// Until the returned value is dropped, a signal that ends vmprof takes the bars off the terminal first and says what
+    /// becomes of the work.
+    pub fn interruptible(&self) -> Result<Interruptible, Failure> {
+        let failed = |error| Failure::os("signals cannot be watched", error);
+        let mut signals = Signals::new([SIGINT, SIGTERM, SIGHUP]).map_err(failed)?;
+        let handle = signals.handle();
+        let (report, bars) = (self.report, self.bars.clone());
+        std::thread::spawn(move || {
+            if let Some(signal) = signals.forever().next() {
+                // A bar that is drawn once more would stay.
+                bars.set_draw_target(ProgressDrawTarget::hidden());
+                if report.is_terminal() {
+                    // The line of `^C`, and the bars below it.
+                    report.text("\r\x1b[J");
+                }
+                report.notice("interrupted: what is finished is kept, the next build goes on from there");
+                // Ends this process as the signal itself would have, so that a shell or make sees an interruption.
+                let _ = signal_hook::low_level::emulate_default_handler(signal);
+                std::process::exit(128 + signal);
+            }
+        });
+        Ok(Interruptible(handle))
     }
+}
 
-    fn close(&self, stage: Option<Stage>) {
-        let Some(stage) = stage else { return };
-        stage.bar.finish_and_clear();
-        if stage.begun.elapsed() >= WORTH_A_LINE {
-            self.report.notice(format_args!("{} ({:.1} s)", stage.name, stage.begun.elapsed().as_secs_f64()));
+/// While it lives, an interruption is told.
+#[derive(Debug)]
+pub struct Interruptible(Handle);
+
+impl Drop for Interruptible {
+    fn drop(&mut self) {
+        self.0.close();
+    }
+}
+
+fn bar(total: Total) -> ProgressBar {
+    let styled = |bar: ProgressBar, template: &str| {
+        let style = ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar());
+        bar.with_style(style.progress_chars("=> "))
+    };
+    match total {
+        Total::Bytes(bytes) => styled(
+            ProgressBar::new(bytes),
+            "{msg:36!} [{wide_bar}] {bytes:>10} of {total_bytes:>10} {elapsed:>4}",
+        ),
+        Total::Items(items) => {
+            styled(ProgressBar::new(items), "{msg:36!} [{wide_bar}] {pos:>10} of {len:>10} {elapsed:>4}")
         }
+        Total::Unknown => styled(ProgressBar::new_spinner(), "{msg:36!} {spinner} {elapsed:>4}"),
     }
 }
 
 impl Progress for Stages {
-    fn stage(&self, name: &str, total: Option<u64>) {
-        let bar = match total {
-            Some(total) => ProgressBar::new(total).with_style(
-                ProgressStyle::with_template("{msg:24} {wide_bar} {percent:>3}% {elapsed:>4}")
-                    .unwrap_or_else(|_| ProgressStyle::default_bar()),
-            ),
-            None => ProgressBar::new_spinner(),
-        };
-        let watched = self.report.is_terminal();
-        bar.set_draw_target(if watched {
-            ProgressDrawTarget::stderr()
-        } else {
-            ProgressDrawTarget::hidden()
-        });
+    fn stage(&self, name: &str, total: Total) -> Box<dyn Stage> {
+        let bar = self.bars.add(bar(total));
         bar.set_message(name.to_owned());
-        bar.enable_steady_tick(Duration::from_millis(200));
-        let before = self.current().replace(Stage { name: name.to_owned(), begun: Instant::now(), bar });
-        self.close(before);
-    }
-
-    fn advance(&self, by: u64) {
-        if let Some(stage) = &*self.current() {
-            stage.bar.inc(by);
+        if self.report.is_terminal() {
+            bar.enable_steady_tick(Duration::from_millis(200));
         }
-    }
-
-    fn done(&self) {
-        let stage = self.current().take();
-        self.close(stage);
+        let (report, bars) = (self.report, self.bars.clone());
+        Box::new(Running { report, bars, name: name.to_owned(), begun: Instant::now(), bar })
     }
 
     fn note(&self, text: &str) {
-        match &*self.current() {
-            Some(stage) => stage.bar.suspend(|| self.report.notice(text)),
-            None => self.report.notice(text),
+        self.bars.suspend(|| self.report.notice(text));
+    }
+}
+
+impl Stage for Running {
+    fn advance(&self, by: u64) {
+        self.bar.inc(by);
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        self.bar.finish_and_clear();
+        self.bars.remove(&self.bar);
+        let took = self.begun.elapsed();
+        if took >= WORTH_A_LINE {
+            self.bars.suspend(|| {
+                self.report.notice(format_args!("{} ({:.1} s)", self.name, took.as_secs_f64()));
+            });
         }
     }
 }

@@ -20,17 +20,18 @@ pub fn replace(path: &Path, bytes: &[u8]) -> io::Result<()> {
             }
             file.as_file().set_permissions(before.permissions())?;
         }
-        // As the umask has it for any new file; a temporary one is its owner's alone.
-        Err(_) => {
-            let umask = rustix::process::umask(rustix::fs::Mode::empty());
-            rustix::process::umask(umask);
-            let mode = rustix::fs::Mode::from_raw_mode(0o666) & !umask;
-            rustix::fs::fchmod(file.as_file(), mode)?;
-        }
+        Err(_) => as_new(file.as_file())?,
     }
     file.as_file().sync_all()?;
     file.persist(&path).map_err(|error| error.error)?;
     File::open(directory)?.sync_all()
+}
+
+/// Gives a temporary file, which is its owner's alone, the permissions that any new file has.
+pub fn as_new(file: &File) -> io::Result<()> {
+    let umask = rustix::process::umask(rustix::fs::Mode::empty());
+    rustix::process::umask(umask);
+    Ok(rustix::fs::fchmod(file, rustix::fs::Mode::from_raw_mode(0o666) & !umask)?)
 }
 
 #[cfg(test)]

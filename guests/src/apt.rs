@@ -5,7 +5,7 @@
 mod graph;
 mod uris;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 
@@ -25,9 +25,14 @@ const APT_HELPER: &str = "/usr/lib/apt/apt-helper";
 /// What the caller wants done to every process before it starts, such as tying its life to vmprof's.
 pub(crate) type Prepare = fn(&mut Command) -> &mut Command;
 
-/// Base addresses of archives, the likeliest first: what stands before `/dists/` and `/pool/`.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Archives(pub(crate) Vec<String>);
+/// Base addresses of the archives that the host's apt uses: what stands before `/dists/` and `/pool/`.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct Archives {
+    /// Those that should have the suite, the likeliest first.
+    pub(crate) likely: Vec<String>,
+    /// All others: a package that has left its suite may still lie there under the same path.
+    pub(crate) others: Vec<String>,
+}
 
 impl Archives {
     /// Asks the host's apt which archives it uses. Needs no network and no list fetched before.
@@ -38,11 +43,11 @@ impl Archives {
         // Third-party sources without their key make apt complain here, and print what it knows all the same.
         let text = String::from_utf8_lossy(&output.stdout);
         let release = std::fs::read_to_string("/etc/os-release").unwrap_or_default();
-        let bases = uris::archives(&text, suite, uris::codename(&release));
-        if bases.is_empty() {
-            return Err(GuestError::NoArchive { suite: suite.to_owned() });
+        let archives = uris::archives(&text, suite, uris::codename(&release));
+        match archives == Self::default() {
+            true => Err(GuestError::NoArchive { suite: suite.to_owned() }),
+            false => Ok(archives),
         }
-        Ok(Self(bases))
     }
 }
 
@@ -68,10 +73,26 @@ pub(crate) struct Wanted<'a> {
 impl Apt {
     /// Fetches the lists of `suites` (component main) and checks their signatures. The last suite is the preferred one.
     pub(crate) fn update(store: &Store, suites: &[&str], arch: &str, prepare: Prepare) -> Result<Self> {
+        #[cfg(test)]
+        if let Some(local) = crate::testing::local_archive() {
+            return Self::update_from(&local, "trusted=yes", store, suites, arch, prepare);
+        }
+        let first = suites.first().copied().unwrap_or_default();
+        let signed_by = format!("signed-by={}", keyring()?.display());
+        Self::update_from(&Archives::of_host(first, prepare)?, &signed_by, store, suites, arch, prepare)
+    }
+
+    /// As [`Apt::update`], from these archives. `trust` is the option of sources.list(5) that says whom to believe.
+    fn update_from(
+        archives: &Archives,
+        trust: &str,
+        store: &Store,
+        suites: &[&str],
+        arch: &str,
+        prepare: Prepare,
+    ) -> Result<Self> {
         let target = suites.last().copied().unwrap_or_default().to_owned();
         let first = suites.first().copied().unwrap_or_default();
-        let archives = Archives::of_host(first, prepare)?;
-        let keyring = keyring()?;
         let apt = Self {
             dir: store.temp_dir()?,
             suites: suites.iter().map(|s| (*s).to_owned()).collect(),
@@ -86,12 +107,10 @@ impl Apt {
         apt.write("status", "")?;
         apt.write("apt.conf", &apt.configuration()?)?;
         let mut last = None;
-        for base in &archives.0 {
+        for base in &archives.likely {
             let lines: String = suites
                 .iter()
-                .map(|suite| {
-                    format!("deb [signed-by={} arch={arch}] {base} {suite} main\n", keyring.display())
-                })
+                .map(|suite| format!("deb [{trust} arch={arch}] {base} {suite} main\n"))
                 .collect();
             apt.write("sources.list", &lines)?;
             let output =
@@ -125,7 +144,7 @@ impl Apt {
              Dir::Etc::Parts \"{dir}/none\";\n\
              Dir::Etc::SourceList \"{dir}/sources.list\";\n\
              Dir::Etc::SourceParts \"{dir}/none\";\n\
-             Dir::Etc::Preferences \"{dir}/none/none\";\n\
+             Dir::Etc::Preferences \"{dir}/preferences\";\n\
              Dir::Etc::PreferencesParts \"{dir}/none\";\n\
              Dir::State \"{dir}/state\";\n\
              Dir::State::status \"{dir}/status\";\n\
@@ -168,16 +187,13 @@ impl Apt {
         Ok(releases)
     }
 
-    /// The closure of the wanted names, sorted by name, less what `without` leaves out.
-    pub(crate) fn resolve(&self, wanted: &Wanted<'_>) -> Result<Vec<LockedPackage>> {
+    /// The closure of the wanted names, sorted by name, less what `without` leaves out. Of `kept` packages the same version
+    /// is taken where the archive still has it and the others' dependencies allow it.
+    pub(crate) fn resolve(&self, wanted: &Wanted<'_>, kept: &[&LockedPackage]) -> Result<Vec<LockedPackage>> {
         if wanted.names.is_empty() {
             return Ok(Vec::new());
         }
-        let recommends = format!("APT::Install-Recommends={}", wanted.recommends);
-        let mut command = self.command("apt-get");
-        command.args(["-qq", "-y", "--print-uris", "-o", &recommends, "-t", &self.target, "install"]);
-        command.args(wanted.names);
-        let packages = self.print_uris(&mut command, "resolving packages")?;
+        let packages = self.closure(wanted, kept)?;
         if wanted.without.is_empty() {
             return Ok(packages);
         }
@@ -194,6 +210,54 @@ impl Apt {
         let graph = graph::Graph::read(&self.show(&present)?, wanted.recommends);
         let kept: BTreeSet<String> = graph.reachable(wanted.names, wanted.without);
         Ok(packages.into_iter().filter(|p| kept.contains(&p.name)).collect())
+    }
+
+    /// What apt would install, with the kept versions pinned. Where that cannot be, apt says which package needs which other
+    /// in another version: that one's pin goes, or else the pin of the one that needs it, until it can be.
+    fn closure(&self, wanted: &Wanted<'_>, kept: &[&LockedPackage]) -> Result<Vec<LockedPackage>> {
+        let mut pins: BTreeMap<&str, &str> =
+            kept.iter().map(|package| (package.name.as_str(), package.version.as_str())).collect();
+        let recommends = format!("APT::Install-Recommends={}", wanted.recommends);
+        loop {
+            self.pin(&pins)?;
+            let mut command = self.command("apt-get");
+            // Any quieter, and apt does not say which dependencies cannot be met.
+            command.args(["-q", "-y", "--print-uris", "-o", &recommends, "-t", &self.target, "install"]);
+            command.args(wanted.names);
+            let output = run(&mut command)?;
+            if output.status.success() {
+                return Ok(packages(&output));
+            }
+            let said = [&output.stdout[..], &output.stderr[..]].concat();
+            let unmet = uris::unmet(&String::from_utf8_lossy(&said));
+            let before = pins.len();
+            for (needing, needed) in &unmet {
+                if pins.remove(needed.as_str()).is_none() {
+                    pins.remove(needing.as_str());
+                }
+            }
+            if pins.len() == before {
+                return Err(self.explain("resolving packages", &output));
+            }
+        }
+    }
+
+    /// Has apt prefer exactly these versions over all others, older ones included (apt_preferences(5): above 1000).
+    fn pin(&self, pins: &BTreeMap<&str, &str>) -> Result<()> {
+        let pin = |(name, version): (&&str, &&str)| {
+            format!("Package: {name}\nPin: version {version}\nPin-Priority: 1001\n\n")
+        };
+        self.write("preferences", &pins.iter().map(pin).collect::<String>())
+    }
+
+    /// Whether the archive still has exactly these packages.
+    pub(crate) fn has(&self, wanted: &[LockedPackage]) -> Result<bool> {
+        let mut command = self.command("apt-get");
+        command.args(["-qq", "--print-uris", "download"]);
+        command.args(wanted.iter().map(|package| format!("{}={}", package.name, package.version)));
+        let output = run(&mut command)?;
+        let found = packages(&output);
+        Ok(output.status.success() && wanted.iter().all(|package| found.contains(package)))
     }
 
     /// The packages that hold the kernel and its modules, found from `package`, which may only depend on them.
@@ -227,10 +291,7 @@ impl Apt {
         if !output.status.success() {
             return Err(self.explain(doing, &output));
         }
-        let text = String::from_utf8_lossy(&output.stdout);
-        let mut packages: Vec<_> = text.lines().filter_map(uris::package).collect();
-        packages.sort_by(|a, b| a.name.cmp(&b.name));
-        Ok(packages)
+        Ok(packages(&output))
     }
 
     /// The index's paragraphs of these packages.
@@ -261,6 +322,14 @@ impl Apt {
     }
 }
 
+/// What `--print-uris` printed, sorted by name.
+fn packages(output: &Output) -> Vec<LockedPackage> {
+    let text = String::from_utf8_lossy(&output.stdout);
+    let mut packages: Vec<_> = text.lines().filter_map(uris::package).collect();
+    packages.sort_by(|a, b| a.name.cmp(&b.name));
+    packages
+}
+
 /// How fetching some packages from one archive went.
 #[derive(Debug)]
 pub(crate) struct Fetched {
@@ -279,6 +348,8 @@ pub(crate) fn fetch(
     prepare: Prepare,
 ) -> Result<Fetched> {
     let mut command = apt(APT_HELPER, prepare);
+    // apt-helper leaves a link to what is on a disk already; a package becomes the store's own.
+    let base = base.strip_prefix("file:").map_or_else(|| base.to_owned(), |path| format!("copy:{path}"));
     command.args(["-o", "APT::Sandbox::User=", "-o", "Acquire::Retries=2", "download-file"]);
     for package in packages {
         command.arg(format!("{base}/{}", encode_path(&package.path)));
@@ -287,6 +358,13 @@ pub(crate) fn fetch(
     }
     let output = run(&mut command)?;
     Ok(Fetched { whole: output.status.success(), output: words(&output) })
+}
+
+/// Where the host's apt keeps the packages that it has fetched for itself; `None` where it does not say.
+pub(crate) fn host_cache(prepare: Prepare) -> Option<PathBuf> {
+    let output = run(apt("apt-config", prepare).args(["shell", "DIR", "Dir::Cache::archives/d"])).ok()?;
+    let text = String::from_utf8_lossy(&output.stdout);
+    text.trim().strip_prefix("DIR='")?.strip_suffix('\'').map(PathBuf::from)
 }
 
 fn keyring() -> Result<PathBuf> {
@@ -299,7 +377,8 @@ fn keyring() -> Result<PathBuf> {
 
 fn apt(program: &str, prepare: Prepare) -> Command {
     let mut command = Command::new(program);
-    command.stdin(Stdio::null()).env("LC_ALL", "C").env_remove("APT_CONFIG");
+    // APT_CONFIG stays: whoever sets it means the apt that vmprof asks, too.
+    command.stdin(Stdio::null()).env("LC_ALL", "C");
     prepare(&mut command);
     command
 }

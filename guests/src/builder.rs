@@ -3,27 +3,31 @@
 
 mod boot;
 mod check;
+mod disk;
+mod locking;
+mod packages;
 
-use std::fs::File;
 use std::path::PathBuf;
 use std::process::Command;
-use std::sync::atomic::{AtomicUsize, Ordering};
 
 use serde::{Deserialize, Serialize};
 
-use crate::apt::{Apt, Prepare, Wanted};
-use crate::deb::Deb;
+use boot::Source;
+
+use crate::apt::Prepare;
 use crate::digest::Inputs;
 use crate::error::{GuestError, Result};
-use crate::lock::{Asked, Lock, LockedPackage};
-use crate::progress::{Progress, Stage};
-use crate::recipe::{Conduct, Format, Image, Place, Recipe};
+use crate::fetch;
+use crate::lock::{Lock, LockedPackage};
+use crate::progress::{Progress, Stage, Total};
+use crate::recipe::{Conduct, Image, Recipe};
 use crate::store::{Entry, Record, Root as StoreRoot, Store, Using};
-use crate::{fetch, image, root};
+
+pub use locking::{Locked, Update};
 
 /// Part of every digest of inputs. Raise it when the same recipe and lock shall give other bytes than before, which a new
 /// release of a compressor can mean as well.
-pub(crate) const BUILDER_VERSION: &str = "1";
+pub(crate) const BUILDER_VERSION: &str = "2";
 
 /// Builds guests into a store.
 #[derive(Clone, Copy)]
@@ -63,6 +67,7 @@ pub struct GuestImage {
     pub modules: Vec<String>,
     /// What the recipe adds to the kernel's command line.
     pub cmdline: Option<String>,
+    /// The recipe's, over what the container image says that the root is made of.
     pub conduct: Conduct,
 }
 
@@ -110,8 +115,14 @@ impl<'a> Builder<'a> {
         self.progress
     }
 
-    pub(crate) fn stage(&self, name: &str, total: Option<u64>) -> Stage<'a> {
-        Stage::begin(self.progress, name, total)
+    /// Begins a stage that counts packages or the like, if anything.
+    pub(crate) fn stage(&self, name: &str, total: Option<u64>) -> Box<dyn Stage> {
+        self.progress.stage(name, total.map_or(Total::Unknown, Total::Items))
+    }
+
+    /// Begins a stage that counts bytes.
+    pub(crate) fn download(&self, name: &str, bytes: u64) -> Box<dyn Stage> {
+        self.progress.stage(name, Total::Bytes(bytes))
     }
 
     pub(crate) fn prepare(&self) -> Prepare {
@@ -122,55 +133,12 @@ impl<'a> Builder<'a> {
         self.offline
     }
 
-    /// Resolves the recipe's packages as they are now, and writes the lock file beside the recipe.
-    pub fn lock(&self, recipe: &Recipe) -> Result<Lock> {
-        if self.offline {
-            return Err(GuestError::LockNeedsNetwork { guest: recipe.name.clone() });
-        }
-        let lock = self.resolve(recipe)?;
-        write_lock(recipe, &lock)?;
-        Ok(lock)
-    }
-
-    fn resolve(&self, recipe: &Recipe) -> Result<Lock> {
-        let asked = Asked::by(recipe);
-        let from = recipe.distribution.as_ref().ok_or_else(|| GuestError::NotBuilt)?;
-        let arch = &from.arch;
-        let reading = self.stage(&format!("locking {}: reading Debian {}", recipe.name, asked.suite), None);
-        let apt = Apt::update(self.store, &[&asked.suite], arch, self.prepare)?;
-        drop(reading);
-        let _stage = self.stage(&format!("locking {}: resolving packages", recipe.name), None);
-        let wanted = Wanted { names: &asked.packages, without: &asked.without, recommends: asked.recommends };
-        let packages = apt.resolve(&wanted)?;
-        let kernel = apt.resolve_kernel(&asked.kernel)?;
-        let releases = apt.releases()?;
-        Ok(Lock { guest: recipe.name.clone(), releases, arch: arch.clone(), asked, kernel, packages })
-    }
-
-    /// The recipe's lock: the file's, when it is for this recipe, or a new one where there is none.
-    pub fn locked(&self, recipe: &Recipe) -> Result<Lock> {
-        if recipe.lock_path.exists() {
-            let lock = Lock::read(&recipe.lock_path)?;
-            lock.check(recipe)?;
-            return Ok(lock);
-        }
-        if self.frozen {
-            return Err(GuestError::NoLock { guest: recipe.name.clone(), path: recipe.lock_path.clone() });
-        }
-        self.progress.note(&format!("{} has no lock file yet: locking its packages", recipe.name));
-        self.lock(recipe)
-    }
-
     /// The guest as the store holds it; `None` where a build would have anything to do. Makes nothing and fetches nothing.
     pub fn built(&self, recipe: &Recipe) -> Result<Option<GuestImage>> {
-        if !recipe.lock_path.exists() {
-            return Ok(None);
-        }
-        let lock = Lock::read(&recipe.lock_path)?;
-        let recalling = Builder { recalling: true, ..*self };
-        match lock.check(recipe).and_then(|()| recalling.realise(recipe, &lock)) {
+        let recalling = Builder { recalling: true, frozen: true, ..*self };
+        match recalling.locked(recipe).and_then(|lock| recalling.realise(recipe, &lock)) {
             Ok((image, _)) => Ok(Some(image)),
-            Err(GuestError::NotBuilt | GuestError::StaleLock { .. }) => Ok(None),
+            Err(GuestError::NotBuilt | GuestError::NoLock { .. } | GuestError::StaleLock { .. }) => Ok(None),
             Err(error) => Err(error),
         }
     }
@@ -201,7 +169,11 @@ impl<'a> Builder<'a> {
         lock: &Lock,
         records: impl IntoIterator<Item = Inputs>,
     ) -> Result<()> {
-        let packages = lock.kernel.iter().chain(&lock.packages).map(|package| fetch::inputs(package.sha256));
+        let packages = lock
+            .kernel
+            .iter()
+            .chain(&lock.packages)
+            .flat_map(|package| [fetch::inputs(package.sha256), packages::inputs(package)]);
         if !using.root(&root.records(records).packages(packages))? {
             let store = self.store.root().display();
             self.progress
@@ -212,15 +184,35 @@ impl<'a> Builder<'a> {
 
     /// The image, with the inputs whose records a root has to keep.
     fn realise(&self, recipe: &Recipe, lock: &Lock) -> Result<(GuestImage, Vec<Inputs>)> {
-        let boot = self.boot_files(recipe, lock)?;
-        let mut records = vec![boot.inputs];
-        let root = match &recipe.image {
+        let plan = match &recipe.image {
             Image::None => None,
             Image::Root { format, exclude } => {
-                let (inputs, entry) = self.root(recipe, lock, *format, exclude)?;
-                records.push(inputs);
-                Some((entry, format))
+                Some((disk::Plan::new(recipe, lock, *format, exclude)?, format))
             }
+        };
+        let kernel = Source::of(recipe, lock)?;
+        let boot_is_there = self.has_boot_files(recipe, &kernel);
+        let root_is_there = plan.as_ref().is_none_or(|(plan, _)| self.has_root(plan));
+        if self.recalling && !(boot_is_there && root_is_there) {
+            return Err(GuestError::NotBuilt);
+        }
+        let of_kernel = lock.kernel.iter().filter(|_| !boot_is_there);
+        let packages: Vec<&LockedPackage> =
+            of_kernel.chain(lock.packages.iter().filter(|_| !root_is_there)).collect();
+        self.have_unpacked(&packages, &lock.asked.suite)?;
+        let (boot, root) = std::thread::scope(|scope| {
+            let boot = scope.spawn(|| self.boot_files(recipe, &kernel));
+            let root = plan.as_ref().map(|(plan, format)| Ok::<_, GuestError>((self.root(plan)?, *format)));
+            (boot.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)), root.transpose())
+        });
+        let boot = boot?;
+        let mut records = boot.inputs.to_vec();
+        let (root, config) = match root? {
+            Some((built, format)) => {
+                records.push(built.inputs);
+                (Some((built.entry, format)), built.config)
+            }
+            None => (None, None),
         };
         let image = GuestImage {
             name: recipe.name.clone(),
@@ -235,68 +227,17 @@ impl<'a> Builder<'a> {
             kernel_release: boot.release,
             modules: boot.modules,
             cmdline: recipe.cmdline.clone(),
-            conduct: recipe.conduct.clone(),
+            conduct: recipe.conduct_with(&config.unwrap_or_default()),
         };
         Ok((image, records))
     }
 
     /// Builds the guest again, into nothing, and compares it with what the store holds. Names the first difference.
     pub fn check(&self, recipe: &Recipe) -> Result<GuestImage> {
-        // Against a `gc --all`, which asks no root.
         let _using = self.store.using()?;
         let image = self.build(recipe)?;
         self.compare(recipe, &image)?;
         Ok(image)
-    }
-
-    fn root(
-        &self,
-        recipe: &Recipe,
-        lock: &Lock,
-        format: Format,
-        exclude: &[String],
-    ) -> Result<(Inputs, Entry)> {
-        let contents = placed_contents(recipe)?;
-        let inputs = root_inputs(recipe, lock, format, exclude, &contents);
-        let (_, entries) = self.once(inputs, |builder| {
-            let mut temp = builder.store.temp_file()?;
-            let unmet = builder.write_root(recipe, lock, format, exclude, contents, temp.file())?;
-            for path in unmet {
-                builder.progress.note(&format!("{}: `exclude \"{path}\"` met nothing", recipe.name));
-            }
-            let entry = builder.store.publish_temp(temp, &format!("{}.{}", recipe.name, format.name()))?;
-            Ok(Record::new(format!("root image of {}", recipe.name)).with("root", &entry))
-        })?;
-        Ok((inputs, role(inputs, entries, "root")?))
-    }
-
-    /// Writes the root image from packages in the store; returns exclusions that met nothing.
-    fn write_root(
-        &self,
-        recipe: &Recipe,
-        lock: &Lock,
-        format: Format,
-        exclude: &[String],
-        contents: Vec<Vec<u8>>,
-        out: &mut File,
-    ) -> Result<Vec<String>> {
-        let debs = self.unpacked(&lock.packages, &lock.asked.suite)?;
-        let _stage = self.stage(&format!("packing the root image of {}", recipe.name), None);
-        let (tree, unmet) = root::assemble(recipe, exclude, root::Base::Packages(debs), contents)?;
-        image::write(&tree, format, &recipe.name, out)?;
-        Ok(unmet)
-    }
-
-    fn unpacked(&self, packages: &[LockedPackage], suite: &str) -> Result<Vec<Deb>> {
-        let packages: Vec<&LockedPackage> = packages.iter().collect();
-        let entries = fetch::packages(self, &packages, suite)?;
-        let stage = self.stage("unpacking packages", Some(entries.len() as u64));
-        let unpack = |index: usize| {
-            let deb = Deb::read(packages[index].file_name(), &fetch::read(packages[index], &entries[index])?);
-            stage.advance(1);
-            deb
-        };
-        in_parallel(entries.len(), unpack)
     }
 
     /// The record of `inputs`: from the store, or made by `build`, which one process at a time does.
@@ -322,30 +263,6 @@ impl<'a> Builder<'a> {
     }
 }
 
-/// The results of `work` for 0 to `count`, in that order whatever the number of threads.
-pub(crate) fn in_parallel<T: Send>(count: usize, work: impl Fn(usize) -> Result<T> + Sync) -> Result<Vec<T>> {
-    let threads = std::thread::available_parallelism().map_or(1, |n| n.get()).min(8);
-    let next = AtomicUsize::new(0);
-    let worker = || {
-        let mut done = Vec::new();
-        loop {
-            let index = next.fetch_add(1, Ordering::Relaxed);
-            if index >= count {
-                return done;
-            }
-            done.push((index, work(index)));
-        }
-    };
-    let mut all: Vec<(usize, Result<T>)> = std::thread::scope(|scope| {
-        let workers: Vec<_> = (0..threads).map(|_| scope.spawn(worker)).collect();
-        let joined =
-            workers.into_iter().map(|w| w.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)));
-        joined.flatten().collect()
-    });
-    all.sort_by_key(|(index, _)| *index);
-    all.into_iter().map(|(_, result)| result).collect()
-}
-
 /// The first entry of a record that names one; a record without it was not written by this crate.
 pub(crate) fn role(inputs: Inputs, entries: Vec<Entry>, role: &str) -> Result<Entry> {
     entries.into_iter().next().ok_or_else(|| GuestError::BadArchive {
@@ -354,69 +271,7 @@ pub(crate) fn role(inputs: Inputs, entries: Vec<Entry>, role: &str) -> Result<En
     })
 }
 
-fn write_lock(recipe: &Recipe, lock: &Lock) -> Result<()> {
-    use std::io::Write as _;
-
-    let path = &recipe.lock_path;
-    let directory = match path.parent() {
-        Some(parent) if !parent.as_os_str().is_empty() => parent.to_owned(),
-        _ => PathBuf::from("."),
-    };
-    let failed = |error| crate::error::failed("write the lock file", path)(error);
-    let mut temp = tempfile::Builder::new().prefix(".lock-").tempfile_in(directory).map_err(failed)?;
-    temp.write_all(lock.to_text().as_bytes()).map_err(failed)?;
-    temp.as_file().sync_all().map_err(failed)?;
-    // A lock is a source file like the recipe: as readable as that.
-    let mode = std::fs::metadata(&recipe.path).map(|meta| meta.permissions());
-    if let Ok(mode) = mode {
-        temp.as_file().set_permissions(mode).map_err(failed)?;
-    }
-    temp.persist(path).map_err(|error| failed(error.error))?;
-    Ok(())
-}
-
-/// The contents of the recipe's files, one for each of `placed`; empty for links and directories.
-fn placed_contents(recipe: &Recipe) -> Result<Vec<Vec<u8>>> {
-    let content = |what: &Place| match what {
-        Place::Text { text, .. } => Ok(text.clone().into_bytes()),
-        Place::From { source, .. } => crate::store::read(source),
-        Place::Directory { .. } | Place::Link { .. } => Ok(Vec::new()),
-    };
-    recipe.placed.iter().map(|placed| content(&placed.what)).collect()
-}
-
-/// Everything that decides the root image's bytes.
-fn root_inputs(
-    recipe: &Recipe,
-    lock: &Lock,
-    format: Format,
-    exclude: &[String],
-    contents: &[Vec<u8>],
-) -> Inputs {
-    let mut hasher = Inputs::of("root image");
-    hasher.field("builder", BUILDER_VERSION.as_bytes());
-    hasher.field("format", format.inputs().as_bytes());
-    for path in exclude {
-        hasher.field("exclude", path.as_bytes());
-    }
-    hasher.field("name", recipe.name.as_bytes());
-    for package in &lock.packages {
-        hasher.field("package", package.sha256.to_string().as_bytes());
-    }
-    for (placed, content) in recipe.placed.iter().zip(contents) {
-        hasher.field("path", placed.path.as_bytes());
-        let (kind, value) = match &placed.what {
-            Place::Directory { mode } => ("directory", format!("{mode:o}")),
-            Place::Link { target } => ("link", target.clone()),
-            Place::Text { mode, .. } | Place::From { mode, .. } => ("file", format!("{mode:o}")),
-        };
-        hasher.field(kind, value.as_bytes()).field("content", content);
-    }
-    for (name, value) in recipe.tree_inputs() {
-        hasher.field(name, value.as_bytes());
-    }
-    hasher.finish()
-}
-
+#[cfg(test)]
+mod matrix;
 #[cfg(test)]
 mod tests;

@@ -77,6 +77,10 @@ pub enum GuestError {
     )]
     StaleLock { guest: String, path: PathBuf, changed: String },
 
+    #[error("`--update={name}`: the lock of guest `{guest}` has no package `{name}`")]
+    #[diagnostic(code(vmprof::guest::not_locked), help("{}", near_help(near)))]
+    NotLocked { name: String, guest: String, near: Vec<String> },
+
     #[error("cannot resolve the packages of guest `{guest}` offline")]
     #[diagnostic(
         code(vmprof::guest::lock_needs_network),
@@ -86,9 +90,9 @@ pub enum GuestError {
     )]
     LockNeedsNetwork { guest: String },
 
-    #[error("{missing} of {wanted} packages are not in the store, and --offline forbids fetching them: {}", names.join(", "))]
+    #[error("{} not in the store, and --offline forbids fetching: {}", count_are(names.len()), names.join(", "))]
     #[diagnostic(code(vmprof::guest::offline), help("run the same build once without --offline"))]
-    Offline { missing: usize, wanted: usize, names: Vec<String> },
+    Offline { names: Vec<String> },
 
     #[error("this host has no `{program}`, which vmprof fetches Debian packages with")]
     #[diagnostic(
@@ -152,14 +156,60 @@ pub enum GuestError {
     )]
     HashMismatch { what: String, wanted: Sha256, found: String },
 
-    #[error("the archive no longer has {}", names.join(", "))]
+    #[error("{what} is not what the recipe names: its SHA-256 is {found}, and {wanted} was asked for")]
+    #[diagnostic(
+        code(vmprof::guest::input_mismatch),
+        help("bring the file that was meant, or write the other hash into the recipe if this one is")
+    )]
+    InputMismatch { what: String, wanted: Sha256, found: Sha256 },
+
+    #[error("{} has no image with digest sha256:{digest}", path.display())]
+    #[diagnostic(code(vmprof::guest::no_such_image), help("{}", there_help(there)))]
+    NoSuchImage { path: PathBuf, digest: Sha256, there: Vec<String> },
+
+    #[error("image sha256:{digest} of {} is for {platform}, and guests are linux/amd64", path.display())]
+    #[diagnostic(
+        code(vmprof::guest::image_platform),
+        help(
+            "save the image for that platform: `skopeo copy --override-arch amd64`, or `docker pull --platform linux/amd64`"
+        )
+    )]
+    ImagePlatform { path: PathBuf, digest: Sha256, platform: String },
+
+    #[error("layer {digest} of {} is of type `{media_type}`: {reason}", path.display())]
+    #[diagnostic(
+        code(vmprof::guest::image_layer),
+        help(
+            "layers that are a tar, plain or packed with gzip or zstd, are understood; save the image with those"
+        )
+    )]
+    ImageLayer { path: PathBuf, digest: String, media_type: String, reason: &'static str },
+
+    #[error("{} is not a kernel to boot: {problem}", path.display())]
+    #[diagnostic(
+        code(vmprof::guest::kernel_file),
+        help(
+            "take a vmlinux or bzImage of x86-64, built with CONFIG_PVH and packed with gzip, xz, zstd, LZ4, bzip2 or lzma"
+        )
+    )]
+    KernelFile { path: PathBuf, problem: String },
+
+    #[error("module `{name}` is built for {found}, and the kernel is {release}")]
+    #[diagnostic(
+        code(vmprof::guest::foreign_module),
+        help("name the directory lib/modules/{release} of the same kernel")
+    )]
+    ForeignModule { name: String, found: String, release: String },
+
+    #[error("no source of this host has {}{}", names.join(", "), list_tried(tried))]
     #[diagnostic(
         code(vmprof::guest::package_gone),
         help(
-            "suites other than an old stable's main drop superseded versions: run `vmprof lock` on the guest to lock the present ones"
+            "an archive drops a version when the next one comes: `vmprof lock --update={}` on the guest locks the present one. To build the old one, add a source to apt that still has it; its signature does not matter, the lock's hash decides",
+            names.first().and_then(|name| name.split(' ').next()).unwrap_or("PACKAGE")
         )
     )]
-    PackageGone { names: Vec<String>, output: String },
+    PackageGone { names: Vec<String>, tried: Vec<String> },
 
     #[error("{what} is damaged or of an unknown form: {problem}")]
     #[diagnostic(code(vmprof::guest::bad_archive))]
@@ -181,7 +231,7 @@ pub enum GuestError {
     #[error("the kernel of {package} is packed in a way vmprof does not know: {found}")]
     #[diagnostic(
         code(vmprof::guest::kernel_format),
-        help("gzip, xz, zstd and LZ4 kernels of x86-64 are understood")
+        help("gzip, xz, zstd, LZ4, bzip2 and lzma kernels of x86-64 are understood")
     )]
     KernelFormat { package: String, found: String },
 
@@ -372,6 +422,11 @@ impl GuestError {
             | Self::BadPath { .. }
             | Self::SquashfsXattr { .. }
             | Self::NoModule { .. }
+            | Self::NoSuchImage { .. }
+            | Self::ImagePlatform { .. }
+            | Self::ImageLayer { .. }
+            | Self::KernelFile { .. }
+            | Self::ForeignModule { .. }
             | Self::NoProgram { .. }
             | Self::NoMkfs { .. }
             | Self::UnknownAccount { .. }
@@ -381,7 +436,9 @@ impl GuestError {
             | Self::UnitNotEnabled { .. }
             | Self::MissingLibraries { .. }
             | Self::ImageTooSmall { .. } => FailureClass::Invalid,
-            Self::HashMismatch { .. } | Self::StoreDamaged { .. } => FailureClass::HashMismatch,
+            Self::HashMismatch { .. } | Self::InputMismatch { .. } | Self::StoreDamaged { .. } => {
+                FailureClass::HashMismatch
+            }
             Self::NotDeterministic { .. } => FailureClass::NotDeterministic,
             Self::Io { .. }
             | Self::NotBuilt
@@ -392,6 +449,7 @@ impl GuestError {
             | Self::NoEntry { .. }
             | Self::AmbiguousEntry { .. }
             | Self::NoSpace { .. }
+            | Self::NotLocked { .. }
             | Self::LockNeedsNetwork { .. }
             | Self::Offline { .. }
             | Self::NoApt { .. }
@@ -447,6 +505,27 @@ fn near_help(near: &[String]) -> String {
                 names.iter().map(|n| format!("`{n}`")).collect::<Vec<_>>().join(" or ")
             )
         }
+    }
+}
+
+fn there_help(there: &[String]) -> String {
+    match there {
+        [] => "there is no image in it".to_owned(),
+        images => format!("there is: {}", images.join("; ")),
+    }
+}
+
+fn count_are(packages: usize) -> String {
+    match packages {
+        1 => "1 package is".to_owned(),
+        n => format!("{n} packages are"),
+    }
+}
+
+fn list_tried(tried: &[String]) -> String {
+    match tried {
+        [] => String::new(),
+        bases => format!(": looked in apt's cache, {}", bases.join(", ")),
     }
 }
 

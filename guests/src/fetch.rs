@@ -1,11 +1,11 @@
 //! Packages into the store by hash: what is there already costs nothing, what is not comes through the host's apt, a few
-//! at a time, and is believed only when its SHA-256 is the lock's.
+//! at a time, and is believed only when its SHA-256 is the lock's. A package that has left its archive is looked for in
+//! apt's own cache and in every other source the host has: where it comes from does not matter, the hash decides.
 
-use std::collections::VecDeque;
-use std::path::{Path, PathBuf};
+mod failure;
+
+use std::path::Path;
 use std::sync::Mutex;
-
-use rustix::io::Errno;
 
 use crate::apt::{self, Archives};
 use crate::builder::Builder;
@@ -15,10 +15,16 @@ use crate::lock::LockedPackage;
 use crate::progress::Stage;
 use crate::store::{Entry, Record, Store};
 
-/// Fetching apt processes at once, and packages each is given at a time: enough to hide the start of a process, few
-/// enough for progress to move.
+use failure::Attempts;
+
+/// Fetching apt processes at once, and what each is given at a time: enough to hide the start of a process, little enough
+/// for progress to move and for unpacking to begin.
 const FETCHERS: usize = 3;
 const BATCH: usize = 6;
+const BATCH_BYTES: u64 = 4 << 20;
+
+/// Called with each package as soon as it is in the store, from several threads. `false`: no more are wanted.
+pub(crate) type Arrived<'a> = &'a (dyn Fn(&LockedPackage) -> bool + Sync);
 
 /// The store's name for a package with this hash.
 pub(crate) fn inputs(sha256: Sha256) -> Inputs {
@@ -30,13 +36,17 @@ pub(crate) fn find(store: &Store, package: &LockedPackage) -> Option<Entry> {
     store.recall(inputs(package.sha256)).and_then(|(_, entries)| entries.into_iter().next())
 }
 
-/// Publishes a package that lies in a file, after checking its hash.
+/// Publishes a package that lies in a file of a [`crate::store::TempDir`], after checking its hash.
 pub(crate) fn adopt(store: &Store, package: &LockedPackage, file: &Path) -> Result<Entry> {
     let found = Sha256::of(&crate::store::read(file)?);
     if found != package.sha256 {
-        return Err(mismatch(package, found.to_string()));
+        return Err(failure::mismatch(package, found.to_string()));
     }
     let entry = store.publish_from(file, package.file_name())?;
+    remember(store, package, entry)
+}
+
+fn remember(store: &Store, package: &LockedPackage, entry: Entry) -> Result<Entry> {
     let record = Record::new(format!("package {} {}", package.name, package.version)).with("deb", &entry);
     store.remember(inputs(package.sha256), &record)?;
     Ok(entry)
@@ -58,129 +68,166 @@ pub(crate) fn packages(
     suite: &str,
 ) -> Result<Vec<Entry>> {
     let store = builder.store();
-    let missing = || -> Vec<&LockedPackage> {
-        packages.iter().copied().filter(|package| find(store, package).is_none()).collect()
-    };
-    let lacking = missing();
-    if !lacking.is_empty() {
-        if builder.is_offline() {
-            return Err(GuestError::Offline {
-                missing: lacking.len(),
-                wanted: packages.len(),
-                names: lacking.iter().map(|p| p.name.clone()).collect(),
-            });
-        }
-        // One builder fetches at a time: guests share packages, and nothing is fetched twice.
-        let _claim = store.claim(Inputs::of("fetching").finish())?;
-        let lacking = missing();
-        if !lacking.is_empty() {
-            fetch_missing(builder, lacking, &Archives::of_host(suite, builder.prepare())?)?;
-        }
-    }
+    let lacking: Vec<_> = packages.iter().copied().filter(|package| find(store, package).is_none()).collect();
+    missing(builder, &lacking, suite, &|_| true)?;
     packages
         .iter()
-        .map(|package| {
-            find(store, package).ok_or_else(|| GuestError::PackageGone {
-                names: vec![package.file_name().to_owned()],
-                output: String::new(),
-            })
-        })
+        .map(|package| find(store, package).ok_or_else(|| failure::gone(std::slice::from_ref(package))))
         .collect()
 }
 
-fn fetch_missing(builder: &Builder<'_>, missing: Vec<&LockedPackage>, archives: &Archives) -> Result<()> {
-    let bytes = missing.iter().map(|p| p.size).sum();
-    let stage = builder.stage(&format!("fetching {}", count(missing.len())), Some(bytes));
-    let mut left = missing;
-    let mut said = String::new();
-    for base in &archives.0 {
-        let round = one_archive(builder, &left, base, &stage)?;
-        left = round.left;
-        if !round.said.is_empty() {
-            said = round.said;
-        }
-        if left.is_empty() {
-            break;
-        }
+/// Fetches packages that the store lacks; `arrived` hears of each.
+pub(crate) fn missing(
+    builder: &Builder<'_>,
+    lacking: &[&LockedPackage],
+    suite: &str,
+    arrived: Arrived<'_>,
+) -> Result<()> {
+    if lacking.is_empty() {
+        return Ok(());
     }
-    drop(stage);
+    if builder.is_offline() {
+        let names = lacking.iter().map(|package| package.name.clone()).collect();
+        return Err(GuestError::Offline { names });
+    }
+    let store = builder.store();
+    // One builder fetches at a time: guests share packages, and nothing is fetched twice.
+    let _claim = store.claim(Inputs::of("fetching").finish())?;
+    let (here, left): (Vec<_>, Vec<_>) =
+        lacking.iter().copied().partition(|package| find(store, package).is_some());
+    let left = here.iter().all(|package| arrived(package)).then_some(left).unwrap_or_default();
+    let left = from_host_cache(builder, left, arrived)?;
     if left.is_empty() {
         return Ok(());
     }
-    Err(explain(builder.store().root().join("tmp"), &left, said))
+    from_archives(builder, left, &Archives::of_host(suite, builder.prepare())?, arrived)
 }
 
-struct Round<'a> {
-    left: Vec<&'a LockedPackage>,
-    said: String,
+/// Takes what the host's apt has fetched for itself; returns what it has not.
+fn from_host_cache<'a>(
+    builder: &Builder<'_>,
+    packages: Vec<&'a LockedPackage>,
+    arrived: Arrived<'_>,
+) -> Result<Vec<&'a LockedPackage>> {
+    let Some(cache) = apt::host_cache(builder.prepare()).filter(|_| !packages.is_empty()) else {
+        return Ok(packages);
+    };
+    let mut left = Vec::new();
+    for package in packages {
+        // An unreadable or other file is no failure: there are the archives.
+        let bytes = std::fs::read(cache.join(cached_name(package))).unwrap_or_default();
+        if bytes.len() as u64 != package.size || Sha256::of(&bytes) != package.sha256 {
+            left.push(package);
+            continue;
+        }
+        let entry = builder.store().publish_bytes(package.file_name(), &bytes)?;
+        remember(builder.store(), package, entry)?;
+        if !arrived(package) {
+            return Ok(Vec::new());
+        }
+    }
+    Ok(left)
 }
 
+/// apt's own name for the file: with the version's epoch, which a file of the archive has not.
+fn cached_name(package: &LockedPackage) -> String {
+    format!("{}_{}_{}.deb", package.name, package.version.replace(':', "%3a"), package.arch)
+}
+
+/// Fetches all of `packages` from the archives, the likeliest first.
+fn from_archives(
+    builder: &Builder<'_>,
+    packages: Vec<&LockedPackage>,
+    archives: &Archives,
+    arrived: Arrived<'_>,
+) -> Result<()> {
+    let bytes = packages.iter().map(|p| p.size).sum();
+    let stage = builder.download(&format!("fetching {}", count(packages.len())), bytes);
+    let mut attempts = Attempts::default();
+    let mut left = packages;
+    for base in archives.likely.iter().chain(&archives.others) {
+        let (still, said) = one_archive(builder, left, base, &*stage, arrived)?;
+        left = still;
+        if left.is_empty() {
+            return Ok(());
+        }
+        attempts.add(base, said);
+    }
+    Err(attempts.explain(builder.store().root().join("tmp"), &left))
+}
+
+/// Packages for one apt process each, largest first: the longest transfer must not begin last.
+fn batches(mut packages: Vec<&LockedPackage>) -> Vec<Vec<&LockedPackage>> {
+    packages.sort_by(|a, b| b.size.cmp(&a.size).then_with(|| a.path.cmp(&b.path)));
+    let mut batches: Vec<(u64, Vec<&LockedPackage>)> = Vec::new();
+    for package in packages {
+        match batches.last_mut() {
+            Some((bytes, batch)) if batch.len() < BATCH && *bytes + package.size <= BATCH_BYTES => {
+                *bytes += package.size;
+                batch.push(package);
+            }
+            _ => batches.push((package.size, vec![package])),
+        }
+    }
+    batches.into_iter().map(|(_, batch)| batch).collect()
+}
+
+/// What did not come from there, and what apt said about it.
 fn one_archive<'a>(
     builder: &Builder<'_>,
-    packages: &[&'a LockedPackage],
+    packages: Vec<&'a LockedPackage>,
     base: &str,
-    stage: &Stage<'_>,
-) -> Result<Round<'a>> {
+    stage: &dyn Stage,
+    arrived: Arrived<'_>,
+) -> Result<(Vec<&'a LockedPackage>, Vec<String>)> {
     let store = builder.store();
+    let mut open = batches(packages);
+    open.reverse();
     // The fetching threads meet here: each takes its next batch, and leaves what did not come.
-    let open: Mutex<VecDeque<Vec<&LockedPackage>>> =
-        Mutex::new(packages.chunks(BATCH).map(<[_]>::to_vec).collect());
-    let results = std::thread::scope(|scope| {
-        let fetcher = || -> Result<Round<'a>> {
-            let dir = store.temp_dir()?;
-            let mut round = Round { left: Vec::new(), said: String::new() };
-            loop {
-                let batch = open.lock().unwrap_or_else(|broken| broken.into_inner()).pop_front();
-                let Some(batch) = batch else { return Ok(round) };
-                let fetched = apt::fetch(base, &batch, dir.path(), builder.prepare())?;
-                for package in batch {
-                    let file = dir.path().join(package.file_name());
-                    if arrived(package, &file, fetched.whole) {
-                        adopt(store, package, &file)?;
-                        stage.advance(package.size);
-                    } else {
-                        round.left.push(package);
-                        round.said.clone_from(&fetched.output);
-                    }
+    let open = Mutex::new(open);
+    let next = || open.lock().unwrap_or_else(|broken| broken.into_inner()).pop();
+    let fetcher = || -> Result<(Vec<&'a LockedPackage>, Vec<String>)> {
+        let dir = store.temp_dir()?;
+        let (mut left, mut said) = (Vec::new(), Vec::new());
+        while let Some(batch) = next() {
+            let fetched = apt::fetch(base, &batch, dir.path(), builder.prepare())?;
+            let before = left.len();
+            for package in batch {
+                let file = dir.path().join(package.file_name());
+                if !came(package, &file, fetched.whole) {
+                    left.push(package);
+                    continue;
+                }
+                adopt(store, package, &file)?;
+                stage.advance(package.size);
+                if !arrived(package) {
+                    open.lock().unwrap_or_else(|broken| broken.into_inner()).clear();
+                    return Ok((left, said));
                 }
             }
-        };
+            if left.len() > before {
+                said.push(fetched.output);
+            }
+        }
+        Ok((left, said))
+    };
+    let results = std::thread::scope(|scope| {
         let threads: Vec<_> = (0..FETCHERS).map(|_| scope.spawn(fetcher)).collect();
         threads.into_iter().map(|thread| thread.join()).collect::<Vec<_>>()
     });
-    let mut all = Round { left: Vec::new(), said: String::new() };
+    let (mut left, mut said) = (Vec::new(), Vec::new());
     for result in results {
-        let round = result.unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;
-        all.left.extend(round.left);
-        if !round.said.is_empty() {
-            all.said = round.said;
-        }
+        let (some, words) = result.unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;
+        left.extend(some);
+        said.extend(words);
     }
-    Ok(all)
+    left.sort_by(|a, b| a.path.cmp(&b.path));
+    Ok((left, said))
 }
 
 /// Whether the file is worth looking at: a full disk or a broken connection makes apt fail, and leaves what it had by then.
-fn arrived(package: &LockedPackage, file: &Path, whole: bool) -> bool {
+fn came(package: &LockedPackage, file: &Path, whole: bool) -> bool {
     file.metadata().is_ok_and(|meta| meta.is_file() && (whole || meta.len() >= package.size))
-}
-
-/// Why packages did not come, from what apt said last.
-fn explain(tmp: PathBuf, left: &[&LockedPackage], said: String) -> GuestError {
-    let names = || left.iter().map(|p| p.file_name().to_owned()).collect();
-    if said.contains("No space left on device") {
-        return GuestError::NoSpace { path: tmp, source: Errno::NOSPC.into() };
-    }
-    if said.contains("Hash Sum mismatch") {
-        return mismatch(left[0], "another one".to_owned());
-    }
-    if said.contains("404") || said.contains("File not found") || said.contains("No such file") {
-        return GuestError::PackageGone { names: names(), output: said };
-    }
-    GuestError::AptFailed {
-        doing: format!("fetching {}", count(left.len())),
-        command: "apt-helper download-file".to_owned(),
-        output: said,
-    }
 }
 
 fn count(packages: usize) -> String {
@@ -190,43 +237,5 @@ fn count(packages: usize) -> String {
     }
 }
 
-fn mismatch(package: &LockedPackage, found: String) -> GuestError {
-    GuestError::HashMismatch {
-        what: format!("package {} {}", package.name, package.version),
-        wanted: package.sha256,
-        found,
-    }
-}
-
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::error::FailureClass;
-    use crate::testing;
-
-    #[test]
-    fn what_apt_left_half_fetched_has_not_arrived() {
-        let dir = tempfile::tempdir().unwrap();
-        let file = dir.path().join("other_1_amd64.deb");
-        let package = testing::locked("other", b"what was locked");
-        assert!(!arrived(&package, &file, true));
-        std::fs::write(&file, b"what").unwrap();
-        assert!(!arrived(&package, &file, false));
-        // apt says that it is whole: then it is the hash that decides.
-        assert!(arrived(&package, &file, true));
-        std::fs::write(&file, b"what was locked").unwrap();
-        assert!(arrived(&package, &file, false));
-    }
-
-    #[test]
-    fn apts_words_become_the_error_they_mean() {
-        let package = testing::locked("other", b"what was locked");
-        let explained = |said: &str| explain("tmp".into(), &[&package], said.to_owned());
-        let full = "E: Failed to fetch x  Error writing to file - write (28: No space left on device)";
-        assert!(matches!(explained(full), GuestError::NoSpace { .. }));
-        assert_eq!(explained("E: Failed to fetch x  Hash Sum mismatch").class(), FailureClass::HashMismatch);
-        assert!(matches!(explained("E: Failed to fetch x  404  Not Found"), GuestError::PackageGone { .. }));
-        let cut = explained("E: Failed to fetch x  Error reading from server. Remote end closed connection");
-        assert!(matches!(cut, GuestError::AptFailed { .. }));
-    }
-}
+mod tests;

@@ -1,9 +1,11 @@
 //! A distribution's kernel as a VMM likes to start it: vmlinuz is a small program that unpacks an ELF file; here that
 //! happens once, on the building machine, instead of at every boot of every guest.
 
-use std::io::Read as _;
+use object::Endianness;
+use object::elf::NoteType;
+use object::read::elf::{ElfFile64, FileHeader as _, ProgramHeader as _};
 
-use crate::deb::unpack;
+use crate::packed::Packing;
 
 /// Offsets in the boot protocol's setup header (Documentation/arch/x86/boot.rst).
 const SETUP_SECTS: usize = 0x1f1;
@@ -23,6 +25,63 @@ pub(crate) struct Kernel {
     pub(crate) elf: Vec<u8>,
     /// `6.1.0-50-cloud-amd64`, from the setup header.
     pub(crate) release: String,
+}
+
+/// Reads a vmlinux or a bzImage that somebody points at. The error says what is wrong with it.
+pub(crate) fn of_file(bytes: &[u8]) -> Result<Kernel, String> {
+    let kernel = if bytes.starts_with(b"\x7fELF") {
+        let release = release_of_banner(bytes).ok_or("it holds no text `Linux version …`")?;
+        Kernel { elf: bytes.to_vec(), release }
+    } else {
+        unpack_vmlinuz(bytes)?
+    };
+    let known = |byte: u8| byte.is_ascii_alphanumeric() || b".-_+~".contains(&byte);
+    if !kernel.release.bytes().all(known) {
+        return Err(format!("its release `{}` is not a plain word", kernel.release.escape_default()));
+    }
+    if !has_pvh_entry(&kernel.elf)? {
+        return Err("it has no PVH entry".to_owned());
+    }
+    Ok(kernel)
+}
+
+/// `Linux version 6.1.0 (…`, which every kernel keeps for /proc/version.
+fn release_of_banner(elf: &[u8]) -> Option<String> {
+    const BANNER: &[u8] = b"Linux version ";
+    let mut rest = elf;
+    while let Some(at) = rest.iter().position(|byte| *byte == BANNER[0]) {
+        rest = rest.get(at..)?;
+        // Elsewhere the words are followed by a placeholder.
+        if let Some(text) =
+            rest.strip_prefix(BANNER).filter(|text| text.first().is_some_and(u8::is_ascii_digit))
+        {
+            let word = text.iter().take(200).take_while(|byte| **byte > b' ').copied().collect();
+            return String::from_utf8(word).ok();
+        }
+        rest = rest.get(1..)?;
+    }
+    None
+}
+
+/// Whether a note says where a VMM may start it (Xen's `XEN_ELFNOTE_PHYS32_ENTRY`).
+fn has_pvh_entry(elf: &[u8]) -> Result<bool, String> {
+    const PHYS32_ENTRY: NoteType = NoteType(18);
+    let text = |error: object::Error| error.to_string();
+    let file = ElfFile64::<Endianness>::parse(elf).map_err(text)?;
+    let endian = file.endian();
+    let header = file.elf_header();
+    if header.e_machine(endian) != object::elf::EM_X86_64 {
+        return Err("it is not for x86-64".to_owned());
+    }
+    for segment in header.program_headers(endian, elf).map_err(text)? {
+        let Some(mut notes) = segment.notes(endian, elf).map_err(text)? else { continue };
+        while let Some(note) = notes.next().map_err(text)? {
+            if note.name() == b"Xen" && note.n_type(endian) == PHYS32_ENTRY {
+                return Ok(true);
+            }
+        }
+    }
+    Ok(false)
 }
 
 /// Unpacks a bzImage. The error says what was found.
@@ -48,14 +107,17 @@ pub(crate) fn unpack_vmlinuz(image: &[u8]) -> Result<Kernel, String> {
         [0x02, 0x21, 0x4c, 0x18, blocks @ ..] => {
             unpack_lz4_legacy(&blocks[..blocks.len().saturating_sub(4)], size)?
         }
-        [0x1f, 0x8b, ..] => unpack_gzip(payload)?,
-        [0xfd, b'7', b'z', b'X', b'Z', ..] => unpack(".xz", packed)?,
-        [0x28, 0xb5, 0x2f, 0xfd, ..] => unpack(".zst", packed)?,
-        [b'B', b'Z', b'h', ..] => return Err("bzip2".to_owned()),
-        [0x5d, 0, 0, ..] => return Err("lzma".to_owned()),
-        [0x89, b'L', b'Z', b'O', ..] => return Err("lzo".to_owned()),
+        // Its own end says the size, and the kernel's build adds none.
+        [0x1f, 0x8b, ..] => Packing::Gzip.unpack(payload)?,
+        [0x5d, 0, 0, ..] => Packing::Lzma.unpack(packed)?,
+        [0x89, b'L', b'Z', b'O', ..] => return Err("LZO".to_owned()),
         [0x7f, b'E', b'L', b'F', ..] => payload.to_vec(),
-        other => return Err(format!("unknown first bytes {:02x?}", &other[..other.len().min(4)])),
+        other => match Packing::of_bytes(other) {
+            Packing::None => {
+                return Err(format!("unknown first bytes {:02x?}", &other[..other.len().min(4)]));
+            }
+            packing => packing.unpack(packed)?,
+        },
     };
     if !elf.starts_with(b"\x7fELF") {
         return Err("what is packed in it is not an ELF file".to_owned());
@@ -80,12 +142,6 @@ fn release(image: &[u8]) -> Result<String, String> {
         image.get(at..).ok_or_else(none)?.iter().copied().take(200).take_while(|&b| b > b' ').collect();
     let text = String::from_utf8(text).map_err(|_| none())?;
     if text.is_empty() { Err(none()) } else { Ok(text) }
-}
-
-fn unpack_gzip(payload: &[u8]) -> Result<Vec<u8>, String> {
-    let mut out = Vec::new();
-    flate2::read::GzDecoder::new(payload).read_to_end(&mut out).map_err(|error| error.to_string())?;
-    Ok(out)
 }
 
 /// Blocks with a length in front of each, until the data ends.
@@ -140,7 +196,10 @@ pub(crate) mod made {
 
 #[cfg(test)]
 pub(crate) mod tests {
+    use std::io::Read as _;
+
     use super::*;
+    use crate::testing;
 
     pub(crate) use made::{image, lz4};
 
@@ -167,8 +226,74 @@ pub(crate) mod tests {
 
     #[test]
     fn compressions_without_a_decoder_are_refused_by_name() {
-        assert_eq!(unpack_vmlinuz(&image(b"BZh9123", 9)), Err("bzip2".to_owned()));
+        assert_eq!(unpack_vmlinuz(&image(b"\x89LZO123", 9)), Err("LZO".to_owned()));
         assert!(unpack_vmlinuz(b"MZ").is_err());
+    }
+
+    #[test]
+    fn every_compressor_with_a_decoder_unpacks() {
+        let elf = elf(50_000);
+        let size = elf.len() as u32;
+        let appended = |form: &str| image(&testing::pack(form, &elf), size);
+        // gzip ends with the size by itself.
+        let gzip = testing::pack(".gz", &elf);
+        let mut gzip = image(&gzip[..gzip.len() - 4], 0);
+        let end = gzip.len();
+        gzip[end - 4..].copy_from_slice(&size.to_le_bytes());
+        let bzip2 = {
+            let mut out = Vec::new();
+            bzip2::read::BzEncoder::new(&elf[..], bzip2::Compression::fast()).read_to_end(&mut out).unwrap();
+            image(&out, size)
+        };
+        let lzma = {
+            let options = liblzma::stream::LzmaOptions::new_preset(6).unwrap();
+            let stream = liblzma::stream::Stream::new_lzma_encoder(&options).unwrap();
+            let mut out = Vec::new();
+            liblzma::read::XzEncoder::new_stream(&elf[..], stream).read_to_end(&mut out).unwrap();
+            image(&out, size)
+        };
+        for (name, image) in [
+            ("gzip", gzip),
+            ("xz", appended(".xz")),
+            ("zstd", appended(".zst")),
+            ("bzip2", bzip2),
+            ("lzma", lzma),
+        ] {
+            let kernel = unpack_vmlinuz(&image).unwrap_or_else(|problem| panic!("{name}: {problem}"));
+            assert!(kernel.elf == elf, "{name}");
+        }
+    }
+
+    #[test]
+    fn a_vmlinux_says_its_release_and_needs_a_pvh_entry() {
+        let whole = testing::vmlinux("6.9.1-own+");
+        let kernel = of_file(&whole).unwrap();
+        assert_eq!((kernel.release.as_str(), kernel.elf == whole), ("6.9.1-own+", true));
+        let mut other = whole.clone();
+        let note = other.windows(4).position(|bytes| bytes == b"Xen\0").unwrap();
+        other[note] = b'Y';
+        assert_eq!(of_file(&other), Err("it has no PVH entry".to_owned()));
+        let arm = [&whole[..18], &[183, 0], &whole[20..]].concat();
+        assert_eq!(of_file(&arm), Err("it is not for x86-64".to_owned()));
+        assert!(of_file(&testing::vmlinux("")).unwrap_err().contains("Linux version"));
+        assert!(of_file(&testing::vmlinux("6.1/x")).is_err());
+        assert!(of_file(b"MZ").unwrap_err().contains("not a bzImage"));
+        // The same in a bzImage.
+        let packed = image(&testing::pack(".xz", &whole), whole.len() as u32);
+        assert_eq!(of_file(&packed).unwrap().release, "6.1.0-9-test");
+        let packed = image(&testing::pack(".xz", &other), other.len() as u32);
+        assert_eq!(of_file(&packed), Err("it has no PVH entry".to_owned()));
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn damaged_kernels_are_read_or_refused(at in 0_usize..600, byte: u8, cut in 0_usize..600) {
+            let mut bytes = testing::vmlinux("6.1");
+            let length = bytes.len();
+            bytes[at % length] = byte;
+            let _ = of_file(&bytes);
+            let _ = of_file(&bytes[..cut % length]);
+        }
     }
 
     #[test]

@@ -15,6 +15,8 @@
 
 mod accounts;
 mod apt;
+mod archive;
+mod base;
 mod builder;
 mod cpio;
 mod deb;
@@ -32,6 +34,9 @@ mod kernel;
 mod lab;
 mod lock;
 mod modules;
+mod oci;
+mod packed;
+mod parallel;
 mod progress;
 mod recipe;
 mod root;
@@ -44,14 +49,14 @@ mod testing;
 mod toolset;
 mod tree;
 
-pub use builder::{Builder, GuestImage, RootImage};
+pub use builder::{Builder, GuestImage, Locked, RootImage, Update};
 pub use cpio::append_archive;
 pub use digest::{Inputs, NotASha256, Sha256};
 pub use emulator::Emulator;
 pub use error::{FailureClass, GuestError, MissingLibrary, Result};
 pub use lab::{LabHost, lab_host};
-pub use lock::{Asked, Lock, LockedPackage, Release};
-pub use progress::{Progress, Silent};
+pub use lock::{Asked, Change, Lock, LockedPackage, Release};
+pub use progress::{Progress, Silent, Stage, Total};
 pub use recipe::{
     Compression, Conduct, Distribution, Format, Group, GuestMount, Image, ImageConfig, Init, Kernel,
     Packages, Place, Placed, Recipe, Root, User,

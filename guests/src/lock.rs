@@ -1,6 +1,7 @@
 //! The lock: which exact packages a recipe's names stood for when it was last resolved. One line a package, sorted, so
 //! that a change reads well in a diff; no host is named, the hash decides. `lock/file.rs` reads and writes the text.
 
+mod changes;
 pub(crate) mod file;
 
 use std::path::Path;
@@ -8,6 +9,8 @@ use std::path::Path;
 use crate::digest::Sha256;
 use crate::error::{GuestError, Result, read_text};
 use crate::recipe::{Kernel, Recipe};
+
+pub use changes::{Change, changes};
 
 /// A resolved recipe.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -97,6 +100,18 @@ impl Asked {
 }
 
 impl Lock {
+    /// Of a recipe without packages: nothing can change about it, and no file keeps it.
+    pub(crate) fn of_nothing(recipe: &Recipe) -> Self {
+        Self {
+            guest: recipe.name.clone(),
+            releases: Vec::new(),
+            arch: "amd64".to_owned(),
+            asked: Asked::by(recipe),
+            kernel: Vec::new(),
+            packages: Vec::new(),
+        }
+    }
+
     /// Reads a lock file; every problem at once.
     pub fn read(path: &Path) -> Result<Self> {
         let text = read_text("read the lock", path)?;

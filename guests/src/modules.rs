@@ -2,20 +2,31 @@
 //! `.modinfo`. Debian's packages carry no modules.dep; depmod makes that on the installed machine.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use object::{Object as _, ObjectSection as _};
 
-use crate::deb::unpack;
 use crate::error::{GuestError, Result};
+use crate::packed::unpack;
 
 /// The modules of one kernel.
 #[derive(Debug, Default)]
 pub(crate) struct Modules {
     release: String,
     /// Normal name → file name and content as in the package.
-    files: BTreeMap<String, (String, Arc<[u8]>)>,
+    files: BTreeMap<String, (String, Packed)>,
     built_in: BTreeSet<String>,
+    /// There are no files of modules, and no list of what is built in.
+    all_built_in: bool,
+}
+
+/// A module's file, perhaps compressed.
+#[derive(Debug)]
+enum Packed {
+    Here(Arc<[u8]>),
+    /// To be read where it is taken: a distribution's kernel has thousands.
+    At(PathBuf),
 }
 
 /// One module to load.
@@ -42,6 +53,54 @@ impl Modules {
         Self { release: release.to_owned(), ..Self::default() }
     }
 
+    /// Of a kernel that has everything in itself.
+    pub(crate) fn all_built_in(release: &str) -> Self {
+        Self { all_built_in: true, ..Self::new(release) }
+    }
+
+    pub(crate) fn are_all_built_in(&self) -> bool {
+        self.all_built_in
+    }
+
+    /// The modules below a directory `…/lib/modules/RELEASE`, in the order of their names: of two with one name the later
+    /// counts, so that `updates` goes before `kernel`. Links to directories, such as `build`, are not followed.
+    pub(crate) fn in_directory(release: &str, directory: &Path) -> Result<Self> {
+        let mut modules = Self::new(release);
+        modules.take_directory(directory)?;
+        let built_in = directory.join("modules.builtin");
+        if modules.files.is_empty() && !built_in.exists() {
+            return Err(GuestError::BadArchive {
+                what: directory.display().to_string(),
+                problem: "it holds neither modules nor a list of those that are built in".to_owned(),
+            });
+        }
+        Ok(modules)
+    }
+
+    fn take_directory(&mut self, directory: &Path) -> Result<()> {
+        let failed = |error| crate::error::failed("list", directory)(error);
+        let mut entries: Vec<_> =
+            std::fs::read_dir(directory).map_err(failed)?.collect::<Result<_, _>>().map_err(failed)?;
+        entries.sort_by_key(std::fs::DirEntry::file_name);
+        for entry in entries {
+            let path = entry.path();
+            if entry.file_type().map_err(failed)?.is_dir() {
+                self.take_directory(&path)?;
+                continue;
+            }
+            let name = entry.file_name();
+            let Some(file) = name.to_str() else { continue };
+            if file == "modules.builtin" {
+                self.take(file, &crate::store::read(&path)?.into());
+            } else if let Some(name) = name_of_file(file)
+                && path.is_file()
+            {
+                self.files.insert(name, (file.to_owned(), Packed::At(path)));
+            }
+        }
+        Ok(())
+    }
+
     /// Takes a file of the kernel's package, if it has to do with modules.
     pub(crate) fn take(&mut self, path: &str, content: &Arc<[u8]>) {
         let file = path.rsplit('/').next().unwrap_or(path);
@@ -49,7 +108,7 @@ impl Modules {
             let text = String::from_utf8_lossy(content);
             self.built_in.extend(text.lines().filter_map(|line| name_of_file(line.rsplit('/').next()?)));
         } else if let Some(name) = name_of_file(file) {
-            self.files.insert(name, (file.to_owned(), Arc::clone(content)));
+            self.files.insert(name, (file.to_owned(), Packed::Here(Arc::clone(content))));
         }
     }
 
@@ -91,11 +150,24 @@ impl Modules {
             });
         };
         let bad = |problem: String| GuestError::BadArchive { what: format!("kernel module {file}"), problem };
-        let content: Arc<[u8]> = match file.split_once(".ko.") {
-            None => Arc::clone(packed),
-            Some((_, form)) => unpack(&format!(".{form}"), packed).map_err(&bad)?.into(),
+        let packed: Arc<[u8]> = match packed {
+            Packed::Here(content) => Arc::clone(content),
+            Packed::At(path) => crate::store::read(path)?.into(),
         };
-        for dependency in depends(&content).map_err(bad)? {
+        let content: Arc<[u8]> = match file.split_once(".ko.") {
+            None => packed,
+            Some((_, form)) => unpack(&format!(".{form}"), &packed).map_err(&bad)?.into(),
+        };
+        let info = Info::read(&content).map_err(bad)?;
+        // The kernel would refuse it at boot, when nobody can do anything about it.
+        if let Some(found) = info.release.filter(|found| *found != self.release) {
+            return Err(GuestError::ForeignModule {
+                name: name.to_owned(),
+                found,
+                release: self.release.clone(),
+            });
+        }
+        for dependency in info.depends {
             self.add(&normal_name(&dependency), Some(name), order, done)?;
         }
         order.push(Module { name: name.to_owned(), content });
@@ -103,14 +175,31 @@ impl Modules {
     }
 }
 
-/// `depends=a,b` of the module's `.modinfo`.
-fn depends(module: &[u8]) -> Result<Vec<String>, String> {
-    let file = object::File::parse(module).map_err(|error| error.to_string())?;
-    let section = file.section_by_name(".modinfo").ok_or("it has no .modinfo")?;
-    let info = section.data().map_err(|error| error.to_string())?;
-    let fields = info.split(|byte| *byte == 0);
-    let names = fields.filter_map(|field| std::str::from_utf8(field.strip_prefix(b"depends=")?).ok());
-    Ok(names.flat_map(|names| names.split(',')).filter(|name| !name.is_empty()).map(str::to_owned).collect())
+/// What a module's `.modinfo` says.
+struct Info {
+    /// `depends=a,b`.
+    depends: Vec<String>,
+    /// The first word of `vermagic=6.1.0 SMP …`: the kernel it is built for.
+    release: Option<String>,
+}
+
+impl Info {
+    fn read(module: &[u8]) -> Result<Self, String> {
+        let file = object::File::parse(module).map_err(|error| error.to_string())?;
+        let section = file.section_by_name(".modinfo").ok_or("it has no .modinfo")?;
+        let info = section.data().map_err(|error| error.to_string())?;
+        let values = |key: &str| {
+            let fields = info.split(|byte| *byte == 0);
+            fields.filter_map(|field| std::str::from_utf8(field.strip_prefix(key.as_bytes())?).ok()).collect()
+        };
+        let depends: Vec<&str> = values("depends=");
+        let names = depends.into_iter().flat_map(|names| names.split(','));
+        let magic: Vec<&str> = values("vermagic=");
+        Ok(Self {
+            depends: names.filter(|name| !name.is_empty()).map(str::to_owned).collect(),
+            release: magic.first().and_then(|magic| magic.split(' ').next()).map(str::to_owned),
+        })
+    }
 }
 
 /// Modules made up on the spot.
@@ -199,6 +288,38 @@ pub(crate) mod tests {
             error.to_string(),
             "the kernel 6.1-test has no module `absent`, neither as a file nor built in (needed by `broken`)"
         );
+    }
+
+    #[test]
+    fn a_directory_of_modules_reads_what_is_taken_and_later_names_count() {
+        let dir = tempfile::tempdir().unwrap();
+        let put = |path: &str, content: &[u8]| {
+            let path = dir.path().join(path);
+            std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+            std::fs::write(path, content).unwrap();
+        };
+        put("kernel/net/virtio-net.ko", &module("failover"));
+        put("kernel/net/failover.ko", b"old");
+        put("updates/failover.ko", &module(""));
+        put("kernel/other.ko", b"never read");
+        put("modules.builtin", b"kernel/fs/ext4/ext4.ko\n");
+        std::os::unix::fs::symlink(dir.path(), dir.path().join("build")).unwrap();
+        let modules = Modules::in_directory("6.1-test", dir.path()).unwrap();
+        assert_eq!(names(&modules.in_order(&["virtio_net", "ext4"]).unwrap()), ["failover", "virtio_net"]);
+        let error = Modules::in_directory("6.1-test", &dir.path().join("kernel/net/absent")).unwrap_err();
+        assert!(matches!(error, GuestError::Io { .. }), "{error}");
+        let empty = dir.path().join("empty");
+        std::fs::create_dir(&empty).unwrap();
+        assert!(Modules::in_directory("6.1-test", &empty).is_err());
+    }
+
+    #[test]
+    fn a_module_of_another_kernel_is_refused() {
+        let foreign = module("\0vermagic=6.2-other SMP mod_unload");
+        let mut modules = Modules::new("6.1-test");
+        modules.take("kernel/x.ko", &foreign);
+        let error = modules.in_order(&["x"]).unwrap_err();
+        assert_eq!(error.to_string(), "module `x` is built for 6.2-other, and the kernel is 6.1-test");
     }
 
     #[test]

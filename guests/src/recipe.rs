@@ -17,7 +17,7 @@ use crate::error::{GuestError, Result, failed};
 pub(crate) use conduct::steps;
 pub use conduct::{Conduct, GuestMount, ImageConfig, Init};
 pub(crate) use decode::AREA;
-pub(crate) use words::{Form, PACKAGE, PLAIN_NAME, SUITE, VERSION};
+pub(crate) use words::{Form, PACKAGE, PLAIN_NAME, SIGNALS, SUITE, VERSION};
 
 /// The words of one guest.
 #[derive(Debug, Clone)]
@@ -223,6 +223,14 @@ impl Recipe {
         Self::parse_with(path, &text, &|name| text_of(&path.with_file_name(name)))
     }
 
+    /// The kernel's package, unless the kernel is a file.
+    pub(crate) fn kernel_package(&self) -> Option<&str> {
+        match &self.kernel {
+            Kernel::Package(name) => Some(name),
+            Kernel::File { .. } => None,
+        }
+    }
+
     /// As [`Recipe::read`], from text that belongs to `path` and extends nothing.
     pub fn parse(path: &Path, text: &str) -> Result<Self> {
         decode::recipe(path, text, None).map_err(|problems| Box::new(problems).into())
@@ -270,7 +278,7 @@ impl Recipe {
     }
 }
 
-/// /// Text that is not UTF-8 from byte `at` on.
+/// Text that is not UTF-8 from byte `at` on.
 #[derive(Debug, thiserror::Error)]
 #[error("it is not UTF-8 text: byte {at} is none")]
 struct Utf8 {

@@ -17,6 +17,9 @@ use crate::tree::{Node, Origin, Tree};
 const MERGED: [(&str, &str); 4] =
     [("bin", "usr/bin"), ("lib", "usr/lib"), ("lib64", "usr/lib64"), ("sbin", "usr/sbin")];
 
+/// What base-files makes when it is installed: where programs still look for what lies in /run (FHS 3.0, 5.13).
+const RUN_LINKS: [(&str, &str); 2] = [("var/run", "/run"), ("var/lock", "/run/lock")];
+
 const DIRECTORIES: [(&str, u16); 17] = [
     ("dev", 0o755),
     ("etc", 0o755),
@@ -46,11 +49,20 @@ const NSSWITCH: &str = "passwd: files\ngroup: files\nshadow: files\nhosts: files
 pub(crate) enum Base {
     Packages(Vec<Deb>),
     /// The tree of an archive, as it is, and what its image says of how it is run.
-    #[cfg_attr(not(test), expect(dead_code, reason = "for whoever reads archives"))]
     Archive {
         tree: Tree,
         config: ImageConfig,
     },
+}
+
+impl Base {
+    /// What an image says of how it is run.
+    pub(crate) fn config(&self) -> Option<&ImageConfig> {
+        match self {
+            Self::Packages(_) => None,
+            Self::Archive { config, .. } => Some(config),
+        }
+    }
 }
 
 /// Puts the root filesystem together. `contents` are the contents of the recipe's files, in the recipe's order of `placed`
@@ -103,6 +115,9 @@ fn of_packages(debs: Vec<Deb>) -> Result<Tree> {
     }
     for (path, mode) in DIRECTORIES {
         tree.put(path, Node::directory(mode), &by)?;
+    }
+    for (path, target) in RUN_LINKS {
+        tree.put(path, Node::link(target), &by)?;
     }
     let accounts = Accounts::debian();
     let texts = [

@@ -1,15 +1,21 @@
 //! Packages made up on the spot, for tests without a network: real .deb files, with whatever a test wants in them. With the
 //! feature `testing`, tests of the binary get whole sites of them.
 
+#[cfg(test)]
+use std::cell::RefCell;
 use std::path::Path;
 use std::sync::Arc;
 
+#[cfg(test)]
+use crate::apt::Archives;
 use crate::digest::Sha256;
 use crate::fetch;
 use crate::kernel;
 use crate::lock::{Asked, Lock, LockedPackage, Release};
 use crate::modules;
 use crate::recipe::Recipe;
+#[cfg(test)]
+use crate::recipe::{Kernel, Root};
 use crate::store::Store;
 
 /// What a made-up package holds.
@@ -41,7 +47,7 @@ pub(crate) fn deb(name: &str, control: &str, form: &str, things: &[(&str, Thing<
     out
 }
 
-fn tar(things: &[(&str, Thing<'_>)]) -> Vec<u8> {
+pub(crate) fn tar(things: &[(&str, Thing<'_>)]) -> Vec<u8> {
     let mut tar = tar::Builder::new(Vec::new());
     for (path, thing) in things {
         let mut header = tar::Header::new_gnu();
@@ -99,32 +105,88 @@ pub(crate) fn pack(form: &str, bytes: &[u8]) -> Vec<u8> {
     out
 }
 
+/// What every guest needs, with what each depends on.
+const MODULES: [(&str, &str); 11] = [
+    ("virtio", ""),
+    ("virtio_ring", ""),
+    ("virtio_pci", "virtio,virtio_ring"),
+    ("virtio_blk", "virtio"),
+    ("virtio_console", "virtio"),
+    ("squashfs", ""),
+    ("libcrc32c", ""),
+    ("erofs", "libcrc32c"),
+    ("overlay", ""),
+    ("button", ""),
+    ("evdev", ""),
+];
+
 /// A kernel's package with the modules every guest needs.
 pub(crate) fn kernel_deb() -> Vec<u8> {
     let elf = [&b"\x7fELF"[..], &[7; 5000]].concat();
     let vmlinuz = kernel::made::image(&kernel::made::lz4(&elf), elf.len() as u32);
-    let modules: Vec<(String, Arc<[u8]>)> = [
-        ("virtio", ""),
-        ("virtio_ring", ""),
-        ("virtio_pci", "virtio,virtio_ring"),
-        ("virtio_blk", "virtio"),
-        ("virtio_console", "virtio"),
-        ("squashfs", ""),
-        ("erofs", "libcrc32c"),
-        ("libcrc32c", ""),
-        ("overlay", ""),
-        ("button", ""),
-        ("evdev", ""),
-    ]
-    .map(|(name, depends)| {
-        (format!("lib/modules/6.1.0-9-test/kernel/{name}.ko"), modules::made::module(depends))
-    })
-    .into();
+    let modules: Vec<(String, Arc<[u8]>)> = MODULES
+        .map(|(name, depends)| {
+            (format!("lib/modules/6.1.0-9-test/kernel/{name}.ko"), modules::made::module(depends))
+        })
+        .into();
     let mut things = vec![("boot/vmlinuz-6.1.0-9-test", Thing::File(0o644, &vmlinuz[..]))];
     things
         .push(("lib/modules/6.1.0-9-test/modules.builtin", Thing::File(0o644, b"kernel/fs/ext4/ext4.ko\n")));
     things.extend(modules.iter().map(|(path, content)| (path.as_str(), Thing::File(0o644, content))));
     deb("linux-image-test", "", ".xz", &things)
+}
+
+/// The smallest kernel that the builder takes as a file: an ELF of one note, which says where to start it, and a banner.
+#[cfg(test)]
+pub(crate) fn vmlinux(release: &str) -> Vec<u8> {
+    let note = [4_u32, 4, 18].map(u32::to_le_bytes).concat();
+    let note = [&note[..], b"Xen\0", &0x0100_0000_u32.to_le_bytes()].concat();
+    let mut elf = b"\x7fELF\x02\x01\x01".to_vec();
+    elf.resize(64 + 56, 0);
+    let mut put = |at: usize, bytes: &[u8]| elf[at..at + bytes.len()].copy_from_slice(bytes);
+    put(16, &2_u16.to_le_bytes()); // executable
+    put(18, &62_u16.to_le_bytes()); // x86-64
+    put(20, &1_u32.to_le_bytes());
+    put(32, &64_u64.to_le_bytes()); // program headers
+    put(52, &64_u16.to_le_bytes());
+    put(54, &56_u16.to_le_bytes());
+    put(56, &1_u16.to_le_bytes());
+    put(64, &4_u32.to_le_bytes()); // a note
+    put(72, &120_u64.to_le_bytes());
+    put(96, &(note.len() as u64).to_le_bytes());
+    put(104, &(note.len() as u64).to_le_bytes());
+    put(112, &4_u64.to_le_bytes());
+    elf.extend_from_slice(&note);
+    elf.extend_from_slice(b"Linux version %s (");
+    elf.extend_from_slice(format!("Linux version {release} (somebody) #1\n\0").as_bytes());
+    elf
+}
+
+/// A recipe whose inputs all lie in `directory`, which this fills: a root from a tar, a kernel by path, and the modules that
+/// every guest needs. Nothing of it comes from packages, so it has no lock.
+#[cfg(test)]
+pub(crate) fn local_recipe(directory: &Path, body: &str) -> Recipe {
+    let tar = tar(&[
+        ("etc", Thing::Dir),
+        ("etc/motd", Thing::File(0o644, b"from the tar")),
+        ("usr/bin/tool", Thing::File(0o755, b"a program")),
+        ("usr/bin/same", Thing::HardLink("usr/bin/tool")),
+        ("bin", Thing::Link("usr/bin")),
+    ]);
+    std::fs::write(directory.join("root.tar"), &tar).unwrap();
+    std::fs::write(directory.join("vmlinux"), vmlinux("6.9.1-own")).unwrap();
+    let modules = directory.join("lib/modules/6.9.1-own");
+    std::fs::create_dir_all(modules.join("kernel")).unwrap();
+    std::fs::write(modules.join("modules.builtin"), "kernel/fs/squashfs/squashfs.ko\n").unwrap();
+    for name in MODULES.map(|(name, _)| name).iter().filter(|name| **name != "squashfs") {
+        let depends = MODULES.iter().find(|(one, _)| one == name).map_or("", |(_, depends)| depends);
+        std::fs::write(modules.join(format!("kernel/{name}.ko")), modules::made::module(depends)).unwrap();
+    }
+    let mut local = recipe(directory, body);
+    local.distribution = None;
+    local.root = Root::Tar { path: directory.join("root.tar"), sha256: Sha256::of(&tar) };
+    local.kernel = Kernel::File { path: directory.join("vmlinux"), modules: Some(modules) };
+    local
 }
 
 /// Puts a package into the store as if it had been fetched, and locks it.
@@ -218,4 +280,44 @@ pub fn site(directory: &Path, store: &Path, guests: &[Guest]) {
         std::fs::write(&recipe.lock_path, lock(&recipe, kernel.clone(), packages).to_text()).unwrap();
         std::fs::write(&path, text).unwrap();
     }
+}
+
+#[cfg(test)]
+thread_local! {
+    static ARCHIVE: RefCell<Option<Archives>> = const { RefCell::new(None) };
+}
+
+/// The archive that this thread's locks are made from instead of the host's.
+#[cfg(test)]
+pub(crate) fn local_archive() -> Option<Archives> {
+    ARCHIVE.with_borrow(Clone::clone)
+}
+
+/// Makes an archive in `directory` of packages given as name, version and what they depend on, and has this thread lock
+/// from it. It is not signed: nobody but the archive's keeper could do that.
+#[cfg(test)]
+pub(crate) fn serve_archive(directory: &Path, packages: &[(&str, &str, &str)]) {
+    let index: String = packages
+        .iter()
+        .map(|(name, version, depends)| {
+            let depends = if depends.is_empty() { String::new() } else { format!("Depends: {depends}\n") };
+            format!(
+                "Package: {name}\nVersion: {version}\nArchitecture: amd64\n{depends}Size: 9\nSHA256: {}\nFilename: \
+                 pool/main/{name}_{version}_amd64.deb\nDescription: a package\n\n",
+                Sha256::of(format!("{name} {version}").as_bytes())
+            )
+        })
+        .collect();
+    let suite = directory.join("dists/bookworm");
+    std::fs::create_dir_all(suite.join("main/binary-amd64")).unwrap();
+    std::fs::write(suite.join("main/binary-amd64/Packages"), &index).unwrap();
+    let release = format!(
+        "Suite: bookworm\nCodename: bookworm\nDate: Thu, 01 Jan 2026 00:00:00 UTC\nArchitectures: amd64\nComponents: \
+         main\nSHA256:\n {} {} main/binary-amd64/Packages\n",
+        Sha256::of(index.as_bytes()),
+        index.len()
+    );
+    std::fs::write(suite.join("Release"), release).unwrap();
+    let base = format!("copy:{}", directory.display());
+    ARCHIVE.set(Some(Archives { likely: vec![base], others: Vec::new() }));
 }

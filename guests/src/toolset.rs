@@ -9,7 +9,7 @@ use std::ffi::OsString;
 use std::path::PathBuf;
 
 use crate::apt::{Apt, Wanted};
-use crate::builder::{BUILDER_VERSION, Builder, in_parallel, role};
+use crate::builder::{BUILDER_VERSION, Builder, role};
 use crate::deb::Deb;
 use crate::digest::Inputs;
 use crate::error::{GuestError, Result};
@@ -17,7 +17,7 @@ use crate::lock::{Asked, Lock, LockedPackage};
 use crate::progress::Stage;
 use crate::store::{Entry, Record, Root, Store};
 use crate::tree::{Kind, Node, Origin, Tree};
-use crate::{elf, fetch};
+use crate::{elf, fetch, parallel};
 
 const ARCH: &str = "amd64";
 pub(crate) const LIBRARIES: &str = "usr/lib/x86_64-linux-gnu";
@@ -91,7 +91,7 @@ impl Toolset {
         let (record, entries) = builder.once(inputs, |builder| {
             let (lock, packages) = self.fetched(builder)?;
             let stage = builder.stage(&format!("unpacking the {}", self.name), Some(packages.len() as u64));
-            let tree = self.unpack(&stage, &lock.packages, &packages)?;
+            let tree = self.unpack(&*stage, &lock.packages, &packages)?;
             let entry = self.publish(builder.store(), &tree)?;
             drop(stage);
             let facts = check(&Realised { entry: entry.clone(), facts: Default::default() })?;
@@ -139,7 +139,7 @@ impl Toolset {
         }
         let names: Vec<String> = self.packages.iter().map(|name| (*name).to_owned()).collect();
         if builder.is_offline() {
-            return Err(GuestError::Offline { missing: names.len(), wanted: names.len(), names });
+            return Err(GuestError::Offline { names });
         }
         builder.progress().note(&format!(
             "taking the {} from Debian's {} into the store",
@@ -156,7 +156,7 @@ impl Toolset {
         let doing = format!("locking the {}: reading Debian {}", self.name, self.suites.join(" and "));
         let _stage = builder.stage(&doing, None);
         let apt = Apt::update(builder.store(), self.suites, ARCH, builder.prepare())?;
-        let packages = apt.resolve(&Wanted { names: &names, without: &[], recommends: false })?;
+        let packages = apt.resolve(&Wanted { names: &names, without: &[], recommends: false }, &[])?;
         let releases = apt.releases()?;
         let suite = self.suites.last().copied().unwrap_or_default().to_owned();
         let asked = Asked { suite, packages: names, kernel: "none".to_owned(), ..Asked::default() };
@@ -181,7 +181,7 @@ impl Toolset {
     }
 
     /// Everything the packages hold that could be needed, with /usr merged as the archive's newer packages expect.
-    fn unpack(&self, stage: &Stage<'_>, packages: &[LockedPackage], entries: &[Entry]) -> Result<Tree> {
+    fn unpack(&self, stage: &dyn Stage, packages: &[LockedPackage], entries: &[Entry]) -> Result<Tree> {
         let mut tree = Tree::default();
         for (path, target) in
             [("bin", "usr/bin"), ("lib", "usr/lib"), ("lib64", "usr/lib64"), ("sbin", "usr/sbin")]
@@ -192,12 +192,13 @@ impl Toolset {
             let named = |names: &[&str]| names.iter().any(|name| path.starts_with(name));
             path.contains(".so") || self.programs.contains(&path) || named(self.data) || named(self.linked)
         };
-        let debs = in_parallel(entries.len(), |index| {
-            let bytes = fetch::read(&packages[index], &entries[index])?;
-            let deb = Deb::read_some(packages[index].file_name(), &bytes, &wanted);
+        let pairs: Vec<_> = packages.iter().zip(entries).collect();
+        let unpack = |(package, entry): &(&LockedPackage, &Entry)| {
+            let deb = Deb::read_some(package.file_name(), &fetch::read(package, entry)?, &wanted);
             stage.advance(1);
             deb
-        })?;
+        };
+        let debs = parallel::each(&pairs, |(package, _)| package.size, unpack)?;
         for deb in debs {
             let by = Origin::Package { name: deb.name, replaces: deb.replaces.into() };
             for (path, node) in deb.files {

@@ -50,6 +50,12 @@ impl Node {
         Self { kind, mode, uid: 0, gid: 0, xattrs: BTreeMap::new(), inode: None }
     }
 
+    /// Whether it is the same file, under whatever other names.
+    fn is_like(&self, other: &Self) -> bool {
+        let of = |node: &Self| (node.mode, node.uid, node.gid);
+        self.kind == other.kind && of(self) == of(other) && self.xattrs == other.xattrs
+    }
+
     pub fn directory(mode: u16) -> Self {
         Self::new(Kind::Directory, mode)
     }
@@ -149,14 +155,21 @@ impl Tree {
             return Err(GuestError::BadPath { path: path.to_owned(), by: by.name().to_owned(), reason });
         }
         let path = self.place_of(path, by)?;
-        let Some(there) = self.nodes.get(&path) else {
+        let Some(there) = self.nodes.get_mut(&path) else {
             self.nodes.insert(path, Placed { node, by: by.clone() });
             return Ok(());
         };
+        if there.node.is_like(&node) {
+            // Of two packages one may know further names of the file; which came first must not matter. What the recipe
+            // declares is a file of its own.
+            if *by == Origin::Recipe || node.inode > there.node.inode {
+                there.node.inode = node.inode;
+            }
+            return Ok(());
+        }
+        let Some(there) = self.nodes.get(&path) else { return Ok(()) };
         let both_directories = there.node.kind == Kind::Directory && node.kind == Kind::Directory;
-        if there.node == node
-            || (both_directories && matches!(by, Origin::Package { .. }) && there.by != Origin::Builder)
-        {
+        if both_directories && matches!(by, Origin::Package { .. }) && there.by != Origin::Builder {
             return Ok(());
         }
         // A directory where a link to a directory is: the link stays, as in dpkg.
@@ -184,17 +197,57 @@ impl Tree {
         })
     }
 
+    /// Puts a node at a path as a layer of an image does: links above it are followed, a directory keeps what is in it and
+    /// takes the new owner and mode, and anything else takes the place of what is there with all that is below.
+    pub(crate) fn lay(&mut self, path: &str, node: Node) -> Result<(), String> {
+        if let Some(reason) = impossible(path, &node.kind) {
+            return Err(reason);
+        }
+        let path = self.place_of(path, &Origin::Builder).map_err(|error| error.to_string())?;
+        let both_directories = node.kind == Kind::Directory
+            && self.nodes.get(&path).is_some_and(|there| there.node.kind == Kind::Directory);
+        if !both_directories {
+            self.remove_exactly(&path);
+        }
+        self.nodes.insert(path, Placed { node, by: Origin::Builder });
+        Ok(())
+    }
+
+    /// What is at a path itself: links above it are followed, and a link there is not.
+    pub(crate) fn at(&self, path: &str) -> Option<&Node> {
+        let path = self.resolve(path, false)?;
+        self.nodes.get(&path).map(|placed| &placed.node)
+    }
+
+    /// Removes everything below a path and leaves the path.
+    pub(crate) fn empty(&mut self, path: &str) {
+        let Some(path) = self.resolve(path, false) else { return };
+        let below: Vec<String> = if path.is_empty() {
+            self.nodes.keys().filter(|path| !path.is_empty()).cloned().collect()
+        } else {
+            self.below(&path).map(str::to_owned).collect()
+        };
+        for path in &below {
+            self.nodes.remove(path);
+        }
+    }
+
     /// Removes a path and everything below it; says whether there was anything.
     pub fn remove(&mut self, path: &str) -> bool {
         let Some(path) = self.resolve(path, false) else { return false };
         if path.is_empty() {
             return false;
         }
-        let below: Vec<String> = self.below(&path).map(str::to_owned).collect();
+        self.remove_exactly(&path)
+    }
+
+    /// As [`Tree::remove`], with a path that has no links in it.
+    fn remove_exactly(&mut self, path: &str) -> bool {
+        let below: Vec<String> = self.below(path).map(str::to_owned).collect();
         for path in &below {
             self.nodes.remove(path);
         }
-        self.nodes.remove(&path).is_some() || !below.is_empty()
+        self.nodes.remove(path).is_some() || !below.is_empty()
     }
 
     /// What a path leads to, links followed: where it lies, and what it is.
@@ -217,6 +270,10 @@ impl Tree {
             hasher.update(&(bytes.len() as u64).to_le_bytes());
             hasher.update(bytes);
         };
+        let mut names: BTreeMap<&str, u32> = BTreeMap::new();
+        for inode in self.iter().filter_map(|(_, node)| node.inode.as_deref()) {
+            *names.entry(inode).or_default() += 1;
+        }
         let mut first: BTreeMap<&str, &str> = BTreeMap::new();
         for (path, node) in self.iter() {
             field(path.as_bytes());
@@ -235,7 +292,8 @@ impl Tree {
                 field(name.as_bytes());
                 field(value);
             }
-            if let Some(inode) = &node.inode {
+            // A name whose others are all gone is a file like any other.
+            if let Some(inode) = node.inode.as_deref().filter(|inode| names.get(inode) > Some(&1)) {
                 field(first.entry(inode).or_insert(path).as_bytes());
             }
         }

@@ -1,16 +1,19 @@
 //! Reading what apt prints: addresses, package file names, settings. Pure functions over text.
 
+use super::Archives;
 use crate::digest::Sha256;
 use crate::lock::{LockedPackage, file::is_pool_path};
 
-/// The archives of `apt-get --print-uris update`, those that hold `suite` first, then the host's own release's, and of
+/// The archives of `apt-get --print-uris update`. Likely are those that hold `suite`, then the host's own release's, and of
 /// each kind first those with a component main: third-party sources often carry a suite of the same name without it.
-pub(super) fn archives(text: &str, suite: &str, codename: Option<&str>) -> Vec<String> {
+pub(super) fn archives(text: &str, suite: &str, codename: Option<&str>) -> Archives {
     let lines: Vec<(&str, &str)> = text
         .lines()
         .filter_map(|line| line.strip_prefix('\'')?.split_once('\''))
         .filter_map(|(uri, _)| uri.split_once("/dists/"))
         .collect();
+    const UNLIKELY: u8 = 4;
+    // The best rank of each, in the order of the sources.
     let mut found: Vec<(u8, String)> = Vec::new();
     for (base, rest) in &lines {
         let Some(of) = rest.strip_suffix("/InRelease") else { continue };
@@ -21,14 +24,17 @@ pub(super) fn archives(text: &str, suite: &str, codename: Option<&str>) -> Vec<S
             (_, true, true) => 1,
             (true, _, false) => 2,
             (_, true, false) => 3,
-            _ => continue,
+            _ => UNLIKELY,
         };
-        if !found.iter().any(|(_, known)| known == base) {
-            found.push((rank, (*base).to_owned()));
+        match found.iter_mut().find(|(_, known)| known == base) {
+            Some((known, _)) => *known = rank.min(*known),
+            None => found.push((rank, (*base).to_owned())),
         }
     }
     found.sort_by_key(|(rank, _)| *rank);
-    found.into_iter().map(|(_, base)| base).collect()
+    let (likely, others): (Vec<_>, Vec<_>) = found.into_iter().partition(|(rank, _)| *rank < UNLIKELY);
+    let bases = |ranked: Vec<(u8, String)>| ranked.into_iter().map(|(_, base)| base).collect();
+    Archives { likely: bases(likely), others: bases(others) }
 }
 
 /// `VERSION_CODENAME` of /etc/os-release.
@@ -114,6 +120,34 @@ pub(super) fn unknown_package(stderr: &str) -> Option<String> {
     })
 }
 
+/// In apt's complaint about dependencies that cannot be met: who needs whom.
+///
+/// ```text
+///  fio : Depends: libc6 (>= 2.99) but 2.36-9 is to be installed
+///        Depends: libaio1 but it is not going to be installed
+/// ```
+pub(super) fn unmet(said: &str) -> Vec<(String, String)> {
+    let mut found = Vec::new();
+    let mut needing = "";
+    for line in said.lines().filter(|line| line.starts_with(' ')) {
+        let relation = match line.split_once(" : ") {
+            Some((name, rest)) => {
+                needing = name.trim();
+                rest
+            }
+            None => line,
+        };
+        let needed = ["Depends:", "PreDepends:", "Recommends:", "Breaks:", "Conflicts:"]
+            .iter()
+            .find_map(|kind| relation.trim().strip_prefix(kind));
+        if let Some(needed) = needed.and_then(|rest| rest.split_whitespace().next()) {
+            let bare = |name: &str| name.split(':').next().unwrap_or(name).to_owned();
+            found.push((bare(needing), bare(needed)));
+        }
+    }
+    found
+}
+
 /// The suite in apt's complaint about one that the archive does not have. Not reaching the archive is another complaint.
 pub(super) fn unknown_suite(stderr: &str, suites: &[&str]) -> Option<String> {
     let line = stderr.lines().find(|line| line.contains("does not have a Release file"))?;
@@ -136,14 +170,17 @@ mod tests {
     #[test]
     fn the_archive_with_a_main_component_comes_first() {
         let found = archives(UPDATE, "bookworm", Some("bookworm"));
-        assert_eq!(found, ["http://mirror.example/debian", "https://apt.example/docker"]);
+        assert_eq!(found.likely, ["http://mirror.example/debian", "https://apt.example/docker"]);
+        assert_eq!(found.others, ["http://security.example"]);
     }
 
     #[test]
     fn another_suite_is_looked_for_where_the_hosts_own_release_is() {
         let found = archives(UPDATE, "trixie", Some("bookworm"));
-        assert_eq!(found.first().map(String::as_str), Some("http://mirror.example/debian"));
-        assert!(archives(UPDATE, "trixie", None).is_empty());
+        assert_eq!(found.likely.first().map(String::as_str), Some("http://mirror.example/debian"));
+        let unknown = archives(UPDATE, "trixie", None);
+        assert!(unknown.likely.is_empty());
+        assert_eq!(unknown.others.len(), 3, "each archive once");
     }
 
     #[test]

@@ -1,24 +1,27 @@
-//! Kernel and initramfs. The unpacked kernel depends on its package alone and is shared by all guests that have it; the
-//! initramfs on the package, the module list and the embedded first process.
+//! Kernel and initramfs, two stages over the kernel's unpacked packages, or over a kernel of the building machine and the
+//! directory of its modules. The kernel depends on those alone and is shared by all guests that have it; the initramfs also on
+//! the module list and the embedded first process.
 
+use std::cell::OnceCell;
+use std::path::Path;
 use std::sync::Arc;
 
+use super::packages::From;
 use super::{BUILDER_VERSION, Builder, role};
-use crate::deb::Deb;
-use crate::digest::Inputs;
+use crate::digest::{Inputs, InputsHasher};
 use crate::error::{GuestError, Result};
 use crate::lock::{Lock, LockedPackage};
 use crate::modules::Modules;
-use crate::recipe::{Image, Recipe};
+use crate::recipe::{Image, Kernel, Recipe};
 use crate::store::{Entry, Record};
 use crate::tree::Kind;
-use crate::{fetch, init, initramfs, kernel};
+use crate::{init, initramfs, kernel};
 
 /// What a VMM loads before the guest finds its disks.
 #[derive(Debug)]
 pub(crate) struct BootFiles {
-    /// Of the record that names both.
-    pub(crate) inputs: Inputs,
+    /// Of the two records.
+    pub(crate) inputs: [Inputs; 2],
     pub(crate) kernel: Entry,
     pub(crate) initramfs: Entry,
     pub(crate) release: String,
@@ -26,46 +29,146 @@ pub(crate) struct BootFiles {
     pub(crate) modules: Vec<String>,
 }
 
-/// The kernel's package, unpacked.
+/// The kernel's packages, read.
 pub(super) struct KernelPackage {
     pub(super) elf: Vec<u8>,
     pub(super) release: String,
     pub(super) modules: Modules,
 }
 
-impl Builder<'_> {
-    /// Kernel and initramfs of the guest, root image or not.
-    pub(super) fn boot_files(&self, recipe: &Recipe, lock: &Lock) -> Result<BootFiles> {
-        let inputs = boot_inputs(recipe, lock);
-        let (record, entries) = self.once(inputs, |builder| {
-            let unpacked = builder.kernel_package(&lock.kernel, &lock.asked.suite)?;
-            let _stage = builder.stage(&format!("packing the initramfs of {}", recipe.name), None);
-            let (initramfs, modules) = initramfs_bytes(recipe, &unpacked)?;
-            let kernel = builder.store.publish_bytes("vmlinux", &unpacked.elf)?;
-            let entry = builder.store.publish_bytes("initramfs", &initramfs)?;
-            Ok(Record::new(format!("kernel and initramfs of {}", recipe.name))
-                .with("kernel", &kernel)
-                .with("initramfs", &entry)
-                .fact("release", unpacked.release)
-                .fact("modules", modules.join(" ")))
-        })?;
-        let fact = |name: &str| record.facts.get(name).cloned().unwrap_or_default();
-        let mut entries = entries.into_iter();
-        let kernel = role(inputs, entries.next().into_iter().collect(), "kernel")?;
-        let initramfs = role(inputs, entries.collect(), "initramfs")?;
-        let modules = fact("modules").split_whitespace().map(str::to_owned).collect();
-        Ok(BootFiles { inputs, kernel, initramfs, release: fact("release"), modules })
+/// Where a guest's kernel comes from, with what is needed to tell one from another.
+pub(super) enum Source<'r> {
+    Packages(&'r Lock),
+    File { path: &'r Path, bytes: Vec<u8>, modules: Option<&'r Path> },
+}
+
+impl<'r> Source<'r> {
+    /// Reads the kernel's file, if it is one.
+    pub(super) fn of(recipe: &'r Recipe, lock: &'r Lock) -> Result<Self> {
+        match &recipe.kernel {
+            Kernel::Package(_) => Ok(Self::Packages(lock)),
+            Kernel::File { path, modules } => {
+                Ok(Self::File { path, bytes: crate::store::read(path)?, modules: modules.as_deref() })
+            }
+        }
     }
 
-    pub(super) fn kernel_package(&self, packages: &[LockedPackage], suite: &str) -> Result<KernelPackage> {
-        let packages: Vec<&LockedPackage> = packages.iter().collect();
-        let entries = fetch::packages(self, &packages, suite)?;
-        let _stage = self.stage("unpacking the kernel", None);
+    fn inputs(&self, kind: &str) -> InputsHasher {
+        let mut hasher = Inputs::of(kind);
+        hasher.field("builder", BUILDER_VERSION.as_bytes());
+        match self {
+            Self::Packages(lock) => {
+                for package in &lock.kernel {
+                    hasher.field("package", package.sha256.to_string().as_bytes());
+                }
+            }
+            Self::File { bytes, .. } => {
+                hasher.field("file", blake3::hash(bytes).as_bytes());
+            }
+        }
+        hasher
+    }
+
+    fn kernel_inputs(&self) -> Inputs {
+        self.inputs("kernel").finish()
+    }
+
+    /// Of a directory of modules, those count that are taken: another driver in it changes nothing.
+    fn initramfs_inputs(&self, recipe: &Recipe, release: &str) -> Result<Inputs> {
+        let mut hasher = self.inputs("initramfs");
+        hasher.field("init", blake3::hash(init::PROGRAM).as_bytes());
+        let root = match recipe.image {
+            Image::None => "none",
+            Image::Root { format, .. } => format.name(),
+        };
+        hasher.field("root", root.as_bytes());
+        for module in &recipe.modules {
+            hasher.field("module", module.as_bytes());
+        }
+        if let Self::File { modules, .. } = self {
+            let modules = directory_of_modules(*modules, release)?;
+            for module in modules.in_order(&wanted_modules(recipe, &modules))? {
+                hasher.field("taken", module.name.as_bytes()).field("content", &module.content);
+            }
+        }
+        Ok(hasher.finish())
+    }
+}
+
+fn directory_of_modules(directory: Option<&Path>, release: &str) -> Result<Modules> {
+    directory.map_or_else(|| Ok(Modules::all_built_in(release)), |path| Modules::in_directory(release, path))
+}
+
+impl Builder<'_> {
+    /// Kernel and initramfs of the guest, root image or not.
+    pub(super) fn boot_files(&self, recipe: &Recipe, source: &Source<'_>) -> Result<BootFiles> {
+        // Read at most once, and only where one of the two is not there yet.
+        let read = OnceCell::new();
+        let package = || match read.get() {
+            Some(package) => Ok(package),
+            None => {
+                let package = self.read_kernel(source, From::Store)?;
+                Ok::<_, GuestError>(read.get_or_init(|| package))
+            }
+        };
+        let kernel_inputs = source.kernel_inputs();
+        let (kernel, entries) = self.once(kernel_inputs, |builder| {
+            let package = package()?;
+            let entry = builder.store.publish_bytes("vmlinux", &package.elf)?;
+            Ok(Record::new(format!("kernel {}", package.release))
+                .with("kernel", &entry)
+                .fact("release", &package.release))
+        })?;
+        let fact = |record: &Record, name: &str| record.facts.get(name).cloned().unwrap_or_default();
+        let release = fact(&kernel, "release");
+        let vmlinux = role(kernel_inputs, entries, "kernel")?;
+        let inputs = source.initramfs_inputs(recipe, &release)?;
+        let (initramfs, entries) = self.once(inputs, |builder| {
+            let package = package()?;
+            let _stage = builder.stage(&format!("packing the initramfs of {}", recipe.name), None);
+            let (bytes, modules) = initramfs_bytes(recipe, package)?;
+            let entry = builder.store.publish_bytes("initramfs", &bytes)?;
+            Ok(Record::new(format!("initramfs of {}", recipe.name))
+                .with("initramfs", &entry)
+                .fact("modules", modules.join(" ")))
+        })?;
+        Ok(BootFiles {
+            inputs: [kernel_inputs, inputs],
+            kernel: vmlinux,
+            initramfs: role(inputs, entries, "initramfs")?,
+            release,
+            modules: fact(&initramfs, "modules").split_whitespace().map(str::to_owned).collect(),
+        })
+    }
+
+    /// Whether both are in the store.
+    pub(super) fn has_boot_files(&self, recipe: &Recipe, source: &Source<'_>) -> bool {
+        let Some((kernel, _)) = self.store.recall(source.kernel_inputs()) else { return false };
+        let release = kernel.facts.get("release").map_or("", String::as_str);
+        let inputs = source.initramfs_inputs(recipe, release);
+        // What is wrong with the modules is said when they are packed.
+        inputs.is_ok_and(|inputs| self.store.recall(inputs).is_some())
+    }
+
+    pub(super) fn read_kernel(&self, source: &Source<'_>, from: From) -> Result<KernelPackage> {
+        match source {
+            Source::Packages(lock) => self.kernel_package(lock, from),
+            Source::File { path, bytes, modules } => {
+                let kernel = kernel::of_file(bytes)
+                    .map_err(|problem| GuestError::KernelFile { path: path.to_path_buf(), problem })?;
+                let modules = directory_of_modules(*modules, &kernel.release)?;
+                Ok(KernelPackage { elf: kernel.elf, release: kernel.release, modules })
+            }
+        }
+    }
+
+    fn kernel_package(&self, lock: &Lock, from: From) -> Result<KernelPackage> {
+        let packages: Vec<&LockedPackage> = lock.kernel.iter().collect();
+        let wanted = |path: &str| path.starts_with("boot/vmlinuz") || path.contains("lib/modules/");
+        let _stage = self.stage("reading the kernel", None);
         let mut image: Option<(String, Arc<[u8]>)> = None;
         let mut files = Vec::new();
-        for (package, entry) in packages.iter().zip(entries) {
-            let wanted = |path: &str| path.starts_with("boot/vmlinuz") || path.contains("lib/modules/");
-            let deb = Deb::read_some(package.file_name(), &fetch::read(package, &entry)?, &wanted)?;
+        for deb in self.open_packages(&packages, &lock.asked.suite, from, &wanted)? {
             for (path, node) in deb.files {
                 match node.kind {
                     Kind::File(content) if path.starts_with("boot/vmlinuz") => {
@@ -90,32 +193,21 @@ impl Builder<'_> {
 
 /// The initramfs and its modules' names in loading order.
 pub(super) fn initramfs_bytes(recipe: &Recipe, kernel: &KernelPackage) -> Result<(Vec<u8>, Vec<String>)> {
-    let mut names: Vec<&str> = initramfs::NEEDED.to_vec();
-    if let Image::Root { format, .. } = recipe.image {
-        names.extend(kernel.modules.known(&initramfs::BEFORE_ROOT));
-        names.extend(initramfs::for_root(format));
-    }
-    names.extend(kernel.modules.known(&initramfs::WELCOME));
-    names.extend(recipe.modules.iter().map(String::as_str));
-    let modules = kernel.modules.in_order(&names)?;
+    let modules = kernel.modules.in_order(&wanted_modules(recipe, &kernel.modules))?;
     let names = modules.iter().map(|module| module.name.clone()).collect();
     Ok((initramfs::pack(&modules)?, names))
 }
 
-fn boot_inputs(recipe: &Recipe, lock: &Lock) -> Inputs {
-    let mut hasher = Inputs::of("kernel and initramfs");
-    hasher.field("builder", BUILDER_VERSION.as_bytes());
-    hasher.field("init", blake3::hash(init::PROGRAM).as_bytes());
-    let root = match recipe.image {
-        Image::None => "none",
-        Image::Root { format, .. } => format.name(),
-    };
-    hasher.field("root", root.as_bytes());
-    for package in &lock.kernel {
-        hasher.field("package", package.sha256.to_string().as_bytes());
+fn wanted_modules<'a>(recipe: &'a Recipe, modules: &Modules) -> Vec<&'a str> {
+    let mut names: Vec<&str> = initramfs::NEEDED.to_vec();
+    if let Image::Root { format, .. } = recipe.image {
+        names.extend(modules.known(&initramfs::BEFORE_ROOT));
+        names.extend(initramfs::for_root(format));
     }
-    for module in &recipe.modules {
-        hasher.field("module", module.as_bytes());
+    names.extend(modules.known(&initramfs::WELCOME));
+    if modules.are_all_built_in() {
+        names.clear();
     }
-    hasher.finish()
+    names.extend(recipe.modules.iter().map(String::as_str));
+    names
 }

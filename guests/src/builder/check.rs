@@ -1,7 +1,9 @@
 //! `build --check`: the same inputs once more, into nothing, compared byte for byte with what the store holds. Where they
 //! differ, both are taken apart to name the first file.
 
-use super::{Builder, GuestImage, placed_contents};
+use super::boot::Source;
+use super::packages::From;
+use super::{Builder, GuestImage, disk};
 use crate::error::{GuestError, Result};
 use crate::recipe::{Format, Image, Recipe};
 use crate::tree::{Kind, Tree};
@@ -10,7 +12,7 @@ use crate::{cpio, image, store};
 impl Builder<'_> {
     pub(super) fn compare(&self, recipe: &Recipe, image: &GuestImage) -> Result<()> {
         let lock = self.locked(recipe)?;
-        let kernel = self.kernel_package(&lock.kernel, &lock.asked.suite)?;
+        let kernel = self.read_kernel(&Source::of(recipe, &lock)?, From::Anew)?;
         let (initramfs, _) = super::boot::initramfs_bytes(recipe, &kernel)?;
         let differs = |what: &str, difference: Option<String>| match difference {
             None => Ok(()),
@@ -22,9 +24,9 @@ impl Builder<'_> {
         let stored = store::read(&image.initramfs)?;
         differs("initramfs", first_member(&stored, &initramfs))?;
         if let (Image::Root { format, exclude }, Some(root)) = (&recipe.image, &image.root) {
-            let contents = placed_contents(recipe)?;
+            let plan = disk::Plan::new(recipe, &lock, *format, exclude)?;
             let mut again = self.store.temp_file()?;
-            self.write_root(recipe, &lock, *format, exclude, contents, again.file())?;
+            self.write_root(&plan, From::Anew, again.file())?;
             let again = store::read(&again.path)?;
             differs("root image", first_file(&store::read(&root.path)?, &again, *format))?;
         }

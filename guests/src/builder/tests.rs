@@ -3,6 +3,7 @@ use std::sync::Mutex;
 
 use super::*;
 use crate::error::FailureClass;
+use crate::fetch;
 use crate::progress::Silent;
 use crate::recipe::Compression;
 use crate::squashfs;
@@ -13,11 +14,10 @@ use crate::testing::{self, Thing};
 struct Heard(Mutex<Vec<String>>);
 
 impl Progress for Heard {
-    fn stage(&self, name: &str, _total: Option<u64>) {
+    fn stage(&self, name: &str, _total: Total) -> Box<dyn Stage> {
         self.0.lock().unwrap().push(name.to_owned());
+        Box::new(Silent)
     }
-    fn advance(&self, _by: u64) {}
-    fn done(&self) {}
     fn note(&self, text: &str) {
         self.0.lock().unwrap().push(text.to_owned());
     }
@@ -143,7 +143,8 @@ fn offline_names_what_is_missing_and_frozen_makes_no_lock() {
     let empty = Store::open(store.root().join("elsewhere")).unwrap();
     let builder = Builder::new(&empty, &Silent).offline(true);
     let error = builder.build(&recipe).unwrap_err();
-    assert!(matches!(&error, GuestError::Offline { names, .. } if names == &["linux-image-test"]), "{error}");
+    let wanted = ["linux-image-test", "tool"];
+    assert!(matches!(&error, GuestError::Offline { names } if names == &wanted), "{error}");
 
     std::fs::remove_file(&recipe.lock_path).unwrap();
     let error = Builder::new(&store, &Silent).frozen(true).build(&recipe).unwrap_err();
@@ -179,8 +180,8 @@ fn two_builders_at_once_agree() {
 
 #[test]
 fn a_package_damaged_in_the_store_does_not_become_an_image() {
-    let (_dir, store, recipe) = site(BODY);
     for name in ["linux-image-test_1_amd64.deb", "tool_1_amd64.deb"] {
+        let (_dir, store, recipe) = site(BODY);
         let entry = store.entries().unwrap().into_iter().find(|entry| entry.name.ends_with(name)).unwrap();
         let whole = std::fs::read(&entry.path).unwrap();
         let mut bytes = whole.clone();
@@ -193,6 +194,148 @@ fn a_package_damaged_in_the_store_does_not_become_an_image() {
         assert!(matches!(&error, GuestError::StoreDamaged { path } if *path == entry.path), "{error}");
         assert_eq!(error.class(), FailureClass::HashMismatch);
         std::fs::write(&entry.path, whole).unwrap();
+        build(&store, &recipe);
     }
+}
+
+#[test]
+fn an_unpacked_package_damaged_in_the_store_does_not_become_an_image() {
+    let (dir, store, recipe) = site(BODY);
     build(&store, &recipe);
+    let entry = find(&store, "tool_1_amd64.tar.lz4");
+    let mut bytes = std::fs::read(&entry.path).unwrap();
+    let at = bytes.len() / 2;
+    bytes[at] ^= 1;
+    std::fs::remove_file(&entry.path).unwrap();
+    std::fs::write(&entry.path, bytes).unwrap();
+    let changed = testing::recipe(dir.path(), &BODY.replace("hello", "hullo"));
+    let error = Builder::new(&store, &Silent).offline(true).build(&changed).unwrap_err();
+    assert!(matches!(&error, GuestError::StoreDamaged { path } if *path == entry.path), "{error}");
+}
+
+fn find(store: &Store, ending: &str) -> Entry {
+    store.entries().unwrap().into_iter().find(|entry| entry.name.ends_with(ending)).unwrap()
+}
+
+/// Removes an entry, so that whoever needs it fails.
+fn forget(store: &Store, ending: &str) {
+    std::fs::remove_file(find(store, ending).path).unwrap();
+}
+
+#[test]
+fn a_changed_file_of_the_recipe_repacks_the_image_and_unpacks_nothing() {
+    let (dir, store, recipe) = site(BODY);
+    build(&store, &recipe);
+    // Neither the packages nor the kernel's files are looked at again.
+    for ending in ["tool_1_amd64.deb", "linux-image-test_1_amd64.deb", "linux-image-test_1_amd64.tar.lz4"] {
+        forget(&store, ending);
+    }
+    let heard = Heard::default();
+    let changed = testing::recipe(dir.path(), &BODY.replace("hello", "hullo"));
+    Builder::new(&store, &heard).offline(true).build(&changed).unwrap();
+    let heard = heard.0.into_inner().unwrap();
+    assert_eq!(heard, ["reading the packages of trial", "packing the root image of trial"]);
+}
+
+#[test]
+fn a_changed_module_list_does_not_unpack_the_kernel_again() {
+    let (dir, store, recipe) = site(BODY);
+    let before = build(&store, &recipe);
+    for ending in ["tool_1_amd64.deb", "linux-image-test_1_amd64.deb", "tool_1_amd64.tar.lz4"] {
+        forget(&store, ending);
+    }
+    let changed = testing::recipe(dir.path(), &format!("{BODY}\n modules ext4"));
+    let heard = Heard::default();
+    let after = Builder::new(&store, &heard).offline(true).build(&changed).unwrap();
+    assert_eq!((after.kernel, after.root), (before.kernel, before.root));
+    assert_eq!(*heard.0.lock().unwrap(), ["reading the kernel", "packing the initramfs of trial"]);
+}
+
+#[test]
+fn two_guests_share_what_was_unpacked() {
+    let (dir, store, recipe) = site(BODY);
+    build(&store, &recipe);
+    let count = |ending: &str| store.entries().unwrap().iter().filter(|e| e.name.ends_with(ending)).count();
+    assert_eq!((count(".tar.lz4"), count("-vmlinux")), (2, 1));
+    for ending in ["tool_1_amd64.deb", "linux-image-test_1_amd64.deb"] {
+        forget(&store, ending);
+    }
+    let text = std::fs::read_to_string(&recipe.lock_path).unwrap();
+    let other = testing::recipe(dir.path(), &BODY.replace("hello", "of the other"));
+    let mut other = other;
+    other.name = "other".to_owned();
+    other.lock_path = dir.path().join("other.lock.kdl");
+    std::fs::write(&other.lock_path, text.replace("\"trial\"", "\"other\"")).unwrap();
+    build(&store, &other);
+    assert_eq!((count(".tar.lz4"), count("-vmlinux"), count(".squashfs")), (2, 1, 2));
+}
+
+#[test]
+fn a_build_is_checked_against_the_packages_themselves() {
+    let (_dir, store, recipe) = site(BODY);
+    let builder = Builder::new(&store, &Silent).offline(true);
+    builder.check(&recipe).unwrap();
+    forget(&store, "tool_1_amd64.deb");
+    assert!(matches!(builder.check(&recipe), Err(GuestError::Offline { names }) if names == ["tool"]));
+}
+
+#[test]
+fn a_guest_of_local_files_alone_needs_no_lock_and_knows_its_inputs_by_their_content() {
+    let body = "run \"/usr/bin/tool\"\n file \"/etc/motd\" \"hello\"";
+    let (one_dir, two_dir) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let (one, two) =
+        (testing::local_recipe(one_dir.path(), body), testing::local_recipe(two_dir.path(), body));
+    let one_store = Store::open(one_dir.path().join("store")).unwrap();
+    let two_store = Store::open(two_dir.path().join("store")).unwrap();
+    let builder = Builder::new(&one_store, &Silent).offline(true).frozen(true);
+    assert_eq!(builder.built(&one).unwrap(), None);
+    let built = builder.build(&one).unwrap();
+    assert_eq!(build(&two_store, &two).digest, built.digest);
+    assert!(!one.lock_path.exists());
+    assert_eq!(built.kernel_release, "6.9.1-own");
+    assert!(
+        built.modules.contains(&"virtio_blk".to_owned()) && !built.modules.contains(&"squashfs".to_owned())
+    );
+    assert_eq!(builder.built(&one).unwrap(), Some(built.clone()));
+    assert_eq!(builder.check(&one).unwrap(), built);
+
+    let tree = squashfs::unpack(&std::fs::read(&built.root.as_ref().unwrap().path).unwrap()).unwrap();
+    let content = |path: &str| match &tree.look(path).unwrap().1.kind {
+        crate::tree::Kind::File(content) => content.to_vec(),
+        other => panic!("{path}: {other:?}"),
+    };
+    assert_eq!((content("etc/motd"), content("bin/tool")), (b"hello\n".to_vec(), b"a program".to_vec()));
+    assert!(tree.look("proc").is_some());
+    assert!(tree.look("etc/passwd").is_none(), "a root from elsewhere is taken as it is");
+
+    // A module that is not taken changes nothing, one that is changes the initramfs.
+    let modules = one_dir.path().join("lib/modules/6.9.1-own/kernel");
+    std::fs::write(modules.join("sound.ko"), "not looked at").unwrap();
+    assert_eq!(builder.built(&one).unwrap(), Some(built.clone()));
+    let changed = crate::modules::made::module("virtio,virtio_ring");
+    std::fs::write(modules.join("virtio_blk.ko"), changed).unwrap();
+    assert_eq!(builder.built(&one).unwrap(), None);
+    assert_ne!(builder.build(&one).unwrap().initramfs, built.initramfs);
+    // So does another kernel.
+    std::fs::write(one_dir.path().join("vmlinux"), testing::vmlinux("6.9.2-own")).unwrap();
+    assert_eq!(builder.build(&one).unwrap().kernel_release, "6.9.2-own");
+    // The tar is named by its hash: the store has what was made of it, and nothing else is taken in its place.
+    std::fs::write(one_dir.path().join("root.tar"), "another").unwrap();
+    assert_eq!(builder.build(&one).unwrap().digest, built.digest);
+    let elsewhere = Store::open(one_dir.path().join("other")).unwrap();
+    let error = Builder::new(&elsewhere, &Silent).build(&one).unwrap_err();
+    assert_eq!(error.class(), FailureClass::HashMismatch);
+}
+
+#[test]
+fn a_kernel_without_a_directory_of_modules_loads_none_and_names_none() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut recipe = testing::local_recipe(dir.path(), "run \"/usr/bin/tool\"");
+    let crate::recipe::Kernel::File { modules, .. } = &mut recipe.kernel else { panic!("a file") };
+    *modules = None;
+    let store = Store::open(dir.path().join("store")).unwrap();
+    assert!(build(&store, &recipe).modules.is_empty());
+    recipe.modules = vec!["ext4".to_owned()];
+    let error = Builder::new(&store, &Silent).build(&recipe).unwrap_err();
+    assert!(error.to_string().contains("no module `ext4`"), "{error}");
 }

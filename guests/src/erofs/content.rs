@@ -7,8 +7,8 @@ use super::compress::{self, Extent, PART_BYTES, Packed};
 use super::inode::Shape;
 use super::inventory::{Inventory, Item};
 use super::{BLOCK_BYTES, Blocks, directory};
-use crate::builder::in_parallel;
 use crate::error::Result;
+use crate::parallel;
 use crate::tree::Kind;
 
 /// Of contents that are compressed before the first of them is written: enough for all threads, and no more memory.
@@ -82,9 +82,8 @@ fn pack(batch: &[&Item<'_>]) -> Result<BTreeMap<usize, Vec<Packed>>> {
         .filter(|(_, item)| content(item).len() > BLOCK_BYTES)
         .flat_map(|(at, item)| content(item).chunks(PART_BYTES).map(move |part| (at, part)))
         .collect();
-    let packed = in_parallel(parts.len(), |number| {
-        Ok(parts.get(number).map_or_else(Vec::new, |(_, part)| compress::pack(part)))
-    })?;
+    let size = |(_, part): &(usize, &[u8])| part.len() as u64;
+    let packed = parallel::each(&parts, size, |(_, part)| Ok(compress::pack(part)))?;
     let mut files: BTreeMap<usize, Vec<Packed>> = BTreeMap::new();
     for ((at, _), packed) in parts.iter().zip(packed) {
         files.entry(*at).or_default().extend(packed);

@@ -409,7 +409,8 @@ proptest! {
         let sum = crc32c(sums.inode_seed(number, generation), record);
         record.put_halves_u32(0x7c, 0x82, sum);
         if let Ok(tree) = unpack(&bytes) {
-            prop_assert!(tree.iter().count() <= everything().iter().count());
+            // A directory may now show what lies in another one, but nothing is read without end.
+            prop_assert!(tree.iter().count() <= 4 * everything().iter().count());
         }
     }
 

@@ -127,3 +127,16 @@ pub(crate) const UNIT: Form = Form {
     rest: |c| alphanumeric(c) || ":-_.\\@".contains(c),
     longest: 255,
 };
+
+/// Signals that can ask a process to stop; signal(7) on x86-64.
+pub(crate) const SIGNALS: [(&str, i32); 9] = [
+    ("SIGTERM", 15),
+    ("SIGINT", 2),
+    ("SIGQUIT", 3),
+    ("SIGHUP", 1),
+    ("SIGUSR1", 10),
+    ("SIGUSR2", 12),
+    ("SIGWINCH", 28),
+    ("SIGPWR", 30),
+    ("SIGKILL", 9),
+];

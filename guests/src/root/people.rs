@@ -3,7 +3,7 @@
 
 use crate::accounts::{Accounts, Refused};
 use crate::error::{GuestError, Result};
-use crate::recipe::{Conduct, Place, Recipe, steps};
+use crate::recipe::{Conduct, Place, Recipe, Root, steps};
 use crate::tree::{Kind, Node, Origin, Tree};
 
 /// Where adduser ends what it calls system accounts: their homes are open to read, those of people are not (Debian's
@@ -28,12 +28,19 @@ pub(super) fn put(tree: &mut Tree, recipe: &Recipe, contents: &[Vec<u8>]) -> Res
             (None, _) => String::new(),
         }
     };
-    let mut accounts = Accounts::read(&text("/etc/passwd"), &text("/etc/group"));
+    // A root from elsewhere may be one program and nothing else: it runs as root all the same.
+    let or_root = |text: String, root: &str| if text.trim().is_empty() { root.to_owned() } else { text };
+    let passwd = or_root(text("/etc/passwd"), "root:x:0:0:root:/root:/bin/sh\n");
+    let mut accounts = Accounts::read(&passwd, &or_root(text("/etc/group"), "root:x:0:\n"));
     let shadow = text("/etc/shadow");
     accounts.add(&recipe.users, &recipe.groups).map_err(|refused| match refused {
         Refused::Taken { what, name, id, holder } => GuestError::TakenId { what, name, id, holder },
         Refused::Unknown { asked } => unknown(&accounts, "group", &asked, "`groups=` of a user"),
     })?;
+    if recipe.root != Root::Packages && recipe.users.is_empty() && recipe.groups.is_empty() {
+        // A root from elsewhere is taken as it is.
+        return Ok(accounts);
+    }
     let by = &Origin::Recipe;
     let shadow_gid = accounts.gid(SHADOW);
     let mode = if shadow_gid.is_some() { 0o640 } else { 0o600 };

@@ -6,9 +6,9 @@ use std::path::{Path, PathBuf};
 
 use super::gc::take_away;
 use super::{Entry, Record, Store, sync_dir};
-use crate::builder::in_parallel;
 use crate::error::{GuestError, Result, failed};
-use crate::progress::{Progress, Stage};
+use crate::parallel;
+use crate::progress::{Progress, Total};
 
 /// Something in the store that is not as it should be.
 #[derive(Debug, thiserror::Error, miette::Diagnostic)]
@@ -67,13 +67,16 @@ impl Store {
     /// Reads everything. Builders and `gc` may run meanwhile; what they are about to publish is no fault.
     pub fn verify_all(&self, progress: &dyn Progress) -> Result<Verified> {
         let entries = self.entries()?;
-        let sizes: Vec<u64> = entries.iter().map(|entry| self.size_of(entry).unwrap_or(0)).collect();
-        let stage = Stage::begin(progress, "reading the store", Some(sizes.iter().sum()));
-        let faults = in_parallel(entries.len(), |index| {
-            let fault = self.entry_fault(&entries[index]);
-            stage.advance(sizes[index]);
+        let sized: Vec<(&Entry, u64)> =
+            entries.iter().map(|entry| (entry, self.size_of(entry).unwrap_or(0))).collect();
+        let stage =
+            progress.stage("reading the store", Total::Bytes(sized.iter().map(|(_, size)| size).sum()));
+        let read = |(entry, size): &(&Entry, u64)| {
+            let fault = self.entry_fault(entry);
+            stage.advance(*size);
             Ok(fault)
-        })?;
+        };
+        let faults = parallel::each(&sized, |(_, size)| *size, read)?;
         drop(stage);
         let mut verified = Verified { entries: entries.len(), ..Verified::default() };
         verified.faults.extend(faults.into_iter().flatten());

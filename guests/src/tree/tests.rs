@@ -137,3 +137,52 @@ fn what_no_filesystem_can_hold_is_refused() {
     }
     assert_eq!(paths(&tree), ["", "bin", "usr", "usr/bin"]);
 }
+
+fn linked(content: &[u8], word: &str) -> Node {
+    Node { inode: Some(word.into()), ..Node::file(0o755, content) }
+}
+
+#[test]
+fn a_declared_path_over_one_name_of_a_file_takes_only_that_name_out() {
+    let mut tree = Tree::default();
+    for path in ["a", "b", "c"] {
+        tree.put(path, linked(b"1", "p:a"), &package("p", &[])).unwrap();
+    }
+    tree.put("b", Node::file(0o644, *b"2"), &Origin::Recipe).unwrap();
+    let inode = |path: &str| tree.look(path).unwrap().1.inode.clone();
+    assert_eq!((inode("a").as_deref(), inode("b"), inode("c").as_deref()), (Some("p:a"), None, Some("p:a")));
+    assert_eq!(tree.look("a").unwrap().1.kind, Kind::File((*b"1").into()));
+}
+
+#[test]
+fn the_hash_of_a_tree_knows_which_names_belong_together_and_not_their_word() {
+    let with = |nodes: &[(&str, Node)]| {
+        let mut tree = Tree::default();
+        for (path, node) in nodes {
+            tree.put(path, node.clone(), &Origin::Recipe).unwrap();
+        }
+        tree.manifest_hash()
+    };
+    let apart = with(&[("a", Node::file(0o755, *b"1")), ("b", Node::file(0o755, *b"1"))]);
+    let together = with(&[("a", linked(b"1", "x")), ("b", linked(b"1", "x"))]);
+    assert_ne!(together, apart);
+    assert_eq!(with(&[("a", linked(b"1", "y")), ("b", linked(b"1", "y"))]), together);
+    assert_eq!(
+        with(&[("a", linked(b"1", "x")), ("b", linked(b"1", "y"))]),
+        apart,
+        "names whose others are gone"
+    );
+}
+
+#[test]
+fn two_packages_with_the_same_file_agree_however_many_names_it_has_in_one() {
+    for order in [[0, 1], [1, 0]] {
+        let nodes = [(linked(b"1", "a:x"), package("a", &[])), (Node::file(0o755, *b"1"), package("b", &[]))];
+        let mut tree = Tree::default();
+        for at in order {
+            tree.put("x", nodes[at].0.clone(), &nodes[at].1).unwrap();
+        }
+        tree.put("y", linked(b"1", "a:x"), &package("a", &[])).unwrap();
+        assert_eq!(tree.look("x").unwrap().1.inode.as_deref(), Some("a:x"), "{order:?}");
+    }
+}

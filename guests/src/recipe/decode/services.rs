@@ -9,20 +9,7 @@ use super::users::{People, runner};
 use super::{LONGEST_MS, absolute, argv, environment, formed, mode, probes};
 use crate::recipe::Init;
 use crate::recipe::conduct::{DEFAULT_READY_MS, DEFAULT_RESTART, DEFAULT_SERVICE_STOP_MS, SIGTERM};
-use crate::recipe::words::SERVICE;
-
-/// signal(7) on x86-64.
-const SIGNALS: [(&str, i32); 9] = [
-    ("SIGTERM", 15),
-    ("SIGINT", 2),
-    ("SIGQUIT", 3),
-    ("SIGHUP", 1),
-    ("SIGUSR1", 10),
-    ("SIGUSR2", 12),
-    ("SIGWINCH", 28),
-    ("SIGPWR", 30),
-    ("SIGKILL", 9),
-];
+use crate::recipe::words::{SERVICE, SIGNALS};
 
 /// A service and where it and what it names stand.
 struct Read {
