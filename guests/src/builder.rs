@@ -4,6 +4,7 @@
 mod boot;
 mod check;
 
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::path::PathBuf;
 use std::process::Command;
@@ -11,6 +12,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use serde::{Deserialize, Serialize};
 
+use crate::abilities::{self, Abilities};
 use crate::apt::{Apt, Prepare, Wanted};
 use crate::deb::Deb;
 use crate::digest::Inputs;
@@ -64,6 +66,7 @@ pub struct GuestImage {
     /// What the recipe adds to the kernel's command line.
     pub cmdline: Option<String>,
     pub conduct: Conduct,
+    pub abilities: Abilities,
 }
 
 /// A root image in the store.
@@ -188,6 +191,13 @@ impl<'a> Builder<'a> {
             Image::None => None,
             Image::Root { format, exclude } => Some((self.root(recipe, lock, *format, exclude)?, format)),
         };
+        let mut abilities = Abilities { mounts: boot.mounts, ..Abilities::default() };
+        let root = root.map(|((entry, facts), format)| {
+            let fact = |name: &str| facts.get(name).map_or("", String::as_str);
+            abilities.makes = abilities::filesystems(fact("makes"));
+            abilities.shell = !fact("shell").is_empty();
+            (entry, format)
+        });
         Ok(GuestImage {
             name: recipe.name.clone(),
             digest: root.as_ref().map_or(&boot.initramfs, |(entry, _)| entry).digest().to_owned(),
@@ -202,6 +212,7 @@ impl<'a> Builder<'a> {
             modules: boot.modules,
             cmdline: recipe.cmdline.clone(),
             conduct: recipe.conduct.clone(),
+            abilities,
         })
     }
 
@@ -212,22 +223,30 @@ impl<'a> Builder<'a> {
         Ok(image)
     }
 
-    fn root(&self, recipe: &Recipe, lock: &Lock, format: Format, exclude: &[String]) -> Result<Entry> {
+    /// The root image, with what its record says of it.
+    fn root(
+        &self,
+        recipe: &Recipe,
+        lock: &Lock,
+        format: Format,
+        exclude: &[String],
+    ) -> Result<(Entry, BTreeMap<String, String>)> {
         let contents = placed_contents(recipe)?;
         let inputs = root_inputs(recipe, lock, format, exclude, &contents);
-        let (_, entries) = self.once(inputs, |builder| {
+        let (record, entries) = self.once(inputs, |builder| {
             let mut temp = builder.store.temp_file()?;
-            let unmet = builder.write_root(recipe, lock, format, exclude, contents, temp.file())?;
+            let (unmet, facts) = builder.write_root(recipe, lock, format, exclude, contents, temp.file())?;
             for path in unmet {
                 builder.progress.note(&format!("{}: `exclude \"{path}\"` met nothing", recipe.name));
             }
             let entry = builder.store.publish_temp(temp, &format!("{}.{}", recipe.name, format.name()))?;
-            Ok(Record::new(format!("root image of {}", recipe.name)).with("root", &entry))
+            let record = Record::new(format!("root image of {}", recipe.name)).with("root", &entry);
+            Ok(facts.into_iter().fold(record, |record, (name, value)| record.fact(name, value)))
         })?;
-        role(inputs, entries, "root")
+        Ok((role(inputs, entries, "root")?, record.facts))
     }
 
-    /// Writes the root image from packages in the store; returns exclusions that met nothing.
+    /// Writes the root image from packages in the store; returns exclusions that met nothing, and what the image can do.
     fn write_root(
         &self,
         recipe: &Recipe,
@@ -236,12 +255,13 @@ impl<'a> Builder<'a> {
         exclude: &[String],
         contents: Vec<Vec<u8>>,
         out: &mut File,
-    ) -> Result<Vec<String>> {
+    ) -> Result<(Vec<String>, [(&'static str, String); 2])> {
         let debs = self.unpacked(&lock.packages, &lock.asked.suite)?;
         let _stage = self.stage(&format!("packing the root image of {}", recipe.name), None);
         let (tree, unmet) = root::assemble(recipe, exclude, debs, contents)?;
         image::write(&tree, format, &recipe.name, out)?;
-        Ok(unmet)
+        let shell = if abilities::has_shell(&tree) { "yes" } else { "" };
+        Ok((unmet, [("makes", abilities::makes(&tree)), ("shell", shell.to_owned())]))
     }
 
     fn unpacked(&self, packages: &[LockedPackage], suite: &str) -> Result<Vec<Deb>> {
@@ -352,6 +372,8 @@ fn root_inputs(
 ) -> Inputs {
     let mut hasher = Inputs::of("root image");
     hasher.field("builder", BUILDER_VERSION.as_bytes());
+    // The record's facts: one without them is another's.
+    hasher.field("facts", b"makes shell");
     hasher.field("format", format.inputs().as_bytes());
     for path in exclude {
         hasher.field("exclude", path.as_bytes());

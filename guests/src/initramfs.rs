@@ -10,9 +10,6 @@ use crate::{cpio, init};
 /// kernel that lacks one of them is refused.
 pub(crate) const NEEDED: [&str; 5] = ["virtio_pci", "virtio_blk", "virtio_console", "button", "evdev"];
 
-/// What a root image needs besides: its filesystem, and the overlay that makes it writable.
-pub(crate) const FOR_ROOT: [&str; 2] = ["squashfs", "overlay"];
-
 /// Taken where the kernel has them: older devices, and word of a panic to the VMM.
 pub(crate) const WELCOME: [&str; 5] =
     ["virtio_pci_modern_dev", "virtio_pci_legacy_dev", "pvpanic", "pvpanic_mmio", "pvpanic_pci"];

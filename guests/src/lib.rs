@@ -13,6 +13,7 @@
 //! The promise: the same recipe and lock give the same digests in any store, directory, locale and time zone, for any
 //! user, with any umask and any number of CPUs.
 
+mod abilities;
 mod apt;
 mod builder;
 mod cpio;
@@ -39,6 +40,7 @@ mod testing;
 mod toolset;
 mod tree;
 
+pub use abilities::Abilities;
 pub use builder::{Builder, GuestImage, RootImage};
 pub use cpio::append_archive;
 pub use digest::{Inputs, NotASha256, Sha256};

@@ -7,12 +7,13 @@ use std::sync::mpsc::{self, Receiver, Sender};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGUSR1};
 use signal_hook::iterator::Signals;
 
 use super::channels::Channels;
 use super::conversation::{self, Account, Event, Machine, Manners};
 use super::copy;
+use super::news::News;
 use super::terminal;
 use super::verdict::MachineEnd;
 
@@ -51,13 +52,15 @@ impl Supervision {
         Supervision { events, heard, channels, manners }
     }
 
-    /// Runs until the machine has ended, which `wait` waits for on this thread. `kill` ends it hard.
+    /// Runs until the machine has ended, which `wait` waits for on this thread. `kill` ends it hard; `tell` hears what is
+    /// worth a line, on another thread.
     pub fn run(
         self,
         input: Input,
         started: Instant,
         kill: impl Fn() + Send + 'static,
         wait: impl FnOnce() -> MachineEnd,
+        tell: impl FnMut(News) + Send + 'static,
     ) -> io::Result<Outcome> {
         let Supervision { events, heard, channels, manners } = self;
         vmprof_sys::signals::read_a_foreign_terminal_as_an_error()?;
@@ -79,7 +82,7 @@ impl Supervision {
         let control = channels.control;
         let conversation = thread::Builder::new()
             .name("conversation".into())
-            .spawn(move || conversation::hold(control, &heard, &manners, started, &machine))?;
+            .spawn(move || conversation::hold(control, &heard, &manners, started, &machine, tell))?;
         let end = wait();
         // The conversation may have ended with its last event already.
         let _ = events.send(Event::MachineEnded);
@@ -107,10 +110,15 @@ impl<K: Fn()> Machine for Remote<K> {
 }
 
 fn carry_signals(events: Sender<Event>) -> io::Result<()> {
-    let mut signals = Signals::new([SIGINT, SIGTERM, SIGHUP])?;
+    let mut signals = Signals::new([SIGINT, SIGTERM, SIGHUP, SIGUSR1])?;
     thread::Builder::new().name("signals".into()).spawn(move || {
         for signal in signals.forever() {
-            if events.send(Event::Interrupted { signal }).is_err() {
+            let event = match signal {
+                // The vmprof around an emulated host has no other way to ask the one inside.
+                SIGUSR1 => Event::StopAsked,
+                _ => Event::Interrupted { signal },
+            };
+            if events.send(event).is_err() {
                 return;
             }
         }

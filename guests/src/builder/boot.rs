@@ -3,13 +3,16 @@
 
 use std::sync::Arc;
 
+use vmprof_job::Filesystem;
+
 use super::{BUILDER_VERSION, Builder, role};
+use crate::abilities;
 use crate::deb::Deb;
 use crate::digest::Inputs;
 use crate::error::{GuestError, Result};
 use crate::lock::{Lock, LockedPackage};
 use crate::modules::Modules;
-use crate::recipe::{Image, Recipe};
+use crate::recipe::Recipe;
 use crate::store::{Entry, Record};
 use crate::tree::Kind;
 use crate::{fetch, init, initramfs, kernel};
@@ -22,6 +25,8 @@ pub(crate) struct BootFiles {
     pub(crate) release: String,
     /// In loading order.
     pub(crate) modules: Vec<String>,
+    /// Filesystems that the kernel mounts.
+    pub(crate) mounts: Vec<Filesystem>,
 }
 
 /// The kernel's package, unpacked.
@@ -38,21 +43,23 @@ impl Builder<'_> {
         let (record, entries) = self.once(inputs, |builder| {
             let unpacked = builder.kernel_package(&lock.kernel, &lock.asked.suite)?;
             let _stage = builder.stage(&format!("packing the initramfs of {}", recipe.name), None);
-            let (initramfs, modules) = initramfs_bytes(recipe, &unpacked)?;
+            let (initramfs, modules, mounts) = initramfs_bytes(recipe, &unpacked)?;
             let kernel = builder.store.publish_bytes("vmlinux", &unpacked.elf)?;
             let entry = builder.store.publish_bytes("initramfs", &initramfs)?;
             Ok(Record::new(format!("kernel and initramfs of {}", recipe.name))
                 .with("kernel", &kernel)
                 .with("initramfs", &entry)
                 .fact("release", unpacked.release)
-                .fact("modules", modules.join(" ")))
+                .fact("modules", modules.join(" "))
+                .fact("mounts", mounts))
         })?;
         let fact = |name: &str| record.facts.get(name).cloned().unwrap_or_default();
         let mut entries = entries.into_iter();
         let kernel = role(inputs, entries.next().into_iter().collect(), "kernel")?;
         let initramfs = role(inputs, entries.collect(), "initramfs")?;
         let modules = fact("modules").split_whitespace().map(str::to_owned).collect();
-        Ok(BootFiles { kernel, initramfs, release: fact("release"), modules })
+        let mounts = abilities::filesystems(&fact("mounts"));
+        Ok(BootFiles { kernel, initramfs, release: fact("release"), modules, mounts })
     }
 
     pub(super) fn kernel_package(&self, packages: &[LockedPackage], suite: &str) -> Result<KernelPackage> {
@@ -86,24 +93,28 @@ impl Builder<'_> {
     }
 }
 
-/// The initramfs and its modules' names in loading order.
-pub(super) fn initramfs_bytes(recipe: &Recipe, kernel: &KernelPackage) -> Result<(Vec<u8>, Vec<String>)> {
+/// The initramfs, its modules' names in loading order, and the filesystems that can be mounted with them.
+pub(super) fn initramfs_bytes(
+    recipe: &Recipe,
+    kernel: &KernelPackage,
+) -> Result<(Vec<u8>, Vec<String>, String)> {
     let mut names: Vec<&str> = initramfs::NEEDED.to_vec();
-    if recipe.image != Image::None {
-        names.extend(initramfs::FOR_ROOT);
-    }
+    names.extend(abilities::filesystem_modules(recipe, &kernel.modules));
     names.extend(kernel.modules.known(&initramfs::WELCOME));
     names.extend(recipe.modules.iter().map(String::as_str));
     let modules = kernel.modules.in_order(&names)?;
     let names = modules.iter().map(|module| module.name.clone()).collect();
-    Ok((initramfs::pack(&modules)?, names))
+    let mounts = abilities::mounts(&kernel.modules, &modules);
+    Ok((initramfs::pack(&modules)?, names, mounts))
 }
 
 fn boot_inputs(recipe: &Recipe, lock: &Lock) -> Inputs {
     let mut hasher = Inputs::of("kernel and initramfs");
     hasher.field("builder", BUILDER_VERSION.as_bytes());
     hasher.field("init", blake3::hash(init::PROGRAM).as_bytes());
-    hasher.field("root", if recipe.image == Image::None { b"no" } else { b"yes" });
+    for filesystem in abilities::filesystem_inputs(recipe) {
+        hasher.field("filesystem", filesystem.as_bytes());
+    }
     for package in &lock.kernel {
         hasher.field("package", package.sha256.to_string().as_bytes());
     }

@@ -11,7 +11,7 @@ impl Builder<'_> {
     pub(super) fn compare(&self, recipe: &Recipe, image: &GuestImage) -> Result<()> {
         let lock = self.locked(recipe)?;
         let kernel = self.kernel_package(&lock.kernel, &lock.asked.suite)?;
-        let (initramfs, _) = super::boot::initramfs_bytes(recipe, &kernel)?;
+        let (initramfs, ..) = super::boot::initramfs_bytes(recipe, &kernel)?;
         let differs = |what: &str, difference: Option<String>| match difference {
             None => Ok(()),
             Some(difference) => {

@@ -1,0 +1,134 @@
+//! What a built guest can do that its recipe does not say: which filesystems its kernel mounts, which its programs make,
+//! and whether it has a shell. Found while it is built and kept as facts of the store's records, so that a warm build knows
+//! them without opening an image.
+
+use serde::{Deserialize, Serialize};
+use vmprof_job::{Filesystem, Mounted};
+
+use crate::modules::{Module, Modules, normal_name};
+use crate::recipe::{Format, Image, Recipe};
+use crate::tree::{Kind, Tree};
+
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Abilities {
+    /// Filesystems that the kernel mounts, with what the initramfs loads.
+    pub mounts: Vec<Filesystem>,
+    /// Filesystems that a program of the root image makes.
+    pub makes: Vec<Filesystem>,
+    /// The root image has a /bin/sh.
+    pub shell: bool,
+}
+
+/// All that there are.
+const FILESYSTEMS: [Filesystem; 2] = [Filesystem::Ext4, Filesystem::Xfs];
+/// Where the guest's first process looks for the program that makes a filesystem.
+const MAKERS: [&str; 4] = ["/usr/sbin", "/usr/bin", "/sbin", "/bin"];
+
+/// The modules that the guest's root and the disks it mounts need; which of them the kernel has built in does not matter.
+pub(crate) fn filesystem_modules(recipe: &Recipe, kernel: &Modules) -> Vec<&'static str> {
+    let mut names = Vec::new();
+    match &recipe.image {
+        Image::None => {}
+        // One that is mounted as it is needs no overlay.
+        Image::Root { format: format @ Format::Ext4 { .. }, .. } => names.push(format.name()),
+        Image::Root { format, .. } => names.extend([format.name(), "overlay"]),
+    }
+    for mount in &recipe.conduct.mounts {
+        match (&mount.mount.what, mount.format) {
+            (Mounted::Tmpfs { .. }, _) => {}
+            (Mounted::Disk { .. }, Some(filesystem)) => names.push(filesystem.name()),
+            // Whatever the disk holds, as far as the kernel has it.
+            (Mounted::Disk { .. }, None) => names.extend(kernel.known(&FILESYSTEMS.map(Filesystem::name))),
+        }
+    }
+    names
+}
+
+/// The same wishes as words, for the digest of an initramfs's inputs.
+pub(crate) fn filesystem_inputs(recipe: &Recipe) -> Vec<&'static str> {
+    let root = match &recipe.image {
+        Image::None => "no root",
+        Image::Root { format, .. } => format.name(),
+    };
+    let disks = recipe.conduct.mounts.iter().filter_map(|mount| match (&mount.mount.what, mount.format) {
+        (Mounted::Tmpfs { .. }, _) => None,
+        (Mounted::Disk { .. }, Some(filesystem)) => Some(filesystem.name()),
+        (Mounted::Disk { .. }, None) => Some("any"),
+    });
+    std::iter::once(root).chain(disks).collect()
+}
+
+/// Which filesystems a kernel mounts that loads `loaded`, as words.
+pub(crate) fn mounts(kernel: &Modules, loaded: &[Module]) -> String {
+    let can = |filesystem: &Filesystem| {
+        let name = filesystem.name();
+        let built_in = || kernel.in_order(&[name]).is_ok_and(|needed| needed.is_empty());
+        loaded.iter().any(|module| module.name == normal_name(name)) || built_in()
+    };
+    words(FILESYSTEMS.into_iter().filter(can))
+}
+
+/// Which filesystems the root's programs make, as words.
+pub(crate) fn makes(root: &Tree) -> String {
+    let can = |filesystem: &Filesystem| {
+        MAKERS.iter().any(|directory| is_program(root, &format!("{directory}/mkfs.{}", filesystem.name())))
+    };
+    words(FILESYSTEMS.into_iter().filter(can))
+}
+
+pub(crate) fn has_shell(root: &Tree) -> bool {
+    is_program(root, "/bin/sh")
+}
+
+/// Reads what [`mounts`] and [`makes`] wrote; a word of another version is none of ours.
+pub(crate) fn filesystems(words: &str) -> Vec<Filesystem> {
+    words
+        .split_whitespace()
+        .filter_map(|word| FILESYSTEMS.into_iter().find(|filesystem| filesystem.name() == word))
+        .collect()
+}
+
+fn words(filesystems: impl Iterator<Item = Filesystem>) -> String {
+    filesystems.map(Filesystem::name).collect::<Vec<_>>().join(" ")
+}
+
+fn is_program(root: &Tree, path: &str) -> bool {
+    let found = root.look(path);
+    found.is_some_and(|(_, node)| matches!(node.kind, Kind::File(_)) && node.mode & 0o111 != 0)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::modules::tests::module;
+    use crate::tree::{Node, Origin};
+
+    #[test]
+    fn a_filesystem_is_mounted_when_it_is_built_in_or_loaded() {
+        let mut kernel = Modules::new("6.1-test");
+        kernel.take("lib/modules/6.1-test/kernel/fs/xfs/xfs.ko", &module("libcrc32c"));
+        kernel.take("lib/modules/6.1-test/kernel/lib/libcrc32c.ko", &module(""));
+        kernel.take("lib/modules/6.1-test/modules.builtin", &Arc::from(*b"kernel/fs/ext4/ext4.ko\n"));
+        assert_eq!(mounts(&kernel, &[]), "ext4");
+        assert_eq!(mounts(&kernel, &kernel.in_order(&["xfs"]).unwrap()), "ext4 xfs");
+        assert_eq!(mounts(&Modules::new("6.1-test"), &[]), "");
+    }
+
+    #[test]
+    fn programs_are_found_through_links_and_must_be_executable() {
+        let mut root = Tree::default();
+        let mut put = |path: &str, node: Node| root.put(path, node, &Origin::Builder).unwrap();
+        put("sbin", Node::link("usr/sbin"));
+        put("bin", Node::link("usr/bin"));
+        put("usr/bin/dash", Node::file(0o755, *b"a shell"));
+        put("usr/bin/sh", Node::link("dash"));
+        put("usr/sbin/mke2fs", Node::file(0o755, *b"a program"));
+        put("usr/sbin/mkfs.ext4", Node::link("mke2fs"));
+        put("usr/sbin/mkfs.xfs", Node::file(0o644, *b"a text"));
+        assert_eq!(makes(&root), "ext4");
+        assert!(has_shell(&root) && !has_shell(&Tree::default()));
+        assert_eq!(filesystems("ext4 zonefs xfs"), FILESYSTEMS);
+    }
+}
