@@ -21,8 +21,8 @@ pub struct Abilities {
 
 /// All that there are.
 const FILESYSTEMS: [Filesystem; 2] = [Filesystem::Ext4, Filesystem::Xfs];
-/// Where the guest's first process looks for the program that makes a filesystem.
-const MAKERS: [&str; 4] = ["/usr/sbin", "/usr/bin", "/sbin", "/bin"];
+/// Where the guest's first process finds the program that makes a filesystem, less the filesystem's name.
+const MAKER: &str = "/usr/sbin/mkfs.";
 
 /// The modules that the guest's root and the disks it mounts need; which of them the kernel has built in does not matter.
 pub(crate) fn filesystem_modules(recipe: &Recipe, kernel: &Modules) -> Vec<&'static str> {
@@ -70,9 +70,7 @@ pub(crate) fn mounts(kernel: &Modules, loaded: &[Module]) -> String {
 
 /// Which filesystems the root's programs make, as words.
 pub(crate) fn makes(root: &Tree) -> String {
-    let can = |filesystem: &Filesystem| {
-        MAKERS.iter().any(|directory| is_program(root, &format!("{directory}/mkfs.{}", filesystem.name())))
-    };
+    let can = |filesystem: &Filesystem| is_program(root, &format!("{MAKER}{}", filesystem.name()));
     words(FILESYSTEMS.into_iter().filter(can))
 }
 

@@ -147,8 +147,8 @@ pub fn verdict(ran: Ran, account: &Account, end: &MachineEnd, received: (u64, u6
         MachineEnd::Reboot => say(ours, "the guest rebooted before the command had ended".into()),
         MachineEnd::Panicked => say(ours, "the guest's kernel panicked: its console above says why".into()),
         MachineEnd::Broken(reason) => say(ours, reason.clone()),
-        MachineEnd::Killed if account.stop_asked && !with_command => match account.hello_after {
-            None => say(0, "stopped before the guest had booted".into()),
+        MachineEnd::Killed if account.stop_asked => match account.hello_after {
+            None => say(if with_command { ours } else { 0 }, "stopped before the guest had booted".into()),
             Some(_) => say(ours, "the guest did not stop in the time it had, and was ended".into()),
         },
         MachineEnd::Killed => say(ours, "the machine was ended before the command had".into()),

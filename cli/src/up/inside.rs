@@ -16,7 +16,7 @@ use vmprof_job::{
 };
 use vmprof_profiles::{DiskSource, Profile};
 
-use super::{BootImage, Patience, Upping, sources};
+use super::{BootImage, Guest, Patience, Upping, sources};
 use crate::failure::{Failure, Kind};
 use crate::lab::{Drive, EmulatedHost, Inside, Media, Shape, Start, pack};
 use crate::lower::{ROOT_SERIAL, milliseconds};
@@ -42,8 +42,9 @@ pub fn up(upping: &Upping) -> Result<u8, Failure> {
 
     let store = Store::open(&upping.places.store)?;
     let dry = upping.arguments.dry_run;
-    let image = if dry { None } else { Some(upping.guest(&store)?.image) };
-    let patience = image.as_ref().map_or(Patience::without_guest(), |image| Patience::with(&image.conduct));
+    let guest = if dry { None } else { Some(upping.guest(&store)?) };
+    let patience =
+        guest.as_ref().map_or(Patience::without_guest(), |guest| Patience::with(&guest.image.conduct));
     let stages = Stages::new(report);
     let builder = upping.builder(&store, &stages);
     let host = lab_host(&builder).map_err(in_the_lab)?;
@@ -51,8 +52,8 @@ pub fn up(upping: &Upping) -> Result<u8, Failure> {
 
     let mut claimed = if dry { None } else { Some(claim(upping, &paths)?) };
     // Made here and not inside, where the copy would be in memory: it hangs from the emulated host as a drive to write to.
-    let (image, _private_root) = match image {
-        Some(image) => {
+    let (image, _private_root) = match guest {
+        Some(Guest { image, .. }) => {
             let (image, copy) = image.with_private_root(&upping.places, &upping.name)?;
             (Some(image), copy)
         }

@@ -147,6 +147,7 @@ impl Upping {
         let filesystems = Filesystems::agreed(&self.profile, &image.conduct, &recipe)?;
         filesystems.possible(&self.profile, &image.abilities, &recipe)?;
         let work = Work::of(&image, &self.arguments.command, self.arguments.console)?;
+        // Here the store's `hold` of `image.entries()` goes into `Guest`, which lives as long as the run.
         Ok(Guest { image, filesystems, work })
     }
 
