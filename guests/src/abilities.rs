@@ -2,6 +2,8 @@
 //! and whether it has a shell. Found while it is built and kept as facts of the store's records, so that a warm build knows
 //! them without opening an image.
 
+use std::collections::BTreeMap;
+
 use serde::{Deserialize, Serialize};
 use vmprof_job::{Filesystem, Mounted};
 
@@ -68,22 +70,36 @@ pub(crate) fn mounts(kernel: &Modules, loaded: &[Module]) -> String {
     words(FILESYSTEMS.into_iter().filter(can))
 }
 
+/// What a root image's record says of it.
+pub(crate) type RootFacts = [(&'static str, String); 2];
+
+pub(crate) fn root_facts(root: &Tree) -> RootFacts {
+    let shell = if is_program(root, "/bin/sh") { "yes" } else { "" };
+    [("makes", makes(root)), ("shell", shell.to_owned())]
+}
+
+/// What the records of a guest say: its kernel's facts, and its root's where it has one.
+pub(crate) fn of_facts(
+    kernel: &BTreeMap<String, String>,
+    root: Option<&BTreeMap<String, String>>,
+) -> Abilities {
+    let filesystems = |facts: Option<&BTreeMap<String, String>>, name: &str| {
+        let words = facts.and_then(|facts| facts.get(name)).map_or("", String::as_str);
+        // A word of another version is none of ours.
+        let known = |word| FILESYSTEMS.into_iter().find(|filesystem| filesystem.name() == word);
+        words.split_whitespace().filter_map(known).collect()
+    };
+    Abilities {
+        mounts: filesystems(Some(kernel), "mounts"),
+        makes: filesystems(root, "makes"),
+        shell: root.and_then(|facts| facts.get("shell")).is_some_and(|word| !word.is_empty()),
+    }
+}
+
 /// Which filesystems the root's programs make, as words.
-pub(crate) fn makes(root: &Tree) -> String {
+fn makes(root: &Tree) -> String {
     let can = |filesystem: &Filesystem| is_program(root, &format!("{MAKER}{}", filesystem.name()));
     words(FILESYSTEMS.into_iter().filter(can))
-}
-
-pub(crate) fn has_shell(root: &Tree) -> bool {
-    is_program(root, "/bin/sh")
-}
-
-/// Reads what [`mounts`] and [`makes`] wrote; a word of another version is none of ours.
-pub(crate) fn filesystems(words: &str) -> Vec<Filesystem> {
-    words
-        .split_whitespace()
-        .filter_map(|word| FILESYSTEMS.into_iter().find(|filesystem| filesystem.name() == word))
-        .collect()
 }
 
 fn words(filesystems: impl Iterator<Item = Filesystem>) -> String {
@@ -126,7 +142,11 @@ mod tests {
         put("usr/sbin/mkfs.ext4", Node::link("mke2fs"));
         put("usr/sbin/mkfs.xfs", Node::file(0o644, *b"a text"));
         assert_eq!(makes(&root), "ext4");
-        assert!(has_shell(&root) && !has_shell(&Tree::default()));
-        assert_eq!(filesystems("ext4 zonefs xfs"), FILESYSTEMS);
+        let facts = |root: &Tree| root_facts(root).map(|(name, value)| (name.to_owned(), value)).into();
+        let kernel = [("mounts".to_owned(), "ext4 zonefs xfs".to_owned())].into();
+        let able = of_facts(&kernel, Some(&facts(&root)));
+        assert_eq!((&able.mounts[..], &able.makes[..]), (&FILESYSTEMS[..], &[Filesystem::Ext4][..]));
+        assert!(able.shell && !of_facts(&kernel, Some(&facts(&Tree::default()))).shell);
+        assert!(!of_facts(&kernel, None).shell);
     }
 }

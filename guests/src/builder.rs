@@ -12,7 +12,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use serde::{Deserialize, Serialize};
 
-use crate::abilities::{self, Abilities};
+use crate::abilities::{self, Abilities, RootFacts};
 use crate::apt::{Apt, Prepare, Wanted};
 use crate::deb::Deb;
 use crate::digest::Inputs;
@@ -191,13 +191,8 @@ impl<'a> Builder<'a> {
             Image::None => None,
             Image::Root { format, exclude } => Some((self.root(recipe, lock, *format, exclude)?, format)),
         };
-        let mut abilities = Abilities { mounts: boot.mounts, ..Abilities::default() };
-        let root = root.map(|((entry, facts), format)| {
-            let fact = |name: &str| facts.get(name).map_or("", String::as_str);
-            abilities.makes = abilities::filesystems(fact("makes"));
-            abilities.shell = !fact("shell").is_empty();
-            (entry, format)
-        });
+        let abilities = abilities::of_facts(&boot.facts, root.as_ref().map(|((_, facts), _)| facts));
+        let root = root.map(|((entry, _), format)| (entry, format));
         Ok(GuestImage {
             name: recipe.name.clone(),
             digest: root.as_ref().map_or(&boot.initramfs, |(entry, _)| entry).digest().to_owned(),
@@ -255,13 +250,12 @@ impl<'a> Builder<'a> {
         exclude: &[String],
         contents: Vec<Vec<u8>>,
         out: &mut File,
-    ) -> Result<(Vec<String>, [(&'static str, String); 2])> {
+    ) -> Result<(Vec<String>, RootFacts)> {
         let debs = self.unpacked(&lock.packages, &lock.asked.suite)?;
         let _stage = self.stage(&format!("packing the root image of {}", recipe.name), None);
         let (tree, unmet) = root::assemble(recipe, exclude, debs, contents)?;
         image::write(&tree, format, &recipe.name, out)?;
-        let shell = if abilities::has_shell(&tree) { "yes" } else { "" };
-        Ok((unmet, [("makes", abilities::makes(&tree)), ("shell", shell.to_owned())]))
+        Ok((unmet, abilities::root_facts(&tree)))
     }
 
     fn unpacked(&self, packages: &[LockedPackage], suite: &str) -> Result<Vec<Deb>> {

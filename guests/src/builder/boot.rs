@@ -1,9 +1,8 @@
 //! Kernel and initramfs. The unpacked kernel depends on its package alone and is shared by all guests that have it; the
 //! initramfs on the package, the module list and the embedded first process.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
-
-use vmprof_job::Filesystem;
 
 use super::{BUILDER_VERSION, Builder, role};
 use crate::abilities;
@@ -25,8 +24,8 @@ pub(crate) struct BootFiles {
     pub(crate) release: String,
     /// In loading order.
     pub(crate) modules: Vec<String>,
-    /// Filesystems that the kernel mounts.
-    pub(crate) mounts: Vec<Filesystem>,
+    /// What the record says besides.
+    pub(crate) facts: BTreeMap<String, String>,
 }
 
 /// The kernel's package, unpacked.
@@ -58,8 +57,7 @@ impl Builder<'_> {
         let kernel = role(inputs, entries.next().into_iter().collect(), "kernel")?;
         let initramfs = role(inputs, entries.collect(), "initramfs")?;
         let modules = fact("modules").split_whitespace().map(str::to_owned).collect();
-        let mounts = abilities::filesystems(&fact("mounts"));
-        Ok(BootFiles { kernel, initramfs, release: fact("release"), modules, mounts })
+        Ok(BootFiles { kernel, initramfs, release: fact("release"), modules, facts: record.facts })
     }
 
     pub(super) fn kernel_package(&self, packages: &[LockedPackage], suite: &str) -> Result<KernelPackage> {
