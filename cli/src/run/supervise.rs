@@ -125,3 +125,86 @@ fn carry_signals(events: Sender<Event>) -> io::Result<()> {
     })?;
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use std::io::{BufRead, BufReader, Write};
+    use std::os::unix::net::UnixStream;
+    use std::sync::Mutex;
+
+    use vmprof_job::{FromGuest, ServiceState, ToGuest};
+
+    use super::super::channels;
+    use super::*;
+
+    const STOP: ToGuest = ToGuest::Stop { grace_ms: 30_000 };
+
+    /// The first process of a guest that serves, as far as its control port shows it; gives what it was told.
+    fn serve(control: UnixStream) -> Vec<ToGuest> {
+        let mut say = |message: &FromGuest| (&control).write_all(&vmprof_job::line(message)).unwrap();
+        let service = |state| FromGuest::Service { name: "db".into(), state };
+        say(&FromGuest::Hello { kernel: "6.1".into(), uptime_ms: 1 });
+        say(&service(ServiceState::Starting));
+        say(&service(ServiceState::Ready { after_ms: 5 }));
+        say(&FromGuest::Ready { uptime_ms: 6 });
+        let mut told = Vec::new();
+        for line in BufReader::new(&control).lines() {
+            let message = serde_json::from_str(&line.unwrap()).unwrap();
+            if message == STOP {
+                say(&service(ServiceState::Stopped { killed: false }));
+                say(&FromGuest::Stopped { killed: vec![] });
+            }
+            told.push(message);
+            if told.last() == Some(&ToGuest::Received) {
+                break;
+            }
+        }
+        told
+    }
+
+    #[test]
+    fn a_guest_that_serves_is_told_of_stopped_and_let_go() {
+        let (ours, ends) = channels::open().unwrap();
+        let mut ends = ends.into_iter().map(|end| UnixStream::from(end.stream));
+        let control = ends.next().unwrap();
+        control.set_nonblocking(false).unwrap();
+        let guest = thread::spawn(move || serve(control));
+        let manners = Manners {
+            interrupt: STOP,
+            clean_stop: STOP,
+            grace: Duration::from_secs(600),
+            last_word: Duration::from_secs(600),
+            timeout: None,
+            hello_within: None,
+            silence: None,
+        };
+        let supervision = Supervision::new(ours, manners);
+        let events = supervision.events.clone();
+        let news = Arc::new(Mutex::new(Vec::new()));
+        let tell = {
+            let news = news.clone();
+            move |one: News| {
+                if matches!(one, News::Ready { .. }) {
+                    events.send(Event::StopAsked).unwrap();
+                }
+                news.lock().unwrap().push(one);
+            }
+        };
+        let told = Arc::new(Mutex::new(Vec::new()));
+        let wait = {
+            let told = told.clone();
+            move || {
+                *told.lock().unwrap() = guest.join().unwrap();
+                // The machine's ends close with it, and with them the output.
+                drop(ends);
+                MachineEnd::PowerOff
+            }
+        };
+        let outcome =
+            supervision.run(Input::Nothing, Instant::now(), || panic!("killed"), wait, tell).unwrap();
+        assert_eq!(outcome.account.stopped, Some(vec![]));
+        assert_eq!((outcome.account.killed, outcome.received), (false, (0, 0)));
+        assert_eq!(*told.lock().unwrap(), [ToGuest::InputEnded { bytes: 0 }, STOP, ToGuest::Received]);
+        assert_eq!(news.lock().unwrap().len(), 5, "starting, ready, ready, stopping, stopped");
+    }
+}
