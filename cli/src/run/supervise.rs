@@ -141,7 +141,7 @@ mod tests {
 
     /// The first process of a guest that serves, as far as its control port shows it; gives what it was told.
     fn serve(control: UnixStream) -> Vec<ToGuest> {
-        let mut say = |message: &FromGuest| (&control).write_all(&vmprof_job::line(message)).unwrap();
+        let say = |message: &FromGuest| (&control).write_all(&vmprof_job::line(message)).unwrap();
         let service = |state| FromGuest::Service { name: "db".into(), state };
         say(&FromGuest::Hello { kernel: "6.1".into(), uptime_ms: 1 });
         say(&service(ServiceState::Starting));
