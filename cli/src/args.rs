@@ -290,15 +290,15 @@ pub enum On {
 
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:\n  \
-    vmprof up profiles/db.kdl                        boot it, with its console here\n  \
+    vmprof up profiles/db.kdl                        boot it, with its console here; a guest with services serves\n  \
     vmprof up profiles/ci.kdl -- make check          run a command in it, and end with its status\n  \
     vmprof up --dry-run profiles/db.kdl > db.json    save the plan that would be run, in the lab too\n  \
     vmprof up profiles/db.kdl --plan db.json         run the plan that was saved and looked at\n\n\
     With CMD, stdout is CMD's stdout and nothing else; plan, progress, notices and console go to stderr.\n\
     Exit status with CMD: CMD's own, 128+N for its signal N; 3, 4, 64 before anything boots; 124 --timeout ran out; \
     125 everything else that is not CMD's.\n\
-    Without CMD: 0 power-off, 1 guest panic or failure, 124 --timeout ran out, 125 the lab failed, 130 interrupted.\n\
-    Ctrl-C once stops cleanly, twice at once.")]
+    Without CMD: 0 power-off or `vmprof stop`, 1 guest panic or failure, a service's for good included, 124 --timeout ran out, 125 the lab failed, 130 interrupted.\n\
+    Ctrl-C once stops cleanly, services in the time their recipe gives; twice at once.")]
 pub struct UpArguments {
     /// The profile, a KDL file
     pub profile: PathBuf,
@@ -315,7 +315,8 @@ pub struct UpArguments {
     /// Name of the running VM [default: the profile's]
     #[arg(long, value_parser = vm_name)]
     pub name: Option<String>,
-    /// The guest's console on this terminal, interactive: Ctrl-C goes to the guest, Ctrl-A x leaves
+    /// The guest's console on this terminal, interactive: Ctrl-C goes to the guest, Ctrl-A x leaves. A guest that serves has a
+    /// shell there
     #[arg(long)]
     pub console: bool,
     /// Stop the VM after this time and end with status 124: 90, 90s, 5m, 1h

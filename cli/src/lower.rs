@@ -1,15 +1,15 @@
 //! Plan and image, lowered to the machine's configuration and the guest's job. The only place that sees the planner's, the
 //! builder's and the VMM's types at once.
 
-use std::ffi::OsString;
-use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
+use std::time::Duration;
 
-use vmprof_job::{Bytes, Command, DeviceLink, Init, JOB_SCHEMA, Job, Root, Streams};
+use vmprof_guests::Init as GuestInit;
+use vmprof_job::{Command, DeviceLink, Init, JOB_SCHEMA, Job, Root, Streams};
 use vmprof_profiles::{CpuSet, Plan};
 use vmprof_vmm::config;
 
-use crate::up::{BootImage, promises};
+use crate::up::{BootImage, Filesystems, Patience, Work, promises};
 
 /// Serial of the disk that holds the guest's root, in the guest and as a drive of the lab; a profile's disk cannot have it, for their names begin otherwise.
 pub const ROOT_SERIAL: &str = "vmprof-root";
@@ -33,9 +33,13 @@ pub fn machine(name: &str, plan: &Plan, image: &BootImage, sources: &[PathBuf]) 
         disks.push(config::Disk {
             name: ROOT_SERIAL.to_owned(),
             path: root.path.clone(),
-            read_only: true,
-            // An image in the store never changes: its pages are shared by all VMs that boot it.
-            cache: config::CacheMode::Writeback,
+            read_only: !root.writable,
+            cache: match root.writable {
+                // An image in the store never changes: its pages are shared by all VMs that boot it.
+                false => config::CacheMode::Writeback,
+                // The copy goes with the run: what would a flush save it for?
+                true => config::CacheMode::Unsafe,
+            },
             engine: config::Engine::IoUring,
             queue_size: 128,
             logical_block_bytes: None,
@@ -86,17 +90,12 @@ pub fn machine(name: &str, plan: &Plan, image: &BootImage, sources: &[PathBuf]) 
     }
 }
 
-/// The job of the guest's first process. An empty `command` means what the recipe names.
-pub fn job(plan: &Plan, image: &BootImage, command: &[OsString], streams: Streams) -> Job {
-    let own: Vec<Bytes> = command.iter().map(|word| word.as_bytes().into()).collect();
-    let argv = if own.is_empty() {
-        image.conduct.run.iter().map(|word| word.as_str().into()).collect()
-    } else {
-        own
-    };
+/// The job of the guest's first process: `work` is what it is for, and `streams` is where a command's streams lead.
+pub fn job(plan: &Plan, image: &BootImage, filesystems: &Filesystems, work: &Work, streams: Streams) -> Job {
+    let conduct = &image.conduct;
     Job {
         schema: JOB_SCHEMA.to_owned(),
-        hostname: image.conduct.hostname.clone(),
+        hostname: conduct.hostname.clone(),
         online_cpus: false,
         root: match &image.root {
             Some(root) => Root::Disk {
@@ -113,19 +112,25 @@ pub fn job(plan: &Plan, image: &BootImage, command: &[OsString], streams: Stream
                 name: disk.name.clone(),
                 serial: disk.name.clone(),
                 scheduler: disk.scheduler.guest.clone(),
-                format: None,
+                format: filesystems.made_on(&disk.name),
             })
             .collect(),
         links: Vec::<DeviceLink>::new(),
-        sysctl: image.conduct.sysctl.clone(),
-        mounts: image.conduct.mounts.iter().map(|mount| mount.mount.clone()).collect(),
-        init: Init::Vmprof,
-        services: image.conduct.services.clone(),
-        stop_within_ms: image.conduct.stop_within_ms,
-        command: (!argv.is_empty()).then(|| Command {
+        sysctl: conduct.sysctl.clone(),
+        mounts: filesystems.mounts().to_vec(),
+        init: match conduct.init {
+            GuestInit::Vmprof => Init::Vmprof,
+            GuestInit::Systemd { .. } => Init::Systemd,
+        },
+        services: match conduct.init {
+            GuestInit::Vmprof => conduct.services.clone(),
+            // Its services are the units of the image.
+            GuestInit::Systemd { .. } => Vec::new(),
+        },
+        stop_within_ms: milliseconds(Patience::with(conduct).guest),
+        command: work.argv().map(|argv| Command {
             argv,
-            env: image
-                .conduct
+            env: conduct
                 .env
                 .iter()
                 .map(|(name, value)| (name.as_str().into(), value.as_str().into()))
@@ -134,6 +139,11 @@ pub fn job(plan: &Plan, image: &BootImage, command: &[OsString], streams: Stream
             streams,
         }),
     }
+}
+
+/// As messages carry it.
+pub fn milliseconds(time: Duration) -> u64 {
+    u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
 }
 
 fn cache(mode: vmprof_profiles::CacheMode) -> config::CacheMode {

@@ -9,7 +9,7 @@ use std::path::PathBuf;
 pub struct Places {
     /// The content-addressed store.
     pub store: PathBuf,
-    /// What lasts between runs and is not in the store: the disks that `source file=` names.
+    /// What is not in the store: the disks that `source file=` names, which last, and copies of writable roots, which do not.
     pub state: PathBuf,
     /// What lives as long as a run: sockets, locks, run records.
     pub runtime: PathBuf,
@@ -58,6 +58,11 @@ impl Places {
     /// Where a relative `source file=` of a profile lies.
     pub fn disks_of(&self, profile: &str) -> PathBuf {
         self.state.join("disks").join(profile)
+    }
+
+    /// Where runs keep their copies of writable roots.
+    pub fn roots(&self) -> PathBuf {
+        self.state.join("roots")
     }
 
     pub fn run_of(&self, name: &str) -> PathBuf {

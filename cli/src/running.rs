@@ -16,9 +16,10 @@ pub fn ps(arguments: &PsArguments, report: Report) -> Result<(), Failure> {
     if arguments.format == Format::Json {
         return report.json(&runs);
     }
-    let mut text = format!("{:<20} {:>8}  {:<4} PROFILE\n", "NAME", "PID", "ON");
+    let mut text = format!("{:<20} {:>8}  {:<4} {:<8}  PROFILE\n", "NAME", "PID", "ON", "STATE");
     for run in runs {
-        text += &format!("{:<20} {:>8}  {:<4} {}\n", run.name, run.pid, run.on, run.profile.display());
+        let (state, profile) = (run.state.word(), run.profile.display());
+        text += &format!("{:<20} {:>8}  {:<4} {state:<8}  {profile}\n", run.name, run.pid, run.on);
     }
     report.data(&text)
 }

@@ -14,6 +14,7 @@ use serde::{Deserialize, Serialize};
 
 use boot::Source;
 
+use crate::abilities::{self, Abilities};
 use crate::apt::Prepare;
 use crate::digest::Inputs;
 use crate::error::{GuestError, Result};
@@ -69,6 +70,7 @@ pub struct GuestImage {
     pub cmdline: Option<String>,
     /// The recipe's, over what the container image says that the root is made of.
     pub conduct: Conduct,
+    pub abilities: Abilities,
 }
 
 /// A root image in the store.
@@ -207,13 +209,11 @@ impl<'a> Builder<'a> {
         });
         let boot = boot?;
         let mut records = boot.inputs.to_vec();
-        let (root, config) = match root? {
-            Some((built, format)) => {
-                records.push(built.inputs);
-                (Some((built.entry, format)), built.config)
-            }
-            None => (None, None),
-        };
+        let root = root?;
+        records.extend(root.as_ref().map(|(built, _)| built.inputs));
+        let config = root.as_ref().and_then(|(built, _)| built.config.clone());
+        let abilities = abilities::of_facts(&boot.facts, root.as_ref().map(|(built, _)| &built.facts));
+        let root = root.map(|(built, format)| (built.entry, format));
         let image = GuestImage {
             name: recipe.name.clone(),
             digest: root.as_ref().map_or(&boot.initramfs, |(entry, _)| entry).digest().to_owned(),
@@ -228,6 +228,7 @@ impl<'a> Builder<'a> {
             modules: boot.modules,
             cmdline: recipe.cmdline.clone(),
             conduct: recipe.conduct_with(&config.unwrap_or_default()),
+            abilities,
         };
         Ok((image, records))
     }

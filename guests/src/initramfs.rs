@@ -3,22 +3,12 @@
 
 use crate::error::Result;
 use crate::modules::Module;
-use crate::recipe::Format;
 use crate::tree::{Kind, Node, Origin, Tree};
 use crate::{cpio, init};
 
 /// What every guest needs: the buses and disks of vmprof's VMM, the channel for a command's streams, the power button. A
 /// kernel that lacks one of them is refused.
 pub(crate) const NEEDED: [&str; 5] = ["virtio_pci", "virtio_blk", "virtio_console", "button", "evdev"];
-
-/// What a root image needs besides: its filesystem, and where that cannot be written to the overlay that makes it so.
-pub(crate) fn for_root<'a>(format: Format) -> impl Iterator<Item = &'a str> {
-    [format.name()].into_iter().chain((!format.is_writable()).then_some("overlay"))
-}
-
-/// Taken where the kernel has them, and before the filesystem: the checksum that `libcrc32c` asks the kernel for by name
-/// when it loads, where Debian's general kernel has that as a module.
-pub(crate) const BEFORE_ROOT: [&str; 1] = ["crc32c_generic"];
 
 /// Taken where the kernel has them: older devices, and word of a panic to the VMM.
 pub(crate) const WELCOME: [&str; 5] =

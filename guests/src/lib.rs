@@ -13,6 +13,7 @@
 //! The promise: the same recipe and lock give the same digests in any store, directory, locale and time zone, for any
 //! user, with any umask and any number of CPUs.
 
+mod abilities;
 mod accounts;
 mod apt;
 mod archive;
@@ -49,6 +50,7 @@ mod testing;
 mod toolset;
 mod tree;
 
+pub use abilities::Abilities;
 pub use builder::{Builder, GuestImage, Locked, RootImage, Update};
 pub use cpio::append_archive;
 pub use digest::{Inputs, NotASha256, Sha256};

@@ -161,6 +161,13 @@ pub fn spawn(command: &mut Command) -> Running {
     Running { child }
 }
 
+/// The same, with its standard error in the file `log`, where it can be read while it runs.
+pub fn spawn_with_log(command: &mut Command, log: &Path) -> Running {
+    let log = std::fs::File::create(log).expect("the log can be made");
+    let child = command.stdout(Stdio::piped()).stderr(log).spawn().expect("the command can be started");
+    Running { child }
+}
+
 impl Running {
     pub fn pid(&self) -> u32 {
         self.child.id()

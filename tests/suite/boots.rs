@@ -3,8 +3,11 @@
 use std::collections::BTreeMap;
 use std::fs;
 
+use rustix::process::Signal;
 use serde_json::Value;
-use vmprof_tests::{Finished, Home, checkout, eventually, finish, finish_with_input, spawn, the_lab};
+use vmprof_tests::{
+    Finished, Home, checkout, eventually, finish, finish_with_input, spawn, spawn_with_log, the_lab,
+};
 
 /// Words before the profile: where to run.
 const LAB: [&str; 3] = ["up", "--on", "lab"];
@@ -218,4 +221,75 @@ fn the_tour_verifies_the_disk_and_finds_its_content_again() {
     let mut start = vec![0; 64];
     std::io::Read::read_exact(&mut fs::File::open(disk).unwrap(), &mut start).unwrap();
     assert!(start.starts_with(b"vmprof tour, run 2"), "the content is the host's file's");
+}
+
+/// A guest with two services, of which the second needs the first; its packages are those of the shipped `hello`.
+const SERVING: &str = r#"
+guest serving {
+    distribution debian suite=bookworm arch=amd64
+    lock "CHECKOUT/guests/hello.lock.kdl"
+    packages busybox-static
+    kernel package=linux-image-cloud-amd64
+    link "/usr/bin/sh" to="busybox"
+    link "/usr/bin/cat" to="busybox"
+    link "/usr/bin/sleep" to="busybox"
+    link "/usr/bin/test" to="busybox"
+    file "/usr/bin/daemon" mode=0o755 """
+        #!/bin/sh
+        trap 'echo "$1 ends"; exit 0' TERM
+        test "$1" = first || cat /run/first || exit 1
+        echo "$1 was here" > /run/$1
+        while :; do sleep 1; done
+        """
+    service first {
+        exec "/usr/bin/daemon" "first"
+        ready command "/usr/bin/test" "-e" "/run/first"
+    }
+    service second {
+        after first
+        exec "/usr/bin/daemon" "second"
+        ready command "/usr/bin/test" "-e" "/run/second"
+    }
+}
+"#;
+
+/// Services start in the order of their needs, end in the reverse one, and are ready before a command runs, whose output
+/// stays its own.
+#[test]
+#[ignore = "waits for recipes with services and for a first process that starts them"]
+fn a_guest_serves_until_it_is_interrupted_and_a_command_finds_its_services_ready() {
+    let _lab = the_lab();
+    let home = Home::new();
+    let (guest, profile) = (home.path().join("serving.kdl"), home.path().join("profile.kdl"));
+    fs::write(&guest, SERVING.replace("CHECKOUT", checkout().to_str().unwrap())).unwrap();
+    let text = "profile serving {\n    guest \"serving.kdl\"\n    vcpu 1\n    memory \"256MiB\"\n    iothreads 1\n}\n";
+    fs::write(&profile, text).unwrap();
+    let profile = profile.to_str().unwrap();
+
+    let log = home.path().join("log");
+    let mut running = spawn_with_log(&mut home.vmprof(LAB.iter().chain(&[profile])), &log);
+    let told = || fs::read_to_string(&log).unwrap();
+    eventually("the guest to be ready", || {
+        assert!(!running.has_ended(), "the run ended early:\n{}", told());
+        told().contains("serving is ready after").then_some(())
+    });
+    running.signal(Signal::INT);
+    let finished = running.finish();
+    assert_eq!(finished.status, Some(130), "{}", told());
+    assert_eq!(finished.stdout, "", "nothing is asked for on stdout");
+    let at = |what: &str| told().find(what).unwrap_or_else(|| panic!("no `{what}` in:\n{}", told()));
+    let order = [
+        "first: starting",
+        "first: ready",
+        "second: starting",
+        "second: ready",
+        "serving is ready",
+        "second: stopped",
+        "first: stopped",
+        "stopped cleanly",
+    ];
+    assert!(order.map(at).is_sorted(), "{}", told());
+
+    let command = up(&home, profile, &["cat", "/run/first", "/run/second"]).expect(0);
+    assert_eq!(command.stdout, "first was here\nsecond was here\n");
 }

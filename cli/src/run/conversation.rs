@@ -11,6 +11,8 @@ use std::time::{Duration, Instant};
 use signal_hook::consts::SIGPIPE;
 use vmprof_job::{Bytes, Ended, FromGuest, ToGuest};
 
+use super::news::News;
+
 /// Everything that can happen to a run.
 #[derive(Debug)]
 pub enum Event {
@@ -26,7 +28,7 @@ pub enum Event {
     Interrupted {
         signal: i32,
     },
-    /// `vmprof stop`.
+    /// `vmprof stop`, or the SIGUSR1 by which the vmprof around an emulated host passes it on.
     StopAsked,
     /// Run this beside the command and hand over what came of it.
     RunAsked {
@@ -47,10 +49,14 @@ pub struct Ran {
 /// How a run is ended before its time.
 #[derive(Debug, Clone)]
 pub struct Manners {
-    /// The message that asks for a clean stop.
+    /// The message that asks for a clean stop because of a signal or a key.
+    pub interrupt: ToGuest,
+    /// The message that asks for one because of `vmprof stop` or the timeout.
     pub clean_stop: ToGuest,
     /// How long a clean stop may take before the hard one.
     pub grace: Duration,
+    /// How long a guest that is being stopped may take from its last word to the machine's end, where that is later.
+    pub last_word: Duration,
     /// How long the whole run may take, from the machine's start.
     pub timeout: Option<Duration>,
     /// How long the machine may take until its first process says hello; `None` trusts it.
@@ -68,11 +74,14 @@ pub struct Account {
     pub hello_after: Option<Duration>,
     pub ready_after: Option<Duration>,
     pub ended: Option<Finish>,
-    /// The first process could not finish the boot: its own words.
+    /// A guest that served has stopped: the services that had to be killed.
+    pub stopped: Option<Vec<String>>,
+    /// The boot could not be finished, or a service failed for good: the first process's own words.
     pub failed: Option<String>,
     pub garbled: Option<String>,
     pub interrupted: Option<i32>,
     pub stop_asked: bool,
+    /// The time ran out before the work was done.
     pub timed_out: bool,
     /// The machine was ended hard: it ignored a clean stop, or nobody wanted to wait for one.
     pub killed: bool,
@@ -80,6 +89,13 @@ pub struct Account {
     pub mute: bool,
     /// It said hello, and later nothing any more.
     pub stalled: bool,
+}
+
+impl Account {
+    /// Whether the first process has said its last word: nothing that happens later changes what the run came to.
+    fn is_over(&self) -> bool {
+        self.ended.is_some() || self.stopped.is_some() || self.failed.is_some()
+    }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -120,19 +136,21 @@ const RECEIVED_EVERY: Duration = Duration::from_millis(2);
 /// How many pings fit into the silence that is taken for a stall.
 const PINGS: u32 = 6;
 
-/// Holds the conversation until the machine ends. `started` is the machine's start.
+/// Holds the conversation until the machine ends. `started` is the machine's start; `tell` hears what is worth a line.
 pub fn hold(
     mut control: UnixStream,
     events: &Receiver<Event>,
     manners: &Manners,
     started: Instant,
     machine: &impl Machine,
+    mut tell: impl FnMut(News),
 ) -> Account {
     let mut account = Account::default();
     let mut waiting: HashMap<u64, Sender<Ran>> = HashMap::new();
     let mut next_id = 0;
     // When the clean stop has had its time.
     let mut kill_at: Option<Instant> = None;
+    let mut time_is_up = false;
     let mut pending: Vec<ToGuest> = Vec::new();
     let mut acknowledged = false;
     let mut heard_at = started;
@@ -143,13 +161,13 @@ pub fn hold(
     loop {
         let done = match account.ended {
             Some(finish) => machine.received() == (finish.stdout_bytes, finish.stderr_bytes),
-            None => account.failed.is_some(),
+            None => account.is_over(),
         };
         if done && !acknowledged {
             say(&ToGuest::Received);
             acknowledged = true;
         }
-        let pinged = manners.silence.filter(|_| account.ready_after.is_some() && account.ended.is_none());
+        let pinged = manners.silence.filter(|_| account.ready_after.is_some() && !account.is_over());
         if let Some(silence) = pinged
             && Instant::now() >= ping_at
         {
@@ -163,7 +181,7 @@ pub fn hold(
             kill_at,
             pinged.map(|_| ping_at),
             watched.map(|silence| heard_at + silence),
-            manners.timeout.filter(|_| !account.timed_out).map(|limit| started + limit),
+            manners.timeout.filter(|_| !time_is_up).map(|limit| started + limit),
             manners
                 .hello_within
                 .filter(|_| account.hello_after.is_none() && !account.mute)
@@ -174,6 +192,7 @@ pub fn hold(
             Some(at) => events.recv_timeout(at.saturating_duration_since(Instant::now())),
         };
         let mut stop = None;
+        let was_over = account.is_over();
         if let Ok(Event::Said(_)) = event {
             heard_at = Instant::now();
         }
@@ -183,8 +202,14 @@ pub fn hold(
                 account.hello_after = Some(started.elapsed());
                 pending.drain(..).for_each(|message| say(&message));
             }
-            Ok(Event::Said(FromGuest::Ready { .. })) => account.ready_after = Some(started.elapsed()),
+            Ok(Event::Said(FromGuest::Ready { .. })) => {
+                let after = started.elapsed();
+                account.ready_after = Some(after);
+                tell(News::Ready { after });
+            }
+            Ok(Event::Said(FromGuest::Service { name, state })) => tell(News::Service { name, state }),
             Ok(Event::Said(FromGuest::Failed { message })) => account.failed = Some(message),
+            Ok(Event::Said(FromGuest::Stopped { killed })) => account.stopped = Some(killed),
             Ok(Event::Said(FromGuest::Ended { status, stdout, stderr })) => {
                 account.ended = Some(Finish { status, stdout_bytes: stdout, stderr_bytes: stderr });
             }
@@ -195,7 +220,7 @@ pub fn hold(
                     let _ = answer.send(Ran { status, stdout: owned(stdout), stderr: owned(stderr) });
                 }
             }
-            Ok(Event::Said(FromGuest::Pong | FromGuest::Service { .. } | FromGuest::Stopped { .. })) => {}
+            Ok(Event::Said(FromGuest::Pong)) => {}
             Ok(Event::Garbled(line)) => account.garbled = Some(line),
             Ok(Event::InputEnded { bytes }) => {
                 let message = ToGuest::InputEnded { bytes };
@@ -209,41 +234,54 @@ pub fn hold(
                 say(&ToGuest::Run { id: next_id, argv });
             }
             Ok(Event::Interrupted { signal }) => {
-                stop = Some(if account.interrupted.is_none() { Stop::Clean } else { Stop::Hard });
+                let first = account.interrupted.is_none();
+                stop = Some(if first { Stop::Clean(&manners.interrupt) } else { Stop::Hard });
                 account.interrupted.get_or_insert(signal);
             }
             Ok(Event::StopAsked) => {
                 account.stop_asked = true;
-                stop = Some(Stop::Clean);
+                stop = Some(Stop::Clean(&manners.clean_stop));
             }
             Ok(Event::MachineEnded) | Err(mpsc::RecvTimeoutError::Disconnected) => return account,
             Err(mpsc::RecvTimeoutError::Timeout) => {
                 let now = Instant::now();
                 if kill_at.is_some_and(|at| at <= now) {
                     stop = Some(Stop::Hard);
-                } else if manners.timeout.is_some_and(|limit| started + limit <= now) && !account.timed_out {
-                    account.timed_out = true;
-                    stop = Some(Stop::Clean);
+                } else if manners.timeout.is_some_and(|limit| started + limit <= now) && !time_is_up {
+                    time_is_up = true;
+                    // Work that was done in time stays done; what remains is hurried.
+                    account.timed_out = !account.is_over();
+                    stop = Some(Stop::Clean(&manners.clean_stop));
                 } else if manners.hello_within.is_some_and(|limit| started + limit <= now) {
                     account.mute = account.hello_after.is_none();
                     stop = account.mute.then_some(Stop::Hard);
                 }
                 if watched.is_some_and(|silence| heard_at + silence <= now) {
                     // Once its work is done, a machine that does not end has failed at nothing that matters.
-                    account.stalled = account.ended.is_none();
+                    account.stalled = !account.is_over();
                     stop = Some(Stop::Hard);
                 }
             }
         }
+        if let Some(at) = &mut kill_at
+            && account.is_over()
+            && !was_over
+        {
+            // It does as it was told: what remains is the writing back of its disks.
+            *at = (*at).max(heard_at + manners.last_word);
+        }
         match stop {
             // Nobody inside listens yet: there is nothing to end cleanly.
-            Some(Stop::Clean) if account.hello_after.is_none() => {
+            Some(Stop::Clean(_)) if account.hello_after.is_none() => {
                 account.killed = true;
                 machine.kill();
             }
-            Some(Stop::Clean) => {
-                say(&manners.clean_stop);
-                kill_at.get_or_insert(Instant::now() + manners.grace);
+            Some(Stop::Clean(message)) => {
+                say(message);
+                if kill_at.is_none() {
+                    tell(News::Stopping);
+                    kill_at = Some(Instant::now() + manners.grace);
+                }
             }
             Some(Stop::Hard) => {
                 account.killed = true;
@@ -255,8 +293,9 @@ pub fn hold(
     }
 }
 
-enum Stop {
-    Clean,
+enum Stop<'a> {
+    /// By this message.
+    Clean(&'a ToGuest),
     Hard,
 }
 

@@ -5,6 +5,7 @@ pub mod channels;
 pub mod control;
 pub mod conversation;
 pub mod copy;
+pub mod news;
 pub mod record;
 pub mod supervise;
 pub mod terminal;

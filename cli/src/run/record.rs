@@ -22,11 +22,39 @@ pub struct Run {
     pub profile: PathBuf,
     /// `kvm` or `lab`.
     pub on: String,
+    #[serde(default)]
+    pub state: State,
     /// Seconds since the epoch.
     pub started: u64,
     /// CPUs of this host that pinned threads hold, as a kernel list; empty in the lab.
     pub cpus: String,
     pub disks: Vec<DiskInUse>,
+}
+
+/// How far a run is.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum State {
+    /// The machine is made, the guest boots, its services start.
+    #[default]
+    Starting,
+    /// The command runs; of the lab, that the vmprof inside does, whatever its guest is at.
+    Running,
+    /// Everything is ready, and goes on until it is stopped.
+    Serving,
+    /// A clean stop has begun.
+    Stopping,
+}
+
+impl State {
+    pub fn word(self) -> &'static str {
+        match self {
+            State::Starting => "starting",
+            State::Running => "running",
+            State::Serving => "serving",
+            State::Stopping => "stopping",
+        }
+    }
 }
 
 /// A disk by what it is, whatever path led to it.
@@ -49,6 +77,7 @@ impl Run {
             pid: std::process::id(),
             profile,
             on,
+            state: State::Starting,
             started,
             cpus,
             disks,
@@ -138,12 +167,34 @@ impl OwnRecord {
         &self.directory
     }
 
-    pub fn write(&self, run: &Run) -> Result<(), RecordError> {
+    /// Says what the run is; the keeper says how far it is.
+    pub fn write(&self, run: Run) -> Result<Keeper, RecordError> {
         let io = |source| RecordError::Io { name: self.name.clone(), path: self.directory.clone(), source };
-        let text = serde_json::to_vec_pretty(run).map_err(|error| io(error.into()))?;
-        let new = self.directory.join("run.json.new");
-        fs::write(&new, text).and_then(|()| fs::rename(&new, self.directory.join("run.json"))).map_err(io)
+        write(&self.directory, &run).map_err(io)?;
+        Ok(Keeper { directory: self.directory.clone(), run })
     }
+}
+
+/// Keeps the state of a run in its record, from whichever thread learns of it. It must not outlive the record's owner.
+#[derive(Debug)]
+pub struct Keeper {
+    directory: PathBuf,
+    run: Run,
+}
+
+impl Keeper {
+    pub fn is_at(&mut self, state: State) {
+        self.run.state = state;
+        // Whoever reads the record sees an older state then: nothing of the run depends on it.
+        let _ = write(&self.directory, &self.run);
+    }
+}
+
+fn write(directory: &Path, run: &Run) -> io::Result<()> {
+    let text = serde_json::to_vec_pretty(run)?;
+    let new = directory.join("run.json.new");
+    fs::write(&new, text)?;
+    fs::rename(&new, directory.join("run.json"))
 }
 
 impl Drop for OwnRecord {
@@ -209,13 +260,24 @@ mod tests {
     fn a_name_has_one_owner_and_is_free_again_after_it() {
         let (_keep, places) = places();
         let own = OwnRecord::claim(&places, "db").unwrap();
-        own.write(&run("db", vec![])).unwrap();
+        own.write(run("db", vec![])).unwrap();
         let error = OwnRecord::claim(&places, "db").unwrap_err();
         assert!(matches!(error, RecordError::NameInUse { pid, .. } if pid == "7"));
         assert_eq!(running(&places).len(), 1);
         drop(own);
         assert!(running(&places).is_empty() && !places.run_of("db").exists());
         OwnRecord::claim(&places, "db").unwrap();
+    }
+
+    #[test]
+    fn a_record_shows_how_far_its_run_is() {
+        let (_keep, places) = places();
+        let own = OwnRecord::claim(&places, "db").unwrap();
+        let mut keeper = own.write(run("db", vec![])).unwrap();
+        let state = || running(&places)[0].state;
+        assert_eq!(state(), State::Starting);
+        keeper.is_at(State::Serving);
+        assert_eq!(state(), State::Serving);
     }
 
     #[test]
@@ -237,7 +299,7 @@ mod tests {
         fs::write(&disk, "").unwrap();
         fs::hard_link(&disk, &alias).unwrap();
         let own = OwnRecord::claim(&places, "first").unwrap();
-        own.write(&run("first", vec![DiskInUse::look("data", &disk).unwrap()])).unwrap();
+        own.write(run("first", vec![DiskInUse::look("data", &disk).unwrap()])).unwrap();
         let error = refuse_shared_disks(&places, &[DiskInUse::look("log", &alias).unwrap()]).unwrap_err();
         assert!(matches!(error, RecordError::DiskInUse { holder, .. } if holder == "first"));
         drop(own);

@@ -7,12 +7,13 @@ use std::sync::mpsc::{self, Receiver, Sender};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGUSR1};
 use signal_hook::iterator::Signals;
 
 use super::channels::Channels;
 use super::conversation::{self, Account, Event, Machine, Manners};
 use super::copy;
+use super::news::News;
 use super::terminal;
 use super::verdict::MachineEnd;
 
@@ -51,13 +52,15 @@ impl Supervision {
         Supervision { events, heard, channels, manners }
     }
 
-    /// Runs until the machine has ended, which `wait` waits for on this thread. `kill` ends it hard.
+    /// Runs until the machine has ended, which `wait` waits for on this thread. `kill` ends it hard; `tell` hears what is
+    /// worth a line, on another thread.
     pub fn run(
         self,
         input: Input,
         started: Instant,
         kill: impl Fn() + Send + 'static,
         wait: impl FnOnce() -> MachineEnd,
+        tell: impl FnMut(News) + Send + 'static,
     ) -> io::Result<Outcome> {
         let Supervision { events, heard, channels, manners } = self;
         vmprof_sys::signals::read_a_foreign_terminal_as_an_error()?;
@@ -79,7 +82,7 @@ impl Supervision {
         let control = channels.control;
         let conversation = thread::Builder::new()
             .name("conversation".into())
-            .spawn(move || conversation::hold(control, &heard, &manners, started, &machine))?;
+            .spawn(move || conversation::hold(control, &heard, &manners, started, &machine, tell))?;
         let end = wait();
         // The conversation may have ended with its last event already.
         let _ = events.send(Event::MachineEnded);
@@ -107,13 +110,101 @@ impl<K: Fn()> Machine for Remote<K> {
 }
 
 fn carry_signals(events: Sender<Event>) -> io::Result<()> {
-    let mut signals = Signals::new([SIGINT, SIGTERM, SIGHUP])?;
+    let mut signals = Signals::new([SIGINT, SIGTERM, SIGHUP, SIGUSR1])?;
     thread::Builder::new().name("signals".into()).spawn(move || {
         for signal in signals.forever() {
-            if events.send(Event::Interrupted { signal }).is_err() {
+            let event = match signal {
+                // The vmprof around an emulated host has no other way to ask the one inside.
+                SIGUSR1 => Event::StopAsked,
+                _ => Event::Interrupted { signal },
+            };
+            if events.send(event).is_err() {
                 return;
             }
         }
     })?;
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::{BufRead, BufReader, Write};
+    use std::os::unix::net::UnixStream;
+    use std::sync::Mutex;
+
+    use vmprof_job::{FromGuest, ServiceState, ToGuest};
+
+    use super::super::channels;
+    use super::*;
+
+    const STOP: ToGuest = ToGuest::Stop { grace_ms: 30_000 };
+
+    /// The first process of a guest that serves, as far as its control port shows it; gives what it was told.
+    fn serve(control: UnixStream) -> Vec<ToGuest> {
+        let say = |message: &FromGuest| (&control).write_all(&vmprof_job::line(message)).unwrap();
+        let service = |state| FromGuest::Service { name: "db".into(), state };
+        say(&FromGuest::Hello { kernel: "6.1".into(), uptime_ms: 1 });
+        say(&service(ServiceState::Starting));
+        say(&service(ServiceState::Ready { after_ms: 5 }));
+        say(&FromGuest::Ready { uptime_ms: 6 });
+        let mut told = Vec::new();
+        for line in BufReader::new(&control).lines() {
+            let message = serde_json::from_str(&line.unwrap()).unwrap();
+            if message == STOP {
+                say(&service(ServiceState::Stopped { killed: false }));
+                say(&FromGuest::Stopped { killed: vec![] });
+            }
+            told.push(message);
+            if told.last() == Some(&ToGuest::Received) {
+                break;
+            }
+        }
+        told
+    }
+
+    #[test]
+    fn a_guest_that_serves_is_told_of_stopped_and_let_go() {
+        let (ours, ends) = channels::open().unwrap();
+        let mut ends = ends.into_iter().map(|end| UnixStream::from(end.stream));
+        let control = ends.next().unwrap();
+        control.set_nonblocking(false).unwrap();
+        let guest = thread::spawn(move || serve(control));
+        let manners = Manners {
+            interrupt: STOP,
+            clean_stop: STOP,
+            grace: Duration::from_secs(600),
+            last_word: Duration::from_secs(600),
+            timeout: None,
+            hello_within: None,
+            silence: None,
+        };
+        let supervision = Supervision::new(ours, manners);
+        let events = supervision.events.clone();
+        let news = Arc::new(Mutex::new(Vec::new()));
+        let tell = {
+            let news = news.clone();
+            move |one: News| {
+                if matches!(one, News::Ready { .. }) {
+                    events.send(Event::StopAsked).unwrap();
+                }
+                news.lock().unwrap().push(one);
+            }
+        };
+        let told = Arc::new(Mutex::new(Vec::new()));
+        let wait = {
+            let told = told.clone();
+            move || {
+                *told.lock().unwrap() = guest.join().unwrap();
+                // The machine's ends close with it, and with them the output.
+                drop(ends);
+                MachineEnd::PowerOff
+            }
+        };
+        let outcome =
+            supervision.run(Input::Nothing, Instant::now(), || panic!("killed"), wait, tell).unwrap();
+        assert_eq!(outcome.account.stopped, Some(vec![]));
+        assert_eq!((outcome.account.killed, outcome.received), (false, (0, 0)));
+        assert_eq!(*told.lock().unwrap(), [ToGuest::InputEnded { bytes: 0 }, STOP, ToGuest::Received]);
+        assert_eq!(news.lock().unwrap().len(), 5, "starting, ready, ready, stopping, stopped");
+    }
 }

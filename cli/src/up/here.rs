@@ -16,7 +16,7 @@ use vmprof_vmm::kvm::Usable;
 use vmprof_vmm::vm::{Control, StartError};
 use vmprof_vmm::{BuildError, Channels, Port, Vm, thread};
 
-use super::{Upping, promises, sources};
+use super::{Guest, Patience, Upping, promises, sources};
 use crate::failure::{Failure, Kind};
 use crate::lower;
 use crate::profile;
@@ -26,12 +26,9 @@ use crate::run::conversation::{Event, Manners};
 use crate::run::record::{self, OwnRecord, Run};
 use crate::run::supervise::{Input, Supervision};
 use crate::run::terminal::{self, RawTerminal};
-use crate::run::verdict::{MachineEnd, Ran};
+use crate::run::verdict::MachineEnd;
 use crate::stats::Stats;
 use crate::verify::{PlannedThread, read_back};
-
-/// How long the guest's processes have between SIGTERM and SIGKILL.
-const GRACE: Duration = Duration::from_secs(5);
 
 pub fn up(upping: &Upping, kvm: &Usable) -> Result<u8, Failure> {
     let (report, arguments) = (upping.report, &upping.arguments);
@@ -57,11 +54,13 @@ pub fn up(upping: &Upping, kvm: &Usable) -> Result<u8, Failure> {
     }
 
     let store = Store::open(&upping.places.store)?;
-    let image = upping.image(&store)?;
+    let Guest { image, filesystems, work } = upping.guest(&store)?;
     let disks = sources::make(&upping.profile, &paths)?;
     let own = OwnRecord::claim(&upping.places, &upping.name)?;
     record::refuse_shared_disks(&upping.places, &disks)?;
-    own.write(&Run::new(&upping.name, &upping.path, "kvm", host.pinned(&plan), disks))?;
+    let keeper = own.write(Run::new(&upping.name, &upping.path, "kvm", host.pinned(&plan), disks))?;
+    // To the end of the run, also where an error ends it.
+    let (image, _private_root) = image.with_private_root(&upping.places, &upping.name)?;
 
     let streams = match arguments.console {
         true => {
@@ -70,7 +69,7 @@ pub fn up(upping: &Upping, kvm: &Usable) -> Result<u8, Failure> {
         }
         false => Streams::Ports,
     };
-    let job = lower::job(&plan, &image, &arguments.command, streams);
+    let job = lower::job(&plan, &image, &filesystems, &work, streams);
     let config = lower::machine(&upping.name, &plan, &image, &paths);
     let job = append_archive(&[(JOB_PATH, 0o600, vmprof_job::line(&job))])?;
 
@@ -78,9 +77,13 @@ pub fn up(upping: &Upping, kvm: &Usable) -> Result<u8, Failure> {
     thread::pin("vmprof", &config.emulator_cpus).map_err(|error| not_started(error.into()))?;
     let (ours, ends) =
         channels::open().map_err(|error| Failure::os("the channels to the guest cannot be opened", error))?;
+    let patience = Patience::with(&image.conduct);
+    let stop = ToGuest::Stop { grace_ms: lower::milliseconds(patience.guest) };
     let manners = Manners {
-        clean_stop: ToGuest::Stop { grace_ms: GRACE.as_millis() as u64 },
-        grace: GRACE * 2,
+        interrupt: stop.clone(),
+        clean_stop: stop,
+        grace: patience.machine,
+        last_word: patience.last_word,
         timeout: arguments.timeout,
         hello_within: None,
         silence: None,
@@ -105,8 +108,9 @@ pub fn up(upping: &Upping, kvm: &Usable) -> Result<u8, Failure> {
         .map_err(|error| Failure::os("the control socket cannot be opened", error))?;
 
     let input = if upping.with_command() && !arguments.console { Input::Stdin } else { Input::Nothing };
+    let tell = upping.teller(work.ran(), Some(&image), Some(keeper), serial.raw.is_some());
     let outcome = supervision
-        .run(input, started, move || control.kill(), || end_of(vm.wait()))
+        .run(input, started, move || control.kill(), || end_of(vm.wait()), tell)
         .map_err(|error| Failure::os("the run cannot be supervised", error))?;
     drop(serial.raw);
     let after = |what: Option<Duration>| {
@@ -118,8 +122,7 @@ pub fn up(upping: &Upping, kvm: &Usable) -> Result<u8, Failure> {
         started.elapsed().as_secs_f64(),
         after(outcome.account.hello_after)
     ));
-    let ran = if upping.with_command() { Ran::Command } else { Ran::Recipe };
-    Ok(upping.conclude(ran, &outcome))
+    Ok(upping.conclude(work.ran(), &outcome))
 }
 
 /// The guest's serial console on our side.

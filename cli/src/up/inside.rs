@@ -9,28 +9,26 @@ use std::sync::mpsc::{self, Sender};
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
-use signal_hook::consts::SIGTERM;
+use signal_hook::consts::{SIGTERM, SIGUSR1};
 use vmprof_guests::{RootImage, Store, append_archive, emulator, lab_host};
 use vmprof_job::{
     Bytes, Command, DeviceLink, Ended, Init, JOB_PATH, JOB_SCHEMA, Job, Root, Streams, ToGuest,
 };
 use vmprof_profiles::{DiskSource, Profile};
 
-use super::{BootImage, Upping, sources};
+use super::{BootImage, Guest, Patience, Upping, sources};
 use crate::failure::{Failure, Kind};
 use crate::lab::{Drive, EmulatedHost, Inside, Media, Shape, Start, pack};
-use crate::lower::ROOT_SERIAL;
+use crate::lower::{ROOT_SERIAL, milliseconds};
 use crate::progress::Stages;
 use crate::run::channels;
 use crate::run::control::{self, Answers, Request};
 use crate::run::conversation::{Event, Manners};
-use crate::run::record::{self, DiskInUse, OwnRecord, Run};
+use crate::run::record::{self, DiskInUse, Keeper, OwnRecord, Run};
 use crate::run::supervise::{Input, Supervision};
 use crate::run::terminal::{self, RawTerminal};
 use crate::run::verdict::{MachineEnd, Ran};
 
-/// How long the inner `up` may take for a clean stop: its guest's grace, and its own.
-const GRACE: Duration = Duration::from_secs(30);
 /// How long an emulated host may take to its first word, on a machine with other work to do.
 const HELLO_WITHIN: Duration = Duration::from_secs(180);
 /// How long an emulated host may be silent before it counts as stalled.
@@ -44,15 +42,25 @@ pub fn up(upping: &Upping) -> Result<u8, Failure> {
 
     let store = Store::open(&upping.places.store)?;
     let dry = upping.arguments.dry_run;
-    let image = if dry { None } else { Some(upping.image(&store)?) };
+    let guest = if dry { None } else { Some(upping.guest(&store)?) };
+    let patience =
+        guest.as_ref().map_or(Patience::without_guest(), |guest| Patience::with(&guest.image.conduct));
     let stages = Stages::new(report);
     let builder = upping.builder(&store, &stages);
     let host = lab_host(&builder).map_err(in_the_lab)?;
     let emulator = emulator::find(&builder).map_err(in_the_lab)?;
 
-    let claimed = if dry { None } else { Some(claim(upping, &paths)?) };
+    let mut claimed = if dry { None } else { Some(claim(upping, &paths)?) };
+    // Made here and not inside, where the copy would be in memory: it hangs from the emulated host as a drive to write to.
+    let (image, _private_root) = match guest {
+        Some(Guest { image, .. }) => {
+            let (image, copy) = image.with_private_root(&upping.places, &upping.name)?;
+            (Some(image), copy)
+        }
+        None => (None, None),
+    };
 
-    let job = job(upping, &paths, image.as_ref());
+    let job = job(upping, &paths, image.as_ref(), patience);
     let archive = archive(upping, image.as_ref(), &job)?;
     let initramfs = pack(&host.initramfs, &archive)?;
     drop(archive);
@@ -77,8 +85,10 @@ pub fn up(upping: &Upping) -> Result<u8, Failure> {
     let machine =
         EmulatedHost::start(Start { emulator: &emulator.argv, shape, kernel, initramfs, drives, ports })?;
     let manners = Manners {
-        clean_stop: ToGuest::Signal { number: SIGTERM },
-        grace: GRACE,
+        interrupt: ToGuest::Signal { number: SIGTERM },
+        clean_stop: ToGuest::Signal { number: SIGUSR1 },
+        grace: patience.lab,
+        last_word: patience.last_word,
         timeout: upping.arguments.timeout,
         hello_within: Some(HELLO_WITHIN),
         silence: Some(SILENCE),
@@ -101,20 +111,24 @@ pub fn up(upping: &Upping) -> Result<u8, Failure> {
         let _ = machine.wait();
         MachineEnd::LabGone(words.last_words())
     };
+    let ran = Ran::Inside { with_command: upping.with_command() };
+    let keeper = claimed.as_mut().and_then(|claimed| claimed.keeper.take());
+    let tell = upping.teller(ran, image.as_ref(), keeper, false);
     let outcome = supervision
-        .run(input, started, move || handle.kill(), wait)
+        .run(input, started, move || handle.kill(), wait, tell)
         .map_err(|error| Failure::os("the lab cannot be supervised", error))?;
     drop(raw);
     if let Some(up_after) = outcome.account.hello_after {
         let (up_after, all) = (up_after.as_secs_f64(), started.elapsed().as_secs_f64());
         report.notice(format_args!("the lab was up after {up_after:.1} s and ran {all:.1} s"));
     }
-    Ok(upping.conclude(Ran::Inside { with_command: upping.with_command() }, &outcome))
+    Ok(upping.conclude(ran, &outcome))
 }
 
 /// What this run has to itself, to its end.
 struct Claimed {
     own: OwnRecord,
+    keeper: Option<Keeper>,
     /// The emulator's own locks do not say who has the disk.
     _locks: Vec<File>,
 }
@@ -124,9 +138,10 @@ fn claim(upping: &Upping, paths: &[PathBuf]) -> Result<Claimed, Failure> {
     let disks = sources::make(&upping.profile, paths)?;
     let own = OwnRecord::claim(&upping.places, &upping.name)?;
     record::refuse_shared_disks(&upping.places, &disks)?;
-    own.write(&Run::new(&upping.name, &upping.path, "lab", String::new(), disks.clone()))?;
+    let run = Run::new(&upping.name, &upping.path, "lab", String::new(), disks.clone());
+    let keeper = Some(own.write(run)?);
     let locks = lock_all(upping, paths, &disks)?;
-    Ok(Claimed { own, _locks: locks })
+    Ok(Claimed { own, keeper, _locks: locks })
 }
 
 /// A failure to make the lab is the lab's, unless it is a wrong hash.
@@ -139,7 +154,7 @@ fn in_the_lab(error: vmprof_guests::GuestError) -> Failure {
 }
 
 /// What the emulated host's first process shall do: run the inner `up`, with its disks where the profile has them.
-fn job(upping: &Upping, paths: &[PathBuf], image: Option<&BootImage>) -> Job {
+fn job(upping: &Upping, paths: &[PathBuf], image: Option<&BootImage>, patience: Patience) -> Job {
     let arguments = &upping.arguments;
     let mut argv: Vec<Bytes> = [Inside::VMPROF, "up", "--on", "kvm"].map(Into::into).into();
     match image {
@@ -208,7 +223,7 @@ fn job(upping: &Upping, paths: &[PathBuf], image: Option<&BootImage>) -> Job {
         init: Init::Vmprof,
         services: Vec::new(),
         // The inner `up` stops its own guest first; its clean stop is asked of it alone.
-        stop_within_ms: GRACE.as_millis() as u64,
+        stop_within_ms: milliseconds(patience.lab),
         command: Some(Command {
             argv,
             env: env.iter().map(|(name, value)| (name.as_str().into(), value.as_str().into())).collect(),
@@ -308,7 +323,7 @@ fn drives(upping: &Upping, paths: &[PathBuf], image: Option<&BootImage>, shape: 
     drives.extend(image.and_then(|image| image.root.as_ref()).map(|root| Drive {
         serial: ROOT_SERIAL.to_owned(),
         media: Media::File(root.path.clone()),
-        read_only: true,
+        read_only: !root.writable,
         node: None,
     }));
     drives

@@ -1,12 +1,17 @@
 //! `vmprof up`: plan, build what is missing, boot; here, or in the lab.
 
+mod filesystems;
 mod here;
 mod image;
 mod inside;
+mod patience;
 pub mod promises;
+mod root;
 mod sources;
+mod work;
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use vmprof_guests::{Builder, Store};
 use vmprof_profiles::{Plan, Profile};
@@ -18,11 +23,16 @@ use crate::places::Places;
 use crate::profile::{self, Host};
 use crate::progress::Stages;
 use crate::report::Report;
+use crate::run::news::{News, Teller};
+use crate::run::record::Keeper;
 use crate::run::supervise::Outcome;
 use crate::run::verdict::{Ran, verdict};
 use crate::saved::SavedPlan;
 
+pub use filesystems::Filesystems;
 pub use image::BootImage;
+pub use patience::Patience;
+pub use work::Work;
 
 /// What both ways of running start from.
 #[derive(Debug)]
@@ -36,6 +46,14 @@ struct Upping {
     name: String,
     places: Places,
     report: Report,
+}
+
+/// A guest that fits its profile.
+#[derive(Debug)]
+struct Guest {
+    image: BootImage,
+    filesystems: Filesystems,
+    work: Work,
 }
 
 pub fn up(arguments: UpArguments, report: Report) -> u8 {
@@ -58,6 +76,11 @@ fn try_up(arguments: UpArguments, report: Report) -> Result<u8, Failure> {
     if let Some(saved) = &saved {
         // Before anything is built or an emulated host boots for it.
         saved.made_from(&profile)?;
+    }
+    if arguments.image.is_none() && !arguments.dry_run {
+        // In milliseconds, before packages are fetched for a guest that does not fit.
+        let recipe = profile::recipe(&path, &profile)?;
+        Filesystems::agreed(&profile, &recipe.conduct, &recipe.path.display().to_string())?;
     }
     let upping = Upping { arguments, profile, path, saved, name, places, report };
     match (upping.arguments.on, kvm::probe()) {
@@ -106,18 +129,57 @@ impl Upping {
         }
     }
 
-    /// The guest's image: built where it is missing, or handed over.
-    fn image(&self, store: &Store) -> Result<BootImage, Failure> {
-        if let Some(path) = &self.arguments.image {
-            return BootImage::read(path);
-        }
-        let recipe = profile::recipe(&self.path, &self.profile)?;
-        let stages = Stages::new(self.report);
-        BootImage::build(&self.builder(store, &stages), &recipe)
+    /// The guest: built where it is missing, or handed over; and what it is booted for.
+    fn guest(&self, store: &Store) -> Result<Guest, Failure> {
+        let (image, recipe) = match &self.arguments.image {
+            Some(path) => {
+                let image = BootImage::read(path)?;
+                let recipe = format!("the recipe of `{}`", image.guest);
+                (image, recipe)
+            }
+            None => {
+                let recipe = profile::recipe(&self.path, &self.profile)?;
+                let stages = Stages::new(self.report);
+                let image = BootImage::build(&self.builder(store, &stages), &recipe)?;
+                (image, recipe.path.display().to_string())
+            }
+        };
+        let filesystems = Filesystems::agreed(&self.profile, &image.conduct, &recipe)?;
+        filesystems.possible(&self.profile, &image.abilities, &recipe)?;
+        let work = Work::of(&image, &self.arguments.command, self.arguments.console)?;
+        // Here the store's `hold` of `image.entries()` goes into `Guest`, which lives as long as the run.
+        Ok(Guest { image, filesystems, work })
     }
 
     fn builder<'a>(&self, store: &'a Store, stages: &'a Stages) -> Builder<'a> {
         crate::guest::builder(store, stages, self.arguments.sources)
+    }
+
+    /// What hears of the news of a run: the terminal, and the record. `ran` as in [`Work::ran`]; a raw terminal returns the
+    /// carriage for nobody.
+    fn teller(
+        &self,
+        ran: Ran,
+        image: Option<&BootImage>,
+        keeper: Option<Keeper>,
+        raw: bool,
+    ) -> impl FnMut(News) + Send + 'static {
+        let teller = Teller {
+            name: self.name.clone(),
+            ran,
+            serves: image.is_some_and(|image| work::serves(&image.conduct)),
+            stop_within: image.map_or(Duration::ZERO, |image| Patience::with(&image.conduct).guest),
+        };
+        let (report, end, mut keeper) = (self.report, if raw { "\r" } else { "" }, keeper);
+        move |news| {
+            // The record first: whoever reads the line may look there.
+            if let (Some(keeper), Some(state)) = (&mut keeper, teller.state(&news)) {
+                keeper.is_at(state);
+            }
+            if let Some(line) = teller.line(&news) {
+                report.notice(format_args!("{line}{end}"));
+            }
+        }
     }
 
     fn conclude(&self, ran: Ran, outcome: &Outcome) -> u8 {

@@ -2,7 +2,7 @@
 //! anything is built or booted; `plan` shows it, since a plan may be made for another program.
 
 use miette::Diagnostic;
-use vmprof_profiles::{Aio, DiskPlan, ErrorPolicy, Format, Plan, Profile};
+use vmprof_profiles::{Aio, DiskPlan, ErrorPolicy, Plan, Profile};
 use vmprof_vmm::config::{FEWEST_QUEUE_ENTRIES, LARGEST_LOGICAL_BLOCK_BYTES, LARGEST_PHYSICAL_BLOCK_BYTES};
 
 use crate::failure::{Failure, Kind};
@@ -43,7 +43,6 @@ pub fn of_profile(profile: &Profile) -> Result<(), Failure> {
         werror: disk.werror,
         logical_block_bytes: disk.logical_block_bytes,
         physical_block_bytes: disk.physical_block_bytes,
-        format: disk.format.as_ref().map(|format| &format.value),
         queue_size: disk.queue_size,
     });
     refuse(disks.flat_map(|wish| wish.unkept()).chain(nets(profile.nets.len())).collect())
@@ -60,7 +59,6 @@ pub fn of_plan(plan: &Plan) -> Result<(), Failure> {
         werror: disk.werror,
         logical_block_bytes: disk.logical_block_bytes,
         physical_block_bytes: disk.physical_block_bytes,
-        format: disk.format.as_ref(),
         queue_size: disk.queue_size,
     });
     refuse(disks.flat_map(|wish| wish.unkept()).chain(nets(plan.nets.len())).collect())
@@ -110,7 +108,6 @@ struct Wish<'a> {
     werror: ErrorPolicy,
     logical_block_bytes: Option<u32>,
     physical_block_bytes: Option<u32>,
-    format: Option<&'a Format>,
     queue_size: u16,
 }
 
@@ -166,12 +163,6 @@ impl Wish<'_> {
                 "write `size=4` or more in `queues`; 256 is usual",
             );
         }
-        if let Some(format) = self.format {
-            promise(
-                format!("`format {}`, and no filesystem is made on a disk", format.filesystem),
-                "leave `format` out, and let the guest's command make the filesystem, or bring a disk that has one",
-            );
-        }
         unkept
     }
 }
@@ -213,10 +204,7 @@ mod tests {
         let mut profile = profile();
         profile.disks[0].discard = true;
         (profile.disks[0].rerror, profile.disks[0].werror) = (ErrorPolicy::Stop, ErrorPolicy::Enospc);
-        let (data, log) = (profile.disks[0].name.clone(), profile.disks[1].name.clone());
-        let format = Format { filesystem: "ext4".into(), mount: None };
-        let written = Written { value: format, span: log.span, line: log.line };
-        profile.disks[1].format = Some(written);
+        let data = profile.disks[0].name.clone();
         (profile.disks[1].aio, profile.disks[1].aio_fallback) = (Aio::Native, Some(Aio::Threads));
         (profile.disks[1].logical_block_bytes, profile.disks[1].physical_block_bytes) =
             (Some(65536), Some(4 << 20));
@@ -233,7 +221,7 @@ mod tests {
             mac: None,
         });
         let told = told(&profile);
-        assert_eq!(told[0], "this version of `up` cannot do 9 things that the profile asks for");
+        assert_eq!(told[0], "this version of `up` cannot do 8 things that the profile asks for");
         let expected = [
             ("`data`", "`discard=unmap`"),
             ("`data`", "`rerror=stop`"),
@@ -242,7 +230,6 @@ mod tests {
             ("`log`", "logical blocks of 65536"),
             ("`log`", "physical blocks of 4194304"),
             ("`log`", "queues of 2"),
-            ("`log`", "`format ext4`"),
             ("`net`", "one network device"),
         ];
         assert_eq!(told.len(), 1 + expected.len(), "{told:?}");

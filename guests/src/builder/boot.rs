@@ -3,16 +3,18 @@
 //! the module list and the embedded first process.
 
 use std::cell::OnceCell;
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 
 use super::packages::From;
 use super::{BUILDER_VERSION, Builder, role};
+use crate::abilities;
 use crate::digest::{Inputs, InputsHasher};
 use crate::error::{GuestError, Result};
 use crate::lock::{Lock, LockedPackage};
 use crate::modules::Modules;
-use crate::recipe::{Image, Kernel, Recipe};
+use crate::recipe::{Kernel, Recipe};
 use crate::store::{Entry, Record};
 use crate::tree::Kind;
 use crate::{init, initramfs, kernel};
@@ -27,6 +29,8 @@ pub(crate) struct BootFiles {
     pub(crate) release: String,
     /// In loading order.
     pub(crate) modules: Vec<String>,
+    /// What the record says besides.
+    pub(crate) facts: BTreeMap<String, String>,
 }
 
 /// The kernel's packages, read.
@@ -77,11 +81,9 @@ impl<'r> Source<'r> {
     fn initramfs_inputs(&self, recipe: &Recipe, release: &str) -> Result<Inputs> {
         let mut hasher = self.inputs("initramfs");
         hasher.field("init", blake3::hash(init::PROGRAM).as_bytes());
-        let root = match recipe.image {
-            Image::None => "none",
-            Image::Root { format, .. } => format.name(),
-        };
-        hasher.field("root", root.as_bytes());
+        for filesystem in abilities::filesystem_inputs(recipe) {
+            hasher.field("filesystem", filesystem.as_bytes());
+        }
         for module in &recipe.modules {
             hasher.field("module", module.as_bytes());
         }
@@ -126,11 +128,12 @@ impl Builder<'_> {
         let (initramfs, entries) = self.once(inputs, |builder| {
             let package = package()?;
             let _stage = builder.stage(&format!("packing the initramfs of {}", recipe.name), None);
-            let (bytes, modules) = initramfs_bytes(recipe, package)?;
+            let (bytes, modules, mounts) = initramfs_bytes(recipe, package)?;
             let entry = builder.store.publish_bytes("initramfs", &bytes)?;
             Ok(Record::new(format!("initramfs of {}", recipe.name))
                 .with("initramfs", &entry)
-                .fact("modules", modules.join(" ")))
+                .fact("modules", modules.join(" "))
+                .fact("mounts", mounts))
         })?;
         Ok(BootFiles {
             inputs: [kernel_inputs, inputs],
@@ -138,6 +141,7 @@ impl Builder<'_> {
             initramfs: role(inputs, entries, "initramfs")?,
             release,
             modules: fact(&initramfs, "modules").split_whitespace().map(str::to_owned).collect(),
+            facts: initramfs.facts,
         })
     }
 
@@ -191,19 +195,20 @@ impl Builder<'_> {
     }
 }
 
-/// The initramfs and its modules' names in loading order.
-pub(super) fn initramfs_bytes(recipe: &Recipe, kernel: &KernelPackage) -> Result<(Vec<u8>, Vec<String>)> {
+/// The initramfs, its modules' names in loading order, and the filesystems that can be mounted with them.
+pub(super) fn initramfs_bytes(
+    recipe: &Recipe,
+    kernel: &KernelPackage,
+) -> Result<(Vec<u8>, Vec<String>, String)> {
     let modules = kernel.modules.in_order(&wanted_modules(recipe, &kernel.modules))?;
     let names = modules.iter().map(|module| module.name.clone()).collect();
-    Ok((initramfs::pack(&modules)?, names))
+    let mounts = abilities::mounts(&kernel.modules, &modules);
+    Ok((initramfs::pack(&modules)?, names, mounts))
 }
 
 fn wanted_modules<'a>(recipe: &'a Recipe, modules: &Modules) -> Vec<&'a str> {
     let mut names: Vec<&str> = initramfs::NEEDED.to_vec();
-    if let Image::Root { format, .. } = recipe.image {
-        names.extend(modules.known(&initramfs::BEFORE_ROOT));
-        names.extend(initramfs::for_root(format));
-    }
+    names.extend(abilities::filesystem_modules(recipe, modules));
     names.extend(modules.known(&initramfs::WELCOME));
     if modules.are_all_built_in() {
         names.clear();

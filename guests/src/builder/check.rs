@@ -13,7 +13,7 @@ impl Builder<'_> {
     pub(super) fn compare(&self, recipe: &Recipe, image: &GuestImage) -> Result<()> {
         let lock = self.locked(recipe)?;
         let kernel = self.read_kernel(&Source::of(recipe, &lock)?, From::Anew)?;
-        let (initramfs, _) = super::boot::initramfs_bytes(recipe, &kernel)?;
+        let (initramfs, ..) = super::boot::initramfs_bytes(recipe, &kernel)?;
         let differs = |what: &str, difference: Option<String>| match difference {
             None => Ok(()),
             Some(difference) => {

@@ -1,9 +1,11 @@
 //! The root image: packages, the recipe's own files, and the writer of its format. What it depends on is in [`inputs`].
 
+use std::collections::BTreeMap;
 use std::fs::File;
 
 use super::packages::From;
 use super::{BUILDER_VERSION, Builder, role};
+use crate::abilities::{self, RootFacts};
 use crate::digest::Inputs;
 use crate::error::Result;
 use crate::lock::{Lock, LockedPackage};
@@ -30,6 +32,7 @@ pub(super) struct Written {
     /// Exclusions that met nothing.
     unmet: Vec<String>,
     config: Option<ImageConfig>,
+    able: RootFacts,
 }
 
 impl<'r> Plan<'r> {
@@ -52,6 +55,8 @@ impl<'r> Plan<'r> {
     fn inputs(&self) -> Inputs {
         let mut hasher = Inputs::of("root image");
         hasher.field("builder", BUILDER_VERSION.as_bytes());
+        // The record's facts: one without them is another's.
+        hasher.field("facts", b"makes shell");
         hasher.field("format", self.format.inputs().as_bytes());
         for path in self.exclude {
             hasher.field("exclude", path.as_bytes());
@@ -84,6 +89,8 @@ pub(super) struct Built {
     pub(super) entry: Entry,
     /// What a container image says that it is made of.
     pub(super) config: Option<ImageConfig>,
+    /// What its record says of it.
+    pub(super) facts: BTreeMap<String, String>,
 }
 
 impl Builder<'_> {
@@ -104,10 +111,11 @@ impl Builder<'_> {
             let entry = builder.store.publish_temp(temp, &format!("{name}.{}", plan.format.name()))?;
             let record = Record::new(format!("root image of {name}")).with("root", &entry);
             let config = written.config.and_then(|config| serde_json::to_string(&config).ok());
-            Ok(config.into_iter().fold(record, |record, config| record.fact(CONFIG, config)))
+            let facts = written.able.into_iter().chain(config.map(|config| (CONFIG, config)));
+            Ok(facts.fold(record, |record, (name, value)| record.fact(name, value)))
         })?;
         let config = record.facts.get(CONFIG).and_then(|config| serde_json::from_str(config).ok());
-        Ok(Built { inputs, entry: role(inputs, entries, "root")?, config })
+        Ok(Built { inputs, entry: role(inputs, entries, "root")?, config, facts: record.facts })
     }
 
     /// Writes the root image.
@@ -121,6 +129,6 @@ impl Builder<'_> {
         let _stage = self.stage(&format!("packing the root image of {}", plan.recipe.name), None);
         let (tree, unmet) = root::assemble(plan.recipe, plan.exclude, base, plan.contents.clone())?;
         image::write(&tree, plan.format, &plan.recipe.name, out)?;
-        Ok(Written { unmet, config })
+        Ok(Written { unmet, config, able: abilities::root_facts(&tree) })
     }
 }

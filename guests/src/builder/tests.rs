@@ -339,3 +339,30 @@ fn a_kernel_without_a_directory_of_modules_loads_none_and_names_none() {
     let error = Builder::new(&store, &Silent).build(&recipe).unwrap_err();
     assert!(error.to_string().contains("no module `ext4`"), "{error}");
 }
+
+#[test]
+fn a_disk_the_recipe_formats_brings_its_filesystem_and_the_image_says_what_it_can_do() {
+    use vmprof_job::{Filesystem, Mount, Mounted};
+
+    let (_dir, store, mut recipe) = site(BODY);
+    // The kernel made up for tests has ext4 built in, and no xfs.
+    let able = Abilities { mounts: vec![Filesystem::Ext4], makes: vec![], shell: false };
+    let image = build(&store, &recipe);
+    assert_eq!(image.abilities, able);
+    assert_eq!(build(&store, &recipe).abilities, able, "a warm build knows them too");
+    let mount = Mount {
+        path: "/srv".to_owned(),
+        what: Mounted::Disk { serial: "data".to_owned() },
+        options: vec![],
+        owner: None,
+        mode: None,
+    };
+    let on_disk = |format| crate::recipe::GuestMount { mount: mount.clone(), format, optional: false };
+    for format in [None, Some(Filesystem::Ext4)] {
+        recipe.conduct.mounts = vec![on_disk(format)];
+        assert_eq!(build(&store, &recipe).modules, image.modules, "nothing that is built in is loaded");
+    }
+    recipe.conduct.mounts = vec![on_disk(Some(Filesystem::Xfs))];
+    let error = Builder::new(&store, &Silent).offline(true).frozen(true).build(&recipe).unwrap_err();
+    assert!(error.to_string().contains("no module `xfs`"), "{error}");
+}

@@ -6,8 +6,10 @@ const STOP: ToGuest = ToGuest::Stop { grace_ms: 5_000 };
 
 fn manners() -> Manners {
     Manners {
+        interrupt: STOP,
         clean_stop: STOP,
         grace: Duration::from_secs(600),
+        last_word: Duration::from_secs(600),
         timeout: None,
         hello_within: None,
         silence: None,
@@ -37,14 +39,110 @@ impl Machine for Mock {
 /// Holds a conversation in which all of `script` has happened already; gives the account, what was said and whether the
 /// machine was killed.
 fn after(script: Vec<Event>, manners: &Manners) -> (Account, Vec<ToGuest>, bool) {
+    let (account, said, killed, _) = told_after(script, manners);
+    (account, said, killed)
+}
+
+/// The same, with what was told.
+fn told_after(script: Vec<Event>, manners: &Manners) -> (Account, Vec<ToGuest>, bool, Vec<News>) {
     let (ours, theirs) = UnixStream::pair().unwrap();
     let (events, heard) = mpsc::channel();
     script.into_iter().for_each(|event| events.send(event).unwrap());
     let mock = Mock { events, killed: Cell::new(false) };
-    let account = hold(ours, &heard, manners, Instant::now(), &mock);
+    let mut told = Vec::new();
+    let account = hold(ours, &heard, manners, Instant::now(), &mock, |news| told.push(news));
     let said =
         BufReader::new(theirs).lines().map(|line| serde_json::from_str(&line.unwrap()).unwrap()).collect();
-    (account, said, mock.killed.get())
+    (account, said, mock.killed.get(), told)
+}
+
+fn ready() -> Event {
+    Event::Said(FromGuest::Ready { uptime_ms: 1 })
+}
+
+fn stopped(killed: &[&str]) -> Event {
+    Event::Said(FromGuest::Stopped { killed: killed.iter().map(|name| (*name).to_owned()).collect() })
+}
+
+#[test]
+fn what_services_do_is_told_as_it_happens_and_so_are_readiness_and_the_stop() {
+    let state = |state| FromGuest::Service { name: "db".into(), state };
+    let starting = vmprof_job::ServiceState::Starting;
+    let gone = vmprof_job::ServiceState::Stopped { killed: false };
+    let script = vec![
+        hello(),
+        Event::Said(state(starting.clone())),
+        ready(),
+        Event::StopAsked,
+        Event::StopAsked,
+        Event::Said(state(gone.clone())),
+        stopped(&[]),
+        Event::MachineEnded,
+    ];
+    let (account, said, killed, told) = told_after(script, &manners());
+    let service = |state| News::Service { name: "db".into(), state };
+    let News::Ready { .. } = told[1] else { panic!("{told:?}") };
+    assert_eq!((&told[0], &told[2], &told[3]), (&service(starting), &News::Stopping, &service(gone)));
+    assert_eq!(told.len(), 4, "a second stop is no news: {told:?}");
+    assert_eq!((account.stopped, account.stop_asked, killed), (Some(vec![]), true, false));
+    assert_eq!(said, [STOP, STOP, ToGuest::Received], "a guest that has stopped is let go");
+}
+
+#[test]
+fn services_that_had_to_be_killed_are_kept() {
+    let (account, ..) =
+        after(vec![hello(), ready(), stopped(&["db", "web"]), Event::MachineEnded], &manners());
+    assert_eq!(account.stopped.unwrap(), ["db", "web"]);
+}
+
+#[test]
+fn a_service_that_fails_for_good_is_answered_and_its_guest_let_go() {
+    let failed = Event::Said(FromGuest::Failed { message: "db failed".into() });
+    let (account, said, killed) = after(vec![hello(), failed, Event::MachineEnded], &manners());
+    assert_eq!(account.failed.as_deref(), Some("db failed"));
+    assert_eq!((said, killed), (vec![ToGuest::Received], false));
+}
+
+#[test]
+fn a_signal_and_a_request_to_stop_have_messages_of_their_own() {
+    let interrupt = ToGuest::Signal { number: 15 };
+    let manners = Manners { interrupt: interrupt.clone(), ..manners() };
+    let said = |event| after(vec![hello(), event, Event::MachineEnded], &manners).1;
+    assert_eq!(said(Event::Interrupted { signal: 2 }), [interrupt]);
+    assert_eq!(said(Event::StopAsked), [STOP]);
+}
+
+#[test]
+fn a_guest_that_has_said_its_last_word_gets_time_to_write_back() {
+    let quick =
+        Manners { grace: Duration::from_millis(5), timeout: Some(Duration::from_secs(600)), ..manners() };
+    let script = || vec![hello(), ready(), Event::StopAsked, stopped(&[])];
+    let impatient = Manners { last_word: Duration::from_millis(5), ..quick.clone() };
+    let (account, _, killed) = after(script(), &impatient);
+    assert!(account.killed && killed, "not for ever");
+    let mut ended = script();
+    ended.push(Event::MachineEnded);
+    let (account, _, killed) = after(ended, &quick);
+    assert!(!account.killed && !killed);
+}
+
+#[test]
+fn a_timeout_while_services_start_stops_cleanly() {
+    let state = FromGuest::Service { name: "db".into(), state: vmprof_job::ServiceState::Starting };
+    let quick = Manners { timeout: Some(Duration::ZERO), grace: Duration::from_millis(5), ..manners() };
+    let (account, said, _) = after(vec![hello(), Event::Said(state)], &quick);
+    assert!(account.timed_out && account.ready_after.is_none());
+    assert_eq!(said, [STOP]);
+}
+
+#[test]
+fn a_timeout_after_the_work_hurries_and_judges_nothing() {
+    let quick = Manners { timeout: Some(Duration::ZERO), grace: Duration::ZERO, ..manners() };
+    let quick = Manners { last_word: Duration::ZERO, ..quick };
+    let ended = FromGuest::Ended { status: Ended::Exited(0), stdout: 4, stderr: 0 };
+    let (account, said, killed) = after(vec![hello(), Event::Said(ended)], &quick);
+    assert!(!account.timed_out && killed);
+    assert_eq!(said, [ToGuest::Received, STOP]);
 }
 
 #[test]

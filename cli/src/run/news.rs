@@ -1,0 +1,159 @@
+//! What is worth a line while a run goes on: services that come and go, readiness, the beginning of the end.
+
+use std::time::Duration;
+
+use vmprof_job::ServiceState;
+
+use super::record::State;
+use super::verdict::Ran;
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum News {
+    Service {
+        name: String,
+        state: ServiceState,
+    },
+    /// Everything is as the job asks.
+    Ready {
+        /// From the machine's start.
+        after: Duration,
+    },
+    /// A clean stop has begun.
+    Stopping,
+}
+
+/// Of which run the news are.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Teller {
+    /// The VM's name.
+    pub name: String,
+    pub ran: Ran,
+    /// Whether the guest has services.
+    pub serves: bool,
+    /// How long its services have for a clean stop.
+    pub stop_within: Duration,
+}
+
+impl Teller {
+    /// The line for the user, where there is something to say.
+    pub fn line(&self, news: &News) -> Option<String> {
+        let name = &self.name;
+        match news {
+            News::Service { name, state } => Some(service(name, state)),
+            News::Ready { after } => {
+                let ready = format!("{name} is ready after {}", seconds(*after));
+                match self.ran {
+                    Ran::Serving => Some(format!(
+                        "{ready}: it serves until it is stopped (Ctrl-C, or `vmprof stop {name}`)"
+                    )),
+                    Ran::Shell => Some(format!(
+                        "{ready}: here is a shell on its console; leaving it (`exit`, or Ctrl-A x) stops the guest"
+                    )),
+                    Ran::Command | Ran::Recipe if self.serves => Some(format!("{ready}: its command starts")),
+                    Ran::Command | Ran::Recipe | Ran::Inside { .. } => None,
+                }
+            }
+            News::Stopping if self.serves && !matches!(self.ran, Ran::Inside { .. }) => Some(format!(
+                "{name} is being stopped: its services have {} (Ctrl-C again ends it at once)",
+                seconds(self.stop_within)
+            )),
+            News::Stopping => None,
+        }
+    }
+
+    /// What the record of the run shows from then on, where it changes.
+    pub fn state(&self, news: &News) -> Option<State> {
+        match (news, self.ran) {
+            (News::Service { .. }, _) => None,
+            (News::Ready { .. }, Ran::Serving) => Some(State::Serving),
+            (News::Ready { .. }, _) => Some(State::Running),
+            (News::Stopping, _) => Some(State::Stopping),
+        }
+    }
+}
+
+fn service(name: &str, state: &ServiceState) -> String {
+    match state {
+        ServiceState::Starting => format!("{name}: starting"),
+        ServiceState::Ready { after_ms } => {
+            format!("{name}: ready after {}", seconds(Duration::from_millis(*after_ms)))
+        }
+        ServiceState::Restarting { because, in_ms } => {
+            format!("{name}: {because}; started again in {}", seconds(Duration::from_millis(*in_ms)))
+        }
+        ServiceState::Failed { because } => format!("{name}: failed: {because}"),
+        ServiceState::Stopped { killed: false } => format!("{name}: stopped"),
+        ServiceState::Stopped { killed: true } => {
+            format!("{name}: killed, since it had not stopped in its time")
+        }
+    }
+}
+
+fn seconds(time: Duration) -> String {
+    format!("{:.1} s", time.as_secs_f64())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn teller(ran: Ran, serves: bool) -> Teller {
+        Teller { name: "db".into(), ran, serves, stop_within: Duration::from_secs(30) }
+    }
+
+    const READY: News = News::Ready { after: Duration::from_millis(12_340) };
+
+    #[test]
+    fn each_state_of_a_service_has_its_line() {
+        let line = |state| {
+            let news = News::Service { name: "postgresql".into(), state };
+            teller(Ran::Serving, true).line(&news).unwrap()
+        };
+        let because = || "it exited with status 1".to_owned();
+        for (state, expected) in [
+            (ServiceState::Starting, "postgresql: starting"),
+            (ServiceState::Ready { after_ms: 1234 }, "postgresql: ready after 1.2 s"),
+            (
+                ServiceState::Restarting { because: because(), in_ms: 500 },
+                "postgresql: it exited with status 1; started again in 0.5 s",
+            ),
+            (ServiceState::Failed { because: because() }, "postgresql: failed: it exited with status 1"),
+            (ServiceState::Stopped { killed: false }, "postgresql: stopped"),
+            (
+                ServiceState::Stopped { killed: true },
+                "postgresql: killed, since it had not stopped in its time",
+            ),
+        ] {
+            assert_eq!(line(state), expected);
+        }
+    }
+
+    #[test]
+    fn readiness_says_what_comes_next_and_nothing_where_the_command_says_it_itself() {
+        let line = |ran, serves| teller(ran, serves).line(&READY);
+        assert_eq!(
+            line(Ran::Serving, true).unwrap(),
+            "db is ready after 12.3 s: it serves until it is stopped (Ctrl-C, or `vmprof stop db`)"
+        );
+        assert!(line(Ran::Shell, true).unwrap().contains("Ctrl-A x"));
+        assert_eq!(line(Ran::Command, true).unwrap(), "db is ready after 12.3 s: its command starts");
+        assert_eq!((line(Ran::Command, false), line(Ran::Recipe, false)), (None, None));
+        assert_eq!(line(Ran::Inside { with_command: false }, true), None, "the vmprof inside has said it");
+    }
+
+    #[test]
+    fn the_time_to_stop_is_said_where_there_is_something_to_stop() {
+        assert!(teller(Ran::Serving, true).line(&News::Stopping).unwrap().contains("30.0 s"));
+        assert_eq!(teller(Ran::Recipe, false).line(&News::Stopping), None);
+    }
+
+    #[test]
+    fn the_record_follows_the_run() {
+        let state = |ran, news: &News| teller(ran, true).state(news);
+        assert_eq!(state(Ran::Serving, &READY), Some(State::Serving));
+        assert_eq!(state(Ran::Command, &READY), Some(State::Running));
+        assert_eq!(state(Ran::Serving, &News::Stopping), Some(State::Stopping));
+        let started = News::Service { name: "a".into(), state: ServiceState::Starting };
+        assert_eq!(state(Ran::Serving, &started), None);
+    }
+}
