@@ -20,13 +20,11 @@ use super::*;
 const MAKERS: [&str; 7] = ["error", "warning", "problem", "warn", "note", "step", "remark"];
 
 /// Directory or file → what stands before the words that makers are given there. The longest that fits counts.
-const AREAS: [(&str, &[&str]); 8] = [
+const AREAS: [(&str, &[&str]); 7] = [
     // Read for profiles, and for recipes and locks.
     ("profiles/document/src", &["vmprof::profile", "vmprof::guest"]),
     // What holds the problems of any file.
     ("profiles/document/src/problem.rs", &["vmprof::profile", "vmprof::guest", "vmprof::import"]),
-    // Recipes extend nothing.
-    ("profiles/document/src/layers.rs", &["vmprof::profile"]),
     ("profiles/src", &["vmprof::profile"]),
     ("profiles/src/export", &["vmprof::export"]),
     ("profiles/src/import", &["vmprof::import"]),
