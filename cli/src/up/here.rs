@@ -54,7 +54,7 @@ pub fn up(upping: &Upping, kvm: &Usable) -> Result<u8, Failure> {
     }
 
     let store = Store::open(&upping.places.store)?;
-    let Guest { image, filesystems, work } = upping.guest(&store)?;
+    let Guest { image, filesystems, work, held: _held } = upping.guest(&store)?;
     let disks = sources::make(&upping.profile, &paths)?;
     let own = OwnRecord::claim(&upping.places, &upping.name)?;
     record::refuse_shared_disks(&upping.places, &disks)?;

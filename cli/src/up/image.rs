@@ -64,10 +64,6 @@ impl BootImage {
     }
 
     /// The files of the store that a run reads for as long as it lives, and that are held against its collection.
-    #[expect(
-        dead_code,
-        reason = "the store has nothing yet that holds entries; `Upping::guest` is where it will"
-    )]
     pub fn entries(&self) -> Vec<&Path> {
         let root = self.root.as_ref().filter(|_| !self.private_root);
         [Some(&self.kernel), Some(&self.initramfs), root.map(|root| &root.path)]

@@ -47,8 +47,12 @@ pub fn up(upping: &Upping) -> Result<u8, Failure> {
         guest.as_ref().map_or(Patience::without_guest(), |guest| Patience::with(&guest.image.conduct));
     let stages = Stages::new(report);
     let builder = upping.builder(&store, &stages);
+    let using = store.using()?;
     let host = lab_host(&builder).map_err(in_the_lab)?;
     let emulator = emulator::find(&builder).map_err(in_the_lab)?;
+    let of_the_lab = [&host.kernel, &host.initramfs].into_iter().map(PathBuf::as_path);
+    let _held = using.hold(&upping.name, of_the_lab.chain(emulator.argv.iter().map(Path::new)))?;
+    drop(using);
 
     let mut claimed = if dry { None } else { Some(claim(upping, &paths)?) };
     // Made here and not inside, where the copy would be in memory: it hangs from the emulated host as a drive to write to.

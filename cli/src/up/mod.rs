@@ -13,7 +13,7 @@ mod work;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use vmprof_guests::{Builder, Store};
+use vmprof_guests::{Builder, Hold, Store};
 use vmprof_profiles::{Plan, Profile};
 use vmprof_vmm::kvm::{self, NoKvm};
 
@@ -54,6 +54,8 @@ struct Guest {
     image: BootImage,
     filesystems: Filesystems,
     work: Work,
+    /// Keeps its image in the store for as long as the run lasts.
+    held: Hold,
 }
 
 pub fn up(arguments: UpArguments, report: Report) -> u8 {
@@ -131,6 +133,8 @@ impl Upping {
 
     /// The guest: built where it is missing, or handed over; and what it is booted for.
     fn guest(&self, store: &Store) -> Result<Guest, Failure> {
+        // Between what the build finds and what the hold keeps, nothing is collected.
+        let using = store.using()?;
         let (image, recipe) = match &self.arguments.image {
             Some(path) => {
                 let image = BootImage::read(path)?;
@@ -147,8 +151,8 @@ impl Upping {
         let filesystems = Filesystems::agreed(&self.profile, &image.conduct, &recipe)?;
         filesystems.possible(&self.profile, &image.abilities, &recipe)?;
         let work = Work::of(&image, &self.arguments.command, self.arguments.console)?;
-        // Here the store's `hold` of `image.entries()` goes into `Guest`, which lives as long as the run.
-        Ok(Guest { image, filesystems, work })
+        let held = using.hold(&self.name, image.entries())?;
+        Ok(Guest { image, filesystems, work, held })
     }
 
     fn builder<'a>(&self, store: &'a Store, stages: &'a Stages) -> Builder<'a> {
