@@ -77,7 +77,7 @@ fn threads_and_queues_are_where_the_plan_has_them() {
                   done; sleep 1000";
     let script = script.replace("vdb", "$(basename $(dirname $(grep -lx data /sys/block/*/serial)))");
     let mut running =
-        spawn(&mut home.vmprof(LAB.iter().chain(&["profiles/db.kdl", "--", "sh", "-c", &script])));
+        spawn(&mut home.vmprof(LAB.iter().chain(&["tests/fixtures/drive.kdl", "--", "sh", "-c", &script])));
     let ask = |words: &[&str]| -> Option<Value> {
         let answer = finish(&mut home.vmprof(words));
         (answer.status == Some(0)).then(|| serde_json::from_str(&answer.stdout).expect("JSON on stdout"))
@@ -90,11 +90,11 @@ fn threads_and_queues_are_where_the_plan_has_them() {
     };
     let stats = eventually("64 reads on each of four virtqueues", || {
         assert!(!running.has_ended(), "the run ended early");
-        ask(&["stats", "db", "--format", "json"])
+        ask(&["stats", "drive", "--format", "json"])
             .filter(|stats| reads(stats).values().filter(|reads| **reads >= 64).count() == 4)
     });
 
-    let plan = ask(&["ask", "db", "plan"]).expect("the plan in force");
+    let plan = ask(&["ask", "drive", "plan"]).expect("the plan in force");
     assert_eq!(plan["host"]["nodes"], 2, "the lab has two nodes");
     for planned in plan["disks"][0]["virtqueues"].as_array().unwrap() {
         let disks = stats["disks"].as_array().unwrap();
@@ -105,7 +105,8 @@ fn threads_and_queues_are_where_the_plan_has_them() {
         assert_eq!(counted["iothread"], planned["iothread"], "virtqueue {}", planned["vq"]);
     }
 
-    let findings = ask(&["verify", "db", "--format", "json"]).expect("every thread is where the plan has it");
+    let findings =
+        ask(&["verify", "drive", "--format", "json"]).expect("every thread is where the plan has it");
     let findings = findings.as_array().unwrap();
     assert_eq!(findings.len(), 4 + 2 + 1);
     let mut seen = Vec::new();
@@ -135,13 +136,14 @@ fn threads_and_queues_are_where_the_plan_has_them() {
     // The data drive hangs from node 0, and so does everything else.
     assert_eq!((&plan["disks"][0]["node"], &plan["memory"]["nodes"]), (&0.into(), &"0".into()));
 
-    let second =
-        home.run(LAB.iter().chain(&["--name", "other", "profiles/db.kdl", "--", "true"])).expect(125);
-    assert!(second.stderr.contains("`data`") && second.stderr.contains("`db`"), "{}", second.stderr);
-    let clash = home.run(LAB.iter().chain(&["profiles/db.kdl", "--", "true"])).expect(125);
-    assert!(clash.stderr.contains("`db` is running already"), "{}", clash.stderr);
+    let second = home
+        .run(LAB.iter().chain(&["--name", "other", "tests/fixtures/drive.kdl", "--", "true"]))
+        .expect(125);
+    assert!(second.stderr.contains("`data`") && second.stderr.contains("`drive`"), "{}", second.stderr);
+    let clash = home.run(LAB.iter().chain(&["tests/fixtures/drive.kdl", "--", "true"])).expect(125);
+    assert!(clash.stderr.contains("`drive` is running already"), "{}", clash.stderr);
 
-    home.run(["stop", "db"]).expect(0);
+    home.run(["stop", "drive"]).expect(0);
     let finished = running.finish();
     // CMD was asked to end with SIGTERM, and did.
     assert_eq!(finished.status, Some(128 + 15), "{}", finished.stderr);
@@ -208,7 +210,7 @@ fn the_tour_verifies_the_disk_and_finds_its_content_again() {
     let _lab = the_lab();
     let home = Home::new();
     for run in 1..=2 {
-        let tour = home.run(LAB.iter().chain(&["profiles/db.kdl"])).expect(0).stdout;
+        let tour = home.run(LAB.iter().chain(&["tests/fixtures/drive.kdl"])).expect(0).stdout;
         for (what, value) in
             [("kernel", "6."), ("queues", "4"), ("scheduler", "none"), ("run", &run.to_string())]
         {
@@ -217,7 +219,7 @@ fn the_tour_verifies_the_disk_and_finds_its_content_again() {
             assert!(found.is_some_and(|found| found.starts_with(value)), "{what}: {line:?}\n{tour}");
         }
     }
-    let disk = home.path().join(".local/state/vmprof/disks/db/db-data.raw");
+    let disk = home.path().join(".local/state/vmprof/disks/drive/db-data.raw");
     let mut start = vec![0; 64];
     std::io::Read::read_exact(&mut fs::File::open(disk).unwrap(), &mut start).unwrap();
     assert!(start.starts_with(b"vmprof tour, run 2"), "the content is the host's file's");

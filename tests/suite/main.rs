@@ -7,6 +7,7 @@ mod explain;
 mod exports;
 mod images;
 mod kills;
+mod postgres;
 mod roots;
 mod store;
 
