@@ -1,13 +1,13 @@
 //! Whether a program of the image would start: every shared library that it and its libraries name must be where Debian's
 //! dynamic linker looks without an ld.so.cache, which no image has.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use object::read::elf::{Dyn as _, ElfFile64, FileHeader as _, ProgramHeader as _};
 use object::{Endianness, elf};
 
 use crate::error::MissingLibrary;
-use crate::tree::{Kind, Tree};
+use crate::tree::{Kind, Node, Tree};
 
 /// Debian's ld.so, compiled in.
 const LIBRARY_DIRS: [&str; 4] = ["lib/x86_64-linux-gnu", "usr/lib/x86_64-linux-gnu", "lib", "usr/lib"];
@@ -57,26 +57,28 @@ pub(crate) fn missing_libraries(tree: &Tree) -> Vec<MissingLibrary> {
             && node.mode & 0o111 != 0
             && PROGRAM_DIRS.iter().any(|dir| path.starts_with(dir))
     });
-    let mut open: Vec<String> = programs.map(|(path, _)| path.to_owned()).collect();
-    let mut seen: BTreeSet<String> = open.iter().cloned().collect();
+    let mut known = BTreeMap::new();
     let mut missing: BTreeMap<String, String> = BTreeMap::new();
-    while let Some(path) = open.pop() {
-        let Some((_, node)) = tree.look(&path) else { continue };
-        let Kind::File(content) = &node.kind else { continue };
-        let Some(needs) = needs(content) else { continue };
-        for library in needs.libraries {
-            match find(tree, &library, &needs.search, &path) {
-                Some(at) => {
-                    if seen.insert(at.clone()) {
-                        open.push(at);
-                    }
+    for (program, _) in programs {
+        // In ld.so's order, breadth first: what a library needs is found without a search if something before it has loaded
+        // it by that name, as libraries beside a program's own directory rely on.
+        let mut loaded: BTreeSet<String> = BTreeSet::new();
+        let mut open = VecDeque::from([program.to_owned()]);
+        while let Some(path) = open.pop_front() {
+            let needed = known.entry(path.clone()).or_insert_with(|| needed(tree, &path));
+            for (library, at) in needed {
+                if loaded.contains(library) {
+                    continue;
                 }
-                None => {
-                    let first = missing.entry(library).or_insert_with(|| path.clone());
+                let Some(at) = at else {
+                    let first = missing.entry(library.clone()).or_insert_with(|| path.clone());
                     if path < *first {
                         first.clone_from(&path);
                     }
-                }
+                    continue;
+                };
+                loaded.insert(library.clone());
+                open.push_back(at.clone());
             }
         }
     }
@@ -84,6 +86,17 @@ pub(crate) fn missing_libraries(tree: &Tree) -> Vec<MissingLibrary> {
         .into_iter()
         .map(|(library, needed_by)| MissingLibrary { library, needed_by: format!("/{needed_by}") })
         .collect()
+}
+
+/// What the file at `path` names, each with where its own search finds it.
+fn needed(tree: &Tree, path: &str) -> Vec<(String, Option<String>)> {
+    let Some((_, Node { kind: Kind::File(content), .. })) = tree.look(path) else { return Vec::new() };
+    let needs = needs(content).unwrap_or_default();
+    let found = |library: String| {
+        let at = find(tree, &library, &needs.search, path);
+        (library, at)
+    };
+    needs.libraries.iter().cloned().map(found).collect()
 }
 
 fn find(tree: &Tree, library: &str, search: &[String], needed_by: &str) -> Option<String> {
@@ -102,11 +115,16 @@ pub(crate) mod tests {
 
     /// The smallest ELF file that needs these libraries.
     pub(crate) fn dynamic(libraries: &[&str]) -> Vec<u8> {
+        dynamic_with_runpath(libraries, None)
+    }
+
+    fn dynamic_with_runpath(libraries: &[&str], runpath: Option<&str>) -> Vec<u8> {
         let mut names = vec![0_u8];
         let mut entries: Vec<(u64, u64)> = Vec::new();
-        for library in libraries {
-            entries.push((1, names.len() as u64));
-            names.extend_from_slice(library.as_bytes());
+        let runpath = runpath.map(|path| (29, path));
+        for (tag, text) in libraries.iter().map(|library| (1, *library)).chain(runpath) {
+            entries.push((tag, names.len() as u64));
+            names.extend_from_slice(text.as_bytes());
             names.push(0);
         }
         let headers = 64 + 2 * 56;
@@ -154,5 +172,23 @@ pub(crate) mod tests {
         assert_eq!(needs(crate::init::PROGRAM).map(|needs| needs.libraries).unwrap_or_default(), [""; 0]);
         let whole = dynamic(&["libc.so.6"]);
         assert_eq!(needs(&whole[..whole.len() - 12]), None);
+    }
+
+    #[test]
+    fn a_library_that_was_loaded_before_is_not_searched_for_again() {
+        let library = |tree: &mut Tree, path: &str, needs: &[&str]| {
+            let node = Node::file(0o644, dynamic(needs));
+            tree.put(path, node, &crate::tree::Origin::Builder).unwrap();
+        };
+        let missing = |program_needs: &[&str]| {
+            let mut tree = Tree::default();
+            let program = Node::file(0o755, dynamic_with_runpath(program_needs, Some("/usr/lib/own")));
+            tree.put("usr/bin/program", program, &crate::tree::Origin::Builder).unwrap();
+            library(&mut tree, "usr/lib/own/core.so", &["shared.so"]);
+            library(&mut tree, "usr/lib/own/shared.so", &[]);
+            missing_libraries(&tree).into_iter().map(|one| one.library).collect::<Vec<_>>()
+        };
+        assert_eq!(missing(&["core.so", "shared.so"]), [""; 0]);
+        assert_eq!(missing(&["core.so"]), ["shared.so"], "core.so has no search path of its own");
     }
 }

@@ -10,6 +10,7 @@ mod kills;
 mod postgres;
 mod roots;
 mod store;
+mod systemd;
 
 #[test]
 fn every_file_is_listed() {

@@ -14,16 +14,17 @@ use crate::cgroups::Cgroups;
 use crate::command::{self, Surroundings};
 use crate::control::Control;
 use crate::failure::Failure;
+use crate::keeping::Keeping;
 use crate::power::{self, Buttons};
 use crate::pump::{FromCommand, ToCommand};
 use crate::reap::Children;
 use crate::services::{Console, Keeper, Places};
 use crate::supervisor::{FAILURE_HEARD, Launch, Started, Streams, Supervisor};
 use crate::terminal::{self, Terminal};
-use crate::{cpus, disks, job, kmsg, loopback, modules, mounts, ports, sysctl, volumes};
+use crate::{cpus, disks, job, kmsg, loopback, modules, mounts, ports, sysctl, systemd, volumes};
 
 /// Devices appear while the kernel probes them; an emulated machine on a busy host takes its time.
-const DEVICE_WAIT: Duration = Duration::from_secs(30);
+pub(crate) const DEVICE_WAIT: Duration = Duration::from_secs(30);
 const SERIAL_CONSOLE: &str = "/dev/ttyS0";
 const OURSELVES: &str = "/proc/self/exe";
 
@@ -64,7 +65,11 @@ fn supervise(mut control: Control) -> ! {
     };
     match job.init {
         Init::Vmprof => {}
-        Init::Systemd => fail(control, None, &Failure::Init("systemd")),
+        Init::Systemd => {
+            control.flush_within(FAILURE_HEARD);
+            let failure = systemd::become_systemd(&job, &control);
+            fail(control, Some(&children), &failure)
+        }
     }
     let readied = ready_services(&job).and_then(|keeper| Ok((keeper, launch(job.command.as_ref())?)));
     let (keeper, launch) = match readied {
@@ -75,14 +80,14 @@ fn supervise(mut control: Control) -> ! {
         control,
         children: &children,
         buttons: Buttons::open(Path::new("/dev/input")),
-        keeper,
+        keeper: Keeping::Own(keeper),
         surroundings: job.command.as_ref().map_or_else(Surroundings::of_root, Surroundings::of),
         everything: &power::signal_everything,
         stop_within: Duration::from_millis(job.stop_within_ms),
         uptime_ms,
     };
-    let grace = supervisor.run(launch);
-    power::end(Some(&children), grace)
+    let end = supervisor.run(launch);
+    power::end(Some(&children), end.grace)
 }
 
 /// The services, none of them started.
@@ -103,7 +108,7 @@ fn console() -> Console {
 }
 
 /// What starts the command; the ports it needs are looked for now, not when the services are ready.
-fn launch(command: Option<&vmprof_job::Command>) -> Result<Option<Launch<'_>>, Failure> {
+pub(crate) fn launch(command: Option<&vmprof_job::Command>) -> Result<Option<Launch<'_>>, Failure> {
     let Some(command) = command else { return Ok(None) };
     let outlets = Outlets::open(&command.streams)?;
     Ok(Some(Box::new(move || outlets.start(&Surroundings::of(command), command))))
@@ -112,12 +117,17 @@ fn launch(command: Option<&vmprof_job::Command>) -> Result<Option<Launch<'_>>, F
 /// Tells the outside, as long as there is one, and ends the machine. The port is closed before: closing is answered by
 /// the device, which has then seen all that was written.
 fn fail(mut control: Control, children: Option<&Children>, failure: &Failure) -> ! {
+    say_failed(&mut control, failure);
+    drop(control);
+    power::end(children, Duration::ZERO)
+}
+
+/// Waits, not for ever, until the outside has heard it.
+pub(crate) fn say_failed(control: &mut Control, failure: &Failure) {
     let message = failure.message();
     kmsg::error(&message);
     control.send(&FromGuest::Failed { message });
     control.farewell(FAILURE_HEARD, &mut Buttons::default());
-    drop(control);
-    power::end(children, Duration::ZERO)
 }
 
 /// Everything the job asks for short of services and command; whoever becomes the first process finds it so.
@@ -190,7 +200,7 @@ impl<'a> Outlets<'a> {
     }
 }
 
-fn port(name: &'static str) -> Result<ports::Port, Failure> {
+pub(crate) fn port(name: &'static str) -> Result<ports::Port, Failure> {
     ports::open(Path::new("/sys"), Path::new("/dev"), name, DEVICE_WAIT)
 }
 
@@ -211,7 +221,7 @@ fn console_as_streams() -> Result<(), Failure> {
     }
 }
 
-fn uptime_ms() -> u64 {
+pub(crate) fn uptime_ms() -> u64 {
     let uptime = clock_gettime(ClockId::Boottime);
     u64::try_from(uptime.tv_sec * 1000 + uptime.tv_nsec / 1_000_000).unwrap_or_default()
 }

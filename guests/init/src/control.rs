@@ -1,5 +1,6 @@
 //! The control port: one JSON message a line, both ways.
 
+use std::os::fd::BorrowedFd;
 use std::time::{Duration, Instant};
 
 use rustix::event::PollFlags;
@@ -63,6 +64,22 @@ impl Control {
     pub(crate) fn expect<'a>(&'a self, now: Instant, wait: &mut Wait<'a>) {
         let flags = if self.is_flushed() { PollFlags::IN } else { PollFlags::IN | PollFlags::OUT };
         self.port.expect(flags, now, wait);
+    }
+
+    /// Waits until the port has taken everything, not longer than `limit`.
+    pub(crate) fn flush_within(&mut self, limit: Duration) {
+        let end = Instant::now() + limit;
+        while !self.is_flushed() && Instant::now() < end {
+            let mut wait = Wait::default();
+            self.port.expect(PollFlags::OUT, Instant::now(), &mut wait);
+            wait.until(end);
+            wait.sleep();
+            self.flush(Instant::now());
+        }
+    }
+
+    pub(crate) fn descriptor(&self) -> BorrowedFd<'_> {
+        self.port.descriptor()
     }
 
     /// How long nobody has been at the other end.

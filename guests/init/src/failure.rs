@@ -100,8 +100,8 @@ pub(crate) enum Failure {
     ServiceSignal { service: String, number: i32 },
     #[error("service `{service}` failed: {because}{}", last_words(.last))]
     Service { service: String, because: String, last: Vec<String> },
-    #[error("the first process does not hand over to {0}")]
-    Init(&'static str),
+    #[error("systemd did not come up: {because}")]
+    Systemd { because: String },
     #[error("the terminal {} could not become the command's own", .terminal.display())]
     Terminal { terminal: PathBuf, source: io::Error },
 }

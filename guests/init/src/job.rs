@@ -28,12 +28,12 @@ pub(crate) fn read(path: &Path) -> Result<Job, Failure> {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use vmprof_job::{Command, Disk, Root, Streams};
 
     use super::*;
 
-    fn job(argv: &[&str]) -> Job {
+    pub(crate) fn job(argv: &[&str]) -> Job {
         Job {
             schema: JOB_SCHEMA.into(),
             hostname: "db".into(),

@@ -1,7 +1,7 @@
 //! A guest's first process. The kernel starts it from the initramfs; it loads modules, finds ports and disks, makes the
 //! root disk `/`, mounts what the job mounts, starts its services and its command, reports how that ended, stops everything in
 //! order, and powers off. What it is told and what it answers is
-//! in `vmprof-job`. Guests of `up` and the lab's emulated host run the same program.
+//! in `vmprof-job`. Where the job hands over to systemd, it goes on as one of its services (`systemd.rs`). Guests of `up` and the lab's emulated host run the same program.
 
 mod become_user;
 mod boot;
@@ -14,6 +14,7 @@ mod disks;
 mod failure;
 mod filesystems;
 mod job;
+mod keeping;
 mod kmsg;
 mod loopback;
 mod modules;
@@ -25,6 +26,7 @@ mod reap;
 mod services;
 mod supervisor;
 mod sysctl;
+mod systemd;
 mod terminal;
 mod users;
 mod volumes;
@@ -47,6 +49,8 @@ fn main() -> ExitCode {
     match arguments.split_first() {
         Some((word, rest)) if word == terminal::WORD => ExitCode::from(terminal::become_command(rest)),
         Some((word, rest)) if word == become_user::WORD => ExitCode::from(become_user::become_user(rest)),
+        Some((word, [])) if word == systemd::WORD => ExitCode::from(systemd::run()),
+        Some((word, [])) if word == systemd::HOLD_WORD => systemd::hold(),
         _ => {
             eprintln!(
                 "vmprof-init is the first process of a guest: the kernel starts it, as process 1, and nobody else."

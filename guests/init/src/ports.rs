@@ -6,7 +6,7 @@
 
 use std::fs::{self, OpenOptions};
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -74,6 +74,10 @@ impl Port {
         }
     }
 
+    pub(crate) fn descriptor(&self) -> BorrowedFd<'_> {
+        self.descriptor.as_fd()
+    }
+
     /// Adds to `wait` what makes `flags` worth trying.
     pub(crate) fn expect<'a>(&'a self, flags: PollFlags, now: Instant, wait: &mut Wait<'a>) {
         match &self.away {
@@ -119,19 +123,24 @@ impl Port {
 
 /// The port with this name, waited for: the outside names a port only after the driver has greeted it.
 pub(crate) fn open(sys: &Path, dev: &Path, name: &'static str, limit: Duration) -> Result<Port, Failure> {
-    let class = sys.join("class/virtio-ports");
-    // A class without a directory is one whose driver has not come up yet.
-    let device = until_there(limit, || Ok::<_, Failure>(find(&class, name).unwrap_or_default()))?;
-    let Some(device) = device else {
-        let found = names(&class).unwrap_or_default().into_iter().map(|(_, name)| name).collect();
-        return Err(Failure::NoPort { name, waited_ms: limit.as_millis(), found });
-    };
+    let device = device(sys, name, limit)?;
     let opened = OpenOptions::new()
         .read(true)
         .write(true)
         .custom_flags(OFlags::NONBLOCK.bits() as i32)
         .open(dev.join(device));
     opened.map(|file| Port::new(file.into())).map_err(|source| Failure::Port { name, source })
+}
+
+/// The name of its device.
+pub(crate) fn device(sys: &Path, name: &'static str, limit: Duration) -> Result<String, Failure> {
+    let class = sys.join("class/virtio-ports");
+    // A class without a directory is one whose driver has not come up yet.
+    let device = until_there(limit, || Ok::<_, Failure>(find(&class, name).unwrap_or_default()))?;
+    device.ok_or_else(|| {
+        let found = names(&class).unwrap_or_default().into_iter().map(|(_, name)| name).collect();
+        Failure::NoPort { name, waited_ms: limit.as_millis(), found }
+    })
 }
 
 fn find(class: &Path, name: &str) -> io::Result<Option<String>> {

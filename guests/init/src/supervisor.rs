@@ -11,11 +11,11 @@ use crate::captured::Captured;
 use crate::command::Surroundings;
 use crate::control::{Control, GONE};
 use crate::failure::Failure;
+use crate::keeping::Keeping;
 use crate::kmsg;
 use crate::power::Buttons;
 use crate::pump::{FromCommand, ToCommand};
 use crate::reap::Children;
-use crate::services::Keeper;
 use crate::wait::Wait;
 
 /// Output that nobody takes is given up after this long without a reader; a slow reader is waited for.
@@ -44,7 +44,7 @@ pub(crate) struct Supervisor<'a> {
     pub(crate) control: Control,
     pub(crate) children: &'a Children,
     pub(crate) buttons: Buttons,
-    pub(crate) keeper: Keeper,
+    pub(crate) keeper: Keeping,
     /// For helpers: what the command has, too.
     pub(crate) surroundings: Surroundings,
     /// Signals all that runs in the guest.
@@ -52,6 +52,15 @@ pub(crate) struct Supervisor<'a> {
     /// What a clean stop may take at most.
     pub(crate) stop_within: Duration,
     pub(crate) uptime_ms: fn() -> u64,
+}
+
+/// How the run came to its end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct End {
+    /// What is left for all other processes.
+    pub(crate) grace: Duration,
+    /// Of services that systemd keeps: it has stopped them all, and turns the machine off.
+    pub(crate) is_orderly: bool,
 }
 
 /// What the run is for.
@@ -92,8 +101,8 @@ struct Course<'a> {
 }
 
 impl<'a> Supervisor<'a> {
-    /// Returns when the outside knows how it ended and the services have stopped; the time is what is left for all others.
-    pub(crate) fn run(mut self, launch: Option<Launch<'a>>) -> Duration {
+    /// Returns when the outside knows how it ended and the services have stopped.
+    pub(crate) fn run(mut self, launch: Option<Launch<'a>>) -> End {
         let mut course = Course {
             main: Main::Awaited(launch),
             streams: None,
@@ -122,7 +131,7 @@ impl<'a> Supervisor<'a> {
             }
             if matches!(course.main, Main::Known) && self.keeper.are_over() {
                 let by = course.stop.as_ref().map(|stop| stop.by.saturating_duration_since(now));
-                return by.unwrap_or(LEFT_BEHIND);
+                return End { grace: by.unwrap_or(LEFT_BEHIND), is_orderly: self.keeper.is_orderly() };
             }
             self.sleep(&course, now);
         }
@@ -152,6 +161,12 @@ impl<'a> Supervisor<'a> {
     /// What the outside wants.
     fn obey(&mut self, course: &mut Course, now: Instant) {
         let mut grace = self.buttons.pressed().then_some(self.stop_within);
+        // Somebody in the guest had systemd turn the machine off: it waits for this process, and not for long.
+        let unfinished = matches!(course.main, Main::Awaited(_) | Main::Serving | Main::Running(_));
+        if unfinished && course.stop.is_none() && self.keeper.go_with_the_machine() && self.keeper.are_over()
+        {
+            grace = Some(self.stop_within);
+        }
         for message in self.control.step(now) {
             match message {
                 ToGuest::InputEnded { bytes } => match &mut course.streams {
@@ -182,7 +197,7 @@ impl<'a> Supervisor<'a> {
                 },
                 ToGuest::Ping => self.control.send(&FromGuest::Pong),
                 ToGuest::Received => match course.main {
-                    Main::Told { .. } => course.main = Main::Known,
+                    Main::Told { .. } => self.known(course, now),
                     _ => kmsg::error("control: nothing was sent that could have been received"),
                 },
             }
@@ -210,10 +225,7 @@ impl<'a> Supervisor<'a> {
             // The services are for it.
             Main::Running(_) => {}
             // It need not be told again.
-            Main::Told { .. } => {
-                course.main = Main::Known;
-                self.keeper.stop(by.saturating_duration_since(now), now);
-            }
+            Main::Told { .. } => self.known(course, now),
             _ => self.keeper.stop(by.saturating_duration_since(now), now),
         }
     }
@@ -302,24 +314,33 @@ impl<'a> Supervisor<'a> {
             // Not even SIGKILL ended it: stuck in the kernel, and power off is what was asked for.
             Main::Running(_) if gave_up => {
                 kmsg::error("the command did not end");
-                course.main = Main::Known;
-                self.stop_services_if_asked(course, now);
+                self.known(course, now);
             }
             Main::Told { until } if now >= *until || self.control.away_for(now) >= GONE => {
                 kmsg::error("the outside did not say that it received the end");
-                course.main = Main::Known;
+                self.known(course, now);
             }
             _ => return false,
         }
         true
     }
 
-    /// The services go before the machine does, and need not wait until the outside has read everything.
+    /// Nothing is left to say.
+    fn known(&mut self, course: &mut Course, now: Instant) {
+        course.main = Main::Known;
+        match course.stop {
+            Some(_) => self.stop_services_if_asked(course, now),
+            None => self.keeper.stop(self.stop_within, now),
+        }
+    }
+
+    /// The services go before the machine does, and need not wait until the outside has read everything, where they can.
     fn tell(&mut self, course: &mut Course, told: &FromGuest, limit: Duration, now: Instant) {
         self.control.send(told);
         course.main = Main::Told { until: now + limit };
         match course.stop {
             Some(_) => self.stop_services_if_asked(course, now),
+            None if self.keeper.go_with_the_machine() => {}
             None => self.keeper.stop(self.stop_within, now),
         }
     }

@@ -16,6 +16,8 @@ const DEFAULT_ENV: [(&str, &str); 3] = [
 ];
 /// How long a clean stop may take unless the recipe or its services need more.
 const DEFAULT_STOP_MS: u64 = 5_000;
+/// systemd gives each unit 90 s (DefaultTimeoutStopSec=), then kills it: so long, and some more.
+const SYSTEMD_STOP_MS: u64 = 100_000;
 /// How long a service may take to be ready.
 pub(super) const DEFAULT_READY_MS: u64 = 60_000;
 /// How long a service may take to stop.
@@ -145,7 +147,12 @@ impl Said {
                 step.env = env.into_iter().map(|(name, value)| (Bytes::Text(name), value)).collect();
             }
         }
-        let needed = conduct.services.iter().fold(0_u64, |sum, one| sum.saturating_add(one.stop.within_ms));
+        let needed = match conduct.init {
+            Init::Vmprof => {
+                conduct.services.iter().fold(0_u64, |sum, one| sum.saturating_add(one.stop.within_ms))
+            }
+            Init::Systemd { .. } => SYSTEMD_STOP_MS,
+        };
         conduct.stop_within_ms = self.stop_within_ms.unwrap_or(DEFAULT_STOP_MS.max(needed));
         conduct
     }

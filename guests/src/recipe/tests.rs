@@ -256,6 +256,14 @@ fn each_rule_of_a_service_has_its_own_code() {
 }
 
 #[test]
+fn systemd_has_its_own_time_to_stop_unless_the_recipe_says_one() {
+    let within = |body: &str| parse(&format!("{HEAD}{body}\n}}\n")).unwrap().conduct.stop_within_ms;
+    assert_eq!(within("init systemd"), 100_000);
+    assert_eq!(within("init systemd\n stop timeout=\"20s\""), 20_000);
+    assert_eq!(within("run \"/x\""), 5_000);
+}
+
+#[test]
 fn a_server_is_read_with_everything_in_it() {
     let recipe = parse(
         r#"guest db {

@@ -15,7 +15,7 @@ use crate::command;
 use crate::ports::Port;
 use crate::reap::ONE_FAMILY_AT_A_TIME;
 use crate::services::tests::{service, step};
-use crate::services::{Console, Places};
+use crate::services::{Console, Keeper, Places};
 
 /// The outside of a run that goes on in a thread.
 struct Outside {
@@ -23,7 +23,7 @@ struct Outside {
     stdin: UnixStream,
     stdout: UnixStream,
     stderr: UnixStream,
-    run: JoinHandle<Duration>,
+    run: JoinHandle<End>,
     screen: PipeReader,
     places: tempfile::TempDir,
     /// What was told of services so far.
@@ -93,17 +93,17 @@ fn run_with(services: Vec<Service>, argv: Option<&[&str]>, stop_within: Duration
             control: Control::new(control_port),
             children: &children,
             buttons: Buttons::default(),
-            keeper,
+            keeper: Keeping::Own(keeper),
             surroundings,
             everything: &everything,
             stop_within,
             uptime_ms: || 1,
         };
-        let grace = supervisor.run(launch);
+        let end = supervisor.run(launch);
         // Nothing of this test's is left for the next one to reap.
         everything(Signal::KILL);
         assert!(children.all_gone(Duration::from_secs(60)));
-        grace
+        end
     });
     let mut outside = Outside {
         control: BufReader::new(control),
@@ -162,7 +162,7 @@ impl Outside {
         let (mut stdout, mut stderr) = (String::new(), String::new());
         self.stdout.read_to_string(&mut stdout).unwrap();
         self.stderr.read_to_string(&mut stderr).unwrap();
-        (stdout, stderr, self.run.join().unwrap())
+        (stdout, stderr, self.run.join().unwrap().grace)
     }
 }
 
