@@ -113,7 +113,7 @@ fn launch(command: Option<&vmprof_job::Command>) -> Result<Option<Launch<'_>>, F
 /// the device, which has then seen all that was written.
 fn fail(mut control: Control, children: Option<&Children>, failure: &Failure) -> ! {
     let message = failure.message();
-    kmsg::error(&message);
+    kmsg::note(&message);
     control.send(&FromGuest::Failed { message });
     control.farewell(FAILURE_HEARD, &mut Buttons::default());
     drop(control);
