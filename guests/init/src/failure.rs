@@ -130,7 +130,7 @@ fn last_words(lines: &[String]) -> String {
     if lines.is_empty() {
         "; it wrote nothing".to_owned()
     } else {
-        format!("; the last it wrote:\n{}", lines.join("\n"))
+        format!("; the last it wrote:\n  {}", lines.join("\n  "))
     }
 }
 
