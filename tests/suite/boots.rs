@@ -253,13 +253,13 @@ guest serving {
         exec "/usr/bin/daemon" "first"
         user app
         working-directory "/srv"
-        ready command "/usr/bin/test" "-e" "/scratch/first"
+        ready command "/usr/bin/test" "-s" "/scratch/first"
         stop signal=SIGINT
     }
     service second {
         after first
         exec "/usr/bin/daemon" "second"
-        ready command "/usr/bin/test" "-e" "/scratch/second"
+        ready command "/usr/bin/test" "-s" "/scratch/second"
     }
 }
 "#;
