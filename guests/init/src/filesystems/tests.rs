@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use super::*;
 
 fn decided(seen: Seen, wished: Option<Filesystem>, needed: bool) -> Result<Decision, String> {
-    decide("data", seen, 64 * MIB, wished, needed).map_err(|failure| failure.message())
+    decide("data", seen, 512 * MIB, wished, needed).map_err(|failure| failure.message())
 }
 
 #[test]
