@@ -40,8 +40,8 @@ const DIRECTORIES: [(&str, u16); 17] = [
     ("var/tmp", 0o1777),
 ];
 
-/// What the guest's first process mounts something on.
-const MOUNT_POINTS: [&str; 5] = ["dev", "proc", "run", "sys", "tmp"];
+/// What no guest can be without: the guest's first process mounts something on these, and a command starts in `root`.
+const NEEDED: [&str; 6] = ["dev", "proc", "root", "run", "sys", "tmp"];
 const NSSWITCH: &str = "passwd: files\ngroup: files\nshadow: files\nhosts: files dns\n";
 
 /// What the root's files come from, before what the recipe declares.
@@ -139,10 +139,10 @@ fn of_packages(debs: Vec<Deb>) -> Result<Tree> {
     Ok(tree)
 }
 
-/// An archive's tree is its own affair; it only gets the directories that the guest mounts over.
+/// An archive's tree is its own affair; it only gets the directories that no guest can be without.
 fn of_archive(mut tree: Tree) -> Result<Tree> {
     for (path, mode) in DIRECTORIES {
-        if MOUNT_POINTS.contains(&path) && tree.look(path).is_none() {
+        if NEEDED.contains(&path) && tree.look(path).is_none() {
             tree.put(path, Node::directory(mode), &Origin::Builder)?;
         }
     }

@@ -51,8 +51,14 @@ impl Lines {
 }
 
 /// Copies until the machine closes its end. When our reader goes away the rest is thrown away, and the command is told
-/// once, as a shell's pipeline would tell it.
-pub fn output(from: UnixStream, to: impl AsFd, lines: Lines, events: Sender<Event>) -> io::Result<Output> {
+/// once, as a shell's pipeline would tell it. Nothing is copied before `begins` is closed at its other end.
+pub fn output(
+    from: UnixStream,
+    to: impl AsFd,
+    lines: Lines,
+    begins: Receiver<()>,
+    events: Sender<Event>,
+) -> io::Result<Output> {
     // Not through std's handles: their line buffering would hold back what has no newline.
     let to = File::from(to.as_fd().try_clone_to_owned()?);
     let taken = Arc::new(AtomicU64::new(0));
@@ -60,6 +66,8 @@ pub fn output(from: UnixStream, to: impl AsFd, lines: Lines, events: Sender<Even
     let (until_the_end, done) = mpsc::channel::<()>();
     thread::Builder::new().name("copy output".into()).spawn(move || {
         let _until_the_end = until_the_end;
+        // Nothing is ever sent.
+        let _ = begins.recv();
         let mut open = Some(to);
         each_chunk(from, |chunk| {
             counter.fetch_add(chunk.len() as u64, Ordering::Release);
@@ -147,6 +155,8 @@ fn write_patiently(file: &mut File, mut bytes: &[u8]) -> io::Result<()> {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::mpsc::RecvTimeoutError;
+
     use super::*;
 
     #[test]
@@ -155,12 +165,32 @@ mod tests {
         let (reader, writer) = io::pipe().unwrap();
         drop(reader);
         let (events, heard) = mpsc::channel();
-        let output = output(ours, &writer, Lines::AsTheyAre, events).unwrap();
+        let (_, begins) = mpsc::channel();
+        let output = output(ours, &writer, Lines::AsTheyAre, begins, events).unwrap();
         machine.write_all(&[7; 100_000]).unwrap();
         drop(machine);
         assert_eq!(output.finish(None), 100_000);
         assert!(matches!(heard.recv().unwrap(), Event::ReaderGone));
         assert!(heard.recv().is_err(), "the command is told once");
+    }
+
+    #[test]
+    fn output_waits_for_its_beginning() {
+        let (mut machine, ours) = UnixStream::pair().unwrap();
+        let (mut reader, writer) = io::pipe().unwrap();
+        let (begin, begins) = mpsc::channel();
+        let (events, _heard) = mpsc::channel();
+        let output = output(ours, &writer, Lines::AsTheyAre, begins, events).unwrap();
+        drop(writer);
+        machine.write_all(b"second\n").unwrap();
+        drop(machine);
+        let early = output.done.recv_timeout(Duration::from_millis(20));
+        assert_eq!((early, output.count().load(Ordering::Acquire)), (Err(RecvTimeoutError::Timeout), 0));
+        drop(begin);
+        assert_eq!(output.finish(None), 7);
+        let mut written = String::new();
+        reader.read_to_string(&mut written).unwrap();
+        assert_eq!(written, "second\n");
     }
 
     #[test]

@@ -2,6 +2,7 @@
 //! guest's first process inside that speaks the protocol of `vmprof-job` over the same four channels.
 
 pub mod channels;
+pub mod console;
 pub mod control;
 pub mod conversation;
 pub mod copy;

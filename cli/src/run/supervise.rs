@@ -60,16 +60,31 @@ impl Supervision {
         started: Instant,
         kill: impl Fn() + Send + 'static,
         wait: impl FnOnce() -> MachineEnd,
-        tell: impl FnMut(News) + Send + 'static,
+        mut tell: impl FnMut(News) + Send + 'static,
     ) -> io::Result<Outcome> {
         let Supervision { events, heard, channels, manners } = self;
         vmprof_sys::signals::read_a_foreign_terminal_as_an_error()?;
         // On a console the inner vmprof's own lines come on stderr; stdout carries the console, which returns its carriage.
         let lines =
             if let Input::Keys = input { copy::Lines::ForRawTerminal } else { copy::Lines::AsTheyAre };
-        let stdout =
-            copy::output(channels.stdout, rustix::stdio::stdout(), copy::Lines::AsTheyAre, events.clone())?;
-        let stderr = copy::output(channels.stderr, rustix::stdio::stderr(), lines, events.clone())?;
+        // The command's output comes after the line that says that it starts.
+        let (ready, stdout_begins) = mpsc::channel();
+        let (ready_too, stderr_begins) = mpsc::channel();
+        let mut not_ready = Some((ready, ready_too));
+        let tell = move |news: News| {
+            let is_ready = matches!(news, News::Ready { .. });
+            tell(news);
+            not_ready = not_ready.take().filter(|_| !is_ready);
+        };
+        let stdout = copy::output(
+            channels.stdout,
+            rustix::stdio::stdout(),
+            copy::Lines::AsTheyAre,
+            stdout_begins,
+            events.clone(),
+        )?;
+        let stderr =
+            copy::output(channels.stderr, rustix::stdio::stderr(), lines, stderr_begins, events.clone())?;
         match input {
             Input::Stdin => copy::input(rustix::stdio::stdin(), channels.stdin, events.clone())?,
             Input::Keys => terminal::carry_keys(channels.stdin, true, events.clone())?,

@@ -1,10 +1,10 @@
 //! `up` on this host's KVM: the VMM is this very process.
 
 use std::fs::File;
-use std::io;
+use std::io::{self, Write};
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use serde_json::Value;
 use vmprof_guests::{Store, append_archive};
@@ -21,6 +21,7 @@ use crate::failure::{Failure, Kind};
 use crate::lower;
 use crate::profile;
 use crate::run::channels::{self, PortEnd};
+use crate::run::console::WholeLines;
 use crate::run::control::{self, Answers, Request};
 use crate::run::conversation::{Event, Manners};
 use crate::run::record::{self, OwnRecord, Run};
@@ -96,7 +97,7 @@ pub fn up(upping: &Upping, kvm: &Usable) -> Result<u8, Failure> {
             .into_iter()
             .map(|PortEnd { port, stream }| Port { name: port.to_owned(), stream })
             .collect(),
-        serial_out: Box::new(serial.out),
+        serial_out: serial.out,
         serial_in: serial.input.map(Into::into),
     };
 
@@ -113,21 +114,21 @@ pub fn up(upping: &Upping, kvm: &Usable) -> Result<u8, Failure> {
         .run(input, started, move || control.kill(), || end_of(vm.wait()), tell)
         .map_err(|error| Failure::os("the run cannot be supervised", error))?;
     drop(serial.raw);
-    let after = |what: Option<Duration>| {
-        what.map_or("never".into(), |time| format!("after {:.1} s", time.as_secs_f64()))
+    let spoke = match outcome.account.hello_after {
+        Some(after) => format!("spoke after {:.1} s", after.as_secs_f64()),
+        None => "never spoke".to_owned(),
     };
     report.notice(format_args!(
-        "{} ran {:.1} s; its first process spoke {}",
+        "{} ran {:.1} s; its first process {spoke}",
         upping.name,
-        started.elapsed().as_secs_f64(),
-        after(outcome.account.hello_after)
+        started.elapsed().as_secs_f64()
     ));
     Ok(upping.conclude(work.ran(), &outcome))
 }
 
 /// The guest's serial console on our side.
 struct Serial {
-    out: File,
+    out: Box<dyn Write + Send>,
     input: Option<UnixStream>,
     raw: Option<RawTerminal>,
 }
@@ -137,14 +138,14 @@ impl Serial {
     fn open(interactive: bool, supervision: &Supervision) -> io::Result<Serial> {
         if !interactive {
             let out = File::from(rustix::stdio::stderr().try_clone_to_owned()?);
-            return Ok(Serial { out, input: None, raw: None });
+            return Ok(Serial { out: Box::new(WholeLines::new(out)), input: None, raw: None });
         }
         let out = File::from(rustix::stdio::stdout().try_clone_to_owned()?);
         let (ours, theirs) = UnixStream::pair()?;
         theirs.set_nonblocking(true)?;
         let raw = RawTerminal::take()?;
         terminal::carry_keys(ours, raw.is_some(), supervision.events.clone())?;
-        Ok(Serial { out, input: Some(theirs), raw })
+        Ok(Serial { out: Box::new(out), input: Some(theirs), raw })
     }
 }
 

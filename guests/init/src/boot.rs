@@ -125,7 +125,7 @@ fn fail(mut control: Control, children: Option<&Children>, failure: &Failure) ->
 /// Waits, not for ever, until the outside has heard it.
 pub(crate) fn say_failed(control: &mut Control, failure: &Failure) {
     let message = failure.message();
-    kmsg::error(&message);
+    kmsg::note(&message);
     control.send(&FromGuest::Failed { message });
     control.farewell(FAILURE_HEARD, &mut Buttons::default());
 }

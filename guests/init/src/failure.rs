@@ -5,8 +5,6 @@ use std::error::Error;
 use std::io;
 use std::path::PathBuf;
 
-use crate::filesystems::SMALLEST;
-
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum Failure {
     #[error("mounting {filesystem} on {} failed", .target.display())]
@@ -60,8 +58,10 @@ pub(crate) enum Failure {
          or one with ext4 or xfs"
     )]
     NotEmpty { disk: String, found: String },
-    #[error("disk `{disk}` of {bytes} bytes is too small for a filesystem: it needs {} or more", SMALLEST)]
-    DiskTooSmall { disk: String, bytes: u64 },
+    #[error(
+        "disk `{disk}` of {bytes} bytes is too small for {filesystem}, which needs {smallest_mib} MiB or more"
+    )]
+    DiskTooSmall { disk: String, bytes: u64, filesystem: &'static str, smallest_mib: u64 },
     #[error(
         "disk `{disk}` is empty, and no `format` says which filesystem it shall get before it is mounted"
     )]
@@ -130,7 +130,7 @@ fn last_words(lines: &[String]) -> String {
     if lines.is_empty() {
         "; it wrote nothing".to_owned()
     } else {
-        format!("; the last it wrote:\n{}", lines.join("\n"))
+        format!("; the last it wrote:\n  {}", lines.join("\n  "))
     }
 }
 

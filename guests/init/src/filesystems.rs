@@ -22,6 +22,15 @@ pub(crate) use tool::{check, make};
 pub(crate) const MIB: u64 = 1 << 20;
 /// No filesystem worth having is smaller, and the marks need their room.
 pub(crate) const SMALLEST: u64 = 32 * MIB;
+/// mkfs.xfs makes none below since its release 5.19, and says so between pages of its usage.
+const SMALLEST_XFS: u64 = 300 * MIB;
+
+fn smallest(filesystem: Filesystem) -> u64 {
+    match filesystem {
+        Filesystem::Ext4 => SMALLEST,
+        Filesystem::Xfs => SMALLEST_XFS,
+    }
+}
 
 /// A block of its own on any disk.
 const MARK_BYTES: usize = 4096;
@@ -99,10 +108,15 @@ pub(crate) fn decide(
     let refused = |found: String| Failure::NotEmpty { disk: disk.to_owned(), found };
     match (seen, wished) {
         (Seen::Holds(found), _) => Ok(Decision::Use(found)),
-        (Seen::Empty | Seen::CutShort, Some(wished)) if bytes >= SMALLEST => Ok(Decision::Make(wished)),
-        (Seen::Empty | Seen::CutShort, Some(_)) => {
-            Err(Failure::DiskTooSmall { disk: disk.to_owned(), bytes })
+        (Seen::Empty | Seen::CutShort, Some(wished)) if bytes >= smallest(wished) => {
+            Ok(Decision::Make(wished))
         }
+        (Seen::Empty | Seen::CutShort, Some(wished)) => Err(Failure::DiskTooSmall {
+            disk: disk.to_owned(),
+            bytes,
+            filesystem: wished.name(),
+            smallest_mib: smallest(wished) / MIB,
+        }),
         (Seen::Empty, None) if needed => Err(Failure::NoFilesystem { disk: disk.to_owned() }),
         (Seen::CutShort, None) if needed => Err(refused(
             "a filesystem whose making was cut short, and no `format` that would make it again".to_owned(),

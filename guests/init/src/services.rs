@@ -257,7 +257,8 @@ impl Services {
         let Some(one) = self.all.get_mut(id) else { return };
         match &mut one.state {
             State::Preparing { deadline, .. } | State::Starting { deadline, .. } if now >= *deadline => {
-                let because = format!("not ready within {} ms", one.spec.ready_within_ms);
+                let because =
+                    format!("it was not ready within {}", state::in_seconds(one.spec.ready_within_ms));
                 actions.push(Action::Kill(id));
                 one.state = State::Dying { because, give_up: now + KILLED };
             }
@@ -316,8 +317,13 @@ impl Services {
         }
         let mut needs = one.needs.needs.iter().filter_map(|need| self.all.get(*need));
         let hopeless = needs.clone().find(|need| matches!(need.state, State::Over(_)));
-        let because =
-            hopeless.map(|need| format!("it needs `{}`, which does not run any more", need.spec.name));
+        let because = hopeless.map(|need| {
+            let fate = match need.state {
+                State::Over(Over::Failed(_)) => "failed",
+                _ => "has stopped",
+            };
+            format!("it needs `{}`, which {fate}", need.spec.name)
+        });
         if because.is_none() && !needs.all(|need| need.state.is_ready()) {
             return false;
         }
@@ -410,7 +416,7 @@ impl One {
                 let program = self.spec.prepare.get(*step).and_then(|step| step.argv.first());
                 let program =
                     program.map(|word| String::from_utf8_lossy(word.as_bytes())).unwrap_or_default();
-                let because = format!("its step `{program}` {how}");
+                let because = format!("its prepare step `{program}` failed: {how}");
                 self.failed(id, because, now, actions);
             }
             State::Starting { .. } => match self.spec.kind {
@@ -450,7 +456,10 @@ impl One {
                 actions.push(Action::Tell(id, ServiceState::Restarting { because, in_ms }));
             }
             RestartWhen::OnFailure | RestartWhen::Always if restart.most > 0 => {
-                let because = format!("{because}; it was restarted {} times", self.restarts.len());
+                let because = match self.restarts.len() {
+                    1 => format!("{because}; it was restarted once"),
+                    times => format!("{because}; it was restarted {times} times"),
+                };
                 self.over(id, Over::Failed(because), actions);
             }
             _ => self.over(id, Over::Failed(because), actions),

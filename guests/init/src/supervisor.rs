@@ -347,7 +347,8 @@ impl<'a> Supervisor<'a> {
 
     fn fail(&mut self, course: &mut Course, failure: &Failure, now: Instant) {
         let message = failure.message();
-        kmsg::error(&message);
+        // The outside shows it.
+        kmsg::note(&message);
         self.tell(course, &FromGuest::Failed { message }, FAILURE_HEARD, now);
     }
 

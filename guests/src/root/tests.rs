@@ -168,6 +168,7 @@ fn an_archive_keeps_its_accounts_and_takes_the_recipes_to_them() {
     let passwd = content(&tree, "/etc/passwd");
     assert!(passwd.contains("/bin/ash\nmore:x:30:30:") && !passwd.contains("nobody"), "{passwd}");
     assert_eq!(content(&tree, "/etc/hostname"), "trial\n");
+    assert!(tree.look("/root").is_some(), "a command starts there");
     // Its /bin is no link here, and nothing makes it one.
     assert!(tree.look("/bin").is_some_and(|(path, _)| path == "bin"));
     let refused = built("absent").unwrap_err().to_string();

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use super::*;
 
 fn decided(seen: Seen, wished: Option<Filesystem>, needed: bool) -> Result<Decision, String> {
-    decide("data", seen, 64 * MIB, wished, needed).map_err(|failure| failure.message())
+    decide("data", seen, 512 * MIB, wished, needed).map_err(|failure| failure.message())
 }
 
 #[test]
@@ -33,12 +33,24 @@ fn the_format_is_a_wish_for_empty_disks_and_never_destroys() {
 
 #[test]
 fn a_disk_too_small_is_refused_with_its_size() {
-    let refused =
-        decide("data", Seen::Empty, SMALLEST - 1, Some(Filesystem::Ext4), true).unwrap_err().message();
-    assert_eq!(
-        refused,
-        "disk `data` of 33554431 bytes is too small for a filesystem: it needs 33554432 or more"
-    );
+    let refused = |filesystem, bytes| {
+        decide("data", Seen::Empty, bytes, Some(filesystem), true).map_err(|failure| failure.message())
+    };
+    for (filesystem, least, said) in [
+        (
+            Filesystem::Ext4,
+            SMALLEST,
+            "disk `data` of 33554431 bytes is too small for ext4, which needs 32 MiB or more",
+        ),
+        (
+            Filesystem::Xfs,
+            300 * MIB,
+            "disk `data` of 314572799 bytes is too small for xfs, which needs 300 MiB or more",
+        ),
+    ] {
+        assert_eq!(refused(filesystem, least), Ok(Decision::Make(filesystem)));
+        assert_eq!(refused(filesystem, least - 1).unwrap_err(), said);
+    }
 }
 
 fn disk(bytes: u64) -> (tempfile::TempDir, PathBuf) {

@@ -91,14 +91,19 @@ impl State {
     }
 }
 
-/// In words: `ended with status 1`.
+/// As people say it: `60 s`, `1.5 s`.
+pub(super) fn in_seconds(ms: u64) -> String {
+    format!("{} s", ms as f64 / 1000.0)
+}
+
+/// In words: `it ended with status 1`.
 pub(super) fn told(status: Ended) -> String {
     match status {
-        Ended::Exited(code) => format!("ended with status {code}"),
-        Ended::Signaled(signal) => format!("was ended by signal {signal}"),
+        Ended::Exited(code) => format!("it ended with status {code}"),
+        Ended::Signaled(signal) => format!("it was ended by signal {signal}"),
         Ended::NotStarted { status, errno } => {
             let error = std::io::Error::from_raw_os_error(errno);
-            format!("could not be started (status {status}): {error}")
+            format!("it could not be started (status {status}): {error}")
         }
     }
 }

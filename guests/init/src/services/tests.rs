@@ -91,7 +91,7 @@ fn steps_run_one_after_the_other_and_the_first_that_fails_is_named() {
     assert_eq!(next, [Action::Prepare(0, 1, 1)]);
     let failed = services.on(Event::Ended(0, 1, Role::Main, Ended::Exited(3)), now);
     assert_eq!(failed[0], Action::Kill(0));
-    assert_eq!(services.failed(), Some((0, "its step `initdb` ended with status 3")));
+    assert_eq!(services.failed(), Some((0, "its prepare step `initdb` failed: it ended with status 3")));
 }
 
 #[test]
@@ -117,7 +117,7 @@ fn a_daemon_that_forks_away_has_failed() {
     services.on(Event::Tick, now);
     let actions = services.on(Event::Ended(0, 1, Role::Main, Ended::Exited(0)), now);
     assert_eq!(actions[0], Action::Kill(0), "what it left behind goes, too");
-    assert_eq!(services.failed(), Some((0, "ended with status 0 before it was ready")));
+    assert_eq!(services.failed(), Some((0, "it ended with status 0 before it was ready")));
 }
 
 #[test]
@@ -132,7 +132,7 @@ fn restarts_wait_their_delay_and_are_counted_within_a_window() {
         services.on(Event::Ended(0, run, Role::Main, Ended::Signaled(11)), now)
     };
     let first = live(&mut services, now);
-    assert_eq!(told(&first, 0), ["Restarting { because: \"was ended by signal 11\", in_ms: 100 }"]);
+    assert_eq!(told(&first, 0), ["Restarting { because: \"it was ended by signal 11\", in_ms: 100 }"]);
     assert_eq!(services.next(), Some(now + ms(100)));
     assert_eq!(services.on(Event::Tick, now + ms(99)), []);
     now += ms(100);
@@ -145,7 +145,7 @@ fn restarts_wait_their_delay_and_are_counted_within_a_window() {
     live(&mut services, now);
     now += ms(100);
     live(&mut services, now);
-    assert_eq!(services.failed(), Some((0, "was ended by signal 11; it was restarted 2 times")));
+    assert_eq!(services.failed(), Some((0, "it was ended by signal 11; it was restarted 2 times")));
 }
 
 #[test]
@@ -187,7 +187,7 @@ fn not_ready_in_time_is_a_failure_and_it_is_killed_before_anything_else() {
     assert_eq!(services.next(), Some(now + CONNECT_EVERY));
     assert_eq!(services.on(Event::Tick, now + ms(500)), [Action::Kill(0)]);
     services.on(Event::Ended(0, 1, Role::Main, Ended::Signaled(9)), now + ms(501));
-    assert_eq!(services.failed(), Some((0, "not ready within 500 ms")));
+    assert_eq!(services.failed(), Some((0, "it was not ready within 0.5 s")));
 }
 
 #[test]
@@ -217,7 +217,7 @@ fn what_needs_something_that_is_gone_for_good_has_failed_with_it() {
     let mut services = Services::new(vec![db, service("app", &["db"]), service("web", &["app"])]).unwrap();
     services.on(Event::Tick, now);
     let actions = services.on(Event::CouldNot(0, 1, Role::Main, "no user `pg`".to_owned()), now);
-    assert_eq!(told(&actions, 1), ["Failed { because: \"it needs `db`, which does not run any more\" }"]);
+    assert_eq!(told(&actions, 1), ["Failed { because: \"it needs `db`, which failed\" }"]);
     assert_eq!(told(&actions, 2).len(), 1);
     assert_eq!(services.failed(), Some((0, "no user `pg`")), "the cause, not what came of it");
 }
