@@ -10,7 +10,7 @@ const UP: [&str; 4] = ["up", "--on", "lab", "profiles/db.kdl"];
 const COMMITTING: &str = "set -e
     pgbench --initialize --scale=1 --quiet >&2
     psql -qc 'create table acknowledged (id bigint primary key)'
-    pgbench --no-vacuum --client=4 --time=100000 >&2 &
+    pgbench --no-vacuum --client=2 --time=100000 >&2 &
     id=0
     while :; do
         id=$((id + 1))
@@ -35,13 +35,13 @@ fn every_committed_transaction_is_there_after_the_machine_was_killed() {
     let errors = running.error_lines();
     let told = std::thread::spawn(move || errors.collect::<Vec<_>>().join("\n"));
     let mut acknowledged = running.output_lines();
-    let first: Vec<String> = acknowledged.by_ref().take(40).collect();
+    let first: Vec<String> = acknowledged.by_ref().take(20).collect();
     // The VMM, and with it the machine: no process of the guest, no kernel of it writes anything any more.
     running.signal(Signal::KILL);
     let last = acknowledged.last().or_else(|| first.last().cloned());
     assert_eq!(running.finish().status, None, "killed by a signal");
     let told = told.join().expect("the reader does not panic");
-    assert_eq!(first.len(), 40, "the run ended early\n{told}");
+    assert_eq!(first.len(), 20, "the run ended early\n{told}");
     let last: u64 = last.and_then(|id| id.parse().ok()).expect("numbers are acknowledged");
 
     let counted = home.run(UP.iter().chain(&["--", "sh", "-c", COUNTING])).expect(0);
