@@ -213,6 +213,13 @@ pub struct LockArguments {
     pub format: Format,
 }
 
+/// `vmprof lock` with its own usage line.
+fn lock_command() -> clap::Command {
+    let mut all = Arguments::command();
+    all.build();
+    all.find_subcommand("lock").cloned().unwrap_or(all)
+}
+
 impl LockArguments {
     /// The recipes, and what to update. A word behind `--update` that looks like a file is a recipe: `--update` then stands
     /// alone. No package's name has a slash or ends with `.kdl`.
@@ -223,9 +230,8 @@ impl LockArguments {
         guests.extend(self.guests.iter().cloned());
         let packages = self.update.iter().filter(|word| !is_file(word) && !word.is_empty());
         let packages: Vec<String> = packages.cloned().collect();
-        let usage = |message: &str| {
-            Arguments::command().error(clap::error::ErrorKind::MissingRequiredArgument, message)
-        };
+        let usage =
+            |message: &str| lock_command().error(clap::error::ErrorKind::MissingRequiredArgument, message);
         if guests.is_empty() {
             return Err(usage(
                 "the guest's recipe is missing: `vmprof lock guests/fio.kdl`, or `./NAME` for a file whose name does not end with .kdl",
@@ -236,7 +242,7 @@ impl LockArguments {
             (false, true) => Update::All,
             (false, false) if packages.len() < self.update.len() => {
                 let message = "--update stands once without a package, for everything, or each time with one";
-                return Err(Arguments::command().error(clap::error::ErrorKind::ArgumentConflict, message));
+                return Err(lock_command().error(clap::error::ErrorKind::ArgumentConflict, message));
             }
             (false, false) => Update::Packages(packages),
         };

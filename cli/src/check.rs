@@ -4,7 +4,7 @@ use std::path::Path;
 
 use miette::{Diagnostic, Severity, SourceCode};
 use serde::Serialize;
-use vmprof_guests::Recipe;
+use vmprof_guests::{Lock, Recipe};
 use vmprof_profiles::Problems;
 
 use crate::args::{CheckArguments, Format};
@@ -97,10 +97,20 @@ pub fn check(arguments: &CheckArguments, report: Report) -> Result<(), Failure> 
 
 /// Whether a profile or a guest is valid, and what there is to say about it.
 fn read(path: &Path) -> (bool, Option<Box<dyn Diagnostic + Send + Sync>>) {
-    match profile::is_guest(path) {
-        Ok(true) => return read_guest(path),
-        Ok(false) => {}
+    let text = match profile::text_of(path) {
+        Ok(text) => text,
         Err(failure) => return (false, Some(failure.problem)),
+    };
+    match vmprof_document::first_node(&text).as_deref() {
+        Some("guest") => return read_guest(path),
+        // Beside its recipe, `guests/*.kdl` names it too.
+        Some("lock") => {
+            return match Lock::parse(path, &text) {
+                Ok(_) => (true, None),
+                Err(error) => (false, Some(Failure::from(error).problem)),
+            };
+        }
+        _ => {}
     }
     match profile::read(path) {
         Ok((_, profile)) => {

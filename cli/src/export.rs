@@ -33,6 +33,7 @@ pub fn root_disk(store: &Store, image: &GuestImage, to: &Path, force: bool) -> R
         ),
         _ => Failure::os(format!("the disk cannot be written to {}", to.display()), error),
     };
+    replaceable(to, &root.path)?;
     if !force && to.symlink_metadata().is_ok() {
         return Err(failed(io::ErrorKind::AlreadyExists.into()));
     }
@@ -45,6 +46,17 @@ pub fn root_disk(store: &Store, image: &GuestImage, to: &Path, force: bool) -> R
     let kept = if force { temp.persist(to) } else { temp.persist_noclobber(to) };
     kept.map_err(|error| failed(error.error))?;
     File::open(directory).and_then(|directory| directory.sync_all()).map_err(failed)
+}
+
+/// Refuses what --force replaces neither: a device would lose its node, and nobody means a directory to go.
+fn replaceable(to: &Path, root: &Path) -> Result<(), Failure> {
+    let Some(there) = to.metadata().ok().filter(|there| !there.is_file()) else { return Ok(()) };
+    let (what, help) = match there.is_dir() {
+        true => ("a directory", "name the file in it".to_owned()),
+        false => ("not a plain file", format!("write the image there yourself: it is {}", root.display())),
+    };
+    let message = format!("{} is {what}", to.display());
+    Err(Failure::said(Kind::Failure, "vmprof::build::export_exists", message, help))
 }
 
 /// Shares the blocks where the filesystem can, and otherwise copies what is not zero.
@@ -84,5 +96,16 @@ mod tests {
         copy(&mut File::open(&source).unwrap(), &mut File::create(&target).unwrap()).unwrap();
         assert!(std::fs::read(&target).unwrap() == bytes);
         assert!(target.metadata().unwrap().blocks() < source.metadata().unwrap().blocks() / 8);
+    }
+
+    #[test]
+    fn a_device_and_a_directory_are_never_replaced() {
+        let keep = tempfile::tempdir().unwrap();
+        let refused = |to: &Path| replaceable(to, Path::new("/store/root")).unwrap_err().problem.to_string();
+        assert_eq!(refused(Path::new("/dev/null")), "/dev/null is not a plain file");
+        assert!(refused(keep.path()).ends_with("is a directory"));
+        std::fs::write(keep.path().join("old"), "disk").unwrap();
+        assert!(replaceable(&keep.path().join("old"), Path::new("")).is_ok());
+        assert!(replaceable(&keep.path().join("new"), Path::new("")).is_ok());
     }
 }

@@ -43,16 +43,21 @@ struct LockChange {
 
 pub fn lock(arguments: &LockArguments, report: Report) -> Result<(), Failure> {
     // The command line was refused before anything began, had this not been readable.
-    let (guests, update) = arguments
+    let (mut guests, update) = arguments
         .read()
         .map_err(|error| Failure::os("the command line cannot be read", std::io::Error::other(error)))?;
     let (store, stages) = (open_store()?, Stages::new(report));
     let _interruptible = stages.interruptible()?;
     let everything = Sources { frozen: false, offline: false };
     let builder = builder(&store, &stages, everything);
+    // `guests/*.kdl` names the lock files, too.
+    let is_lock = |file: &PathBuf| first_node(file).is_ok_and(|node| node.as_deref() == Some("lock"));
+    if !guests.iter().all(is_lock) {
+        guests.retain(|file| !is_lock(file));
+    }
     let mut told = Vec::new();
     for guest in &guests {
-        let recipe = Recipe::read(guest)?;
+        let recipe = lockable(guest)?;
         let locked = match arguments.check {
             true => builder.resolve(&recipe, &update)?,
             false => builder.lock(&recipe, &update)?,
@@ -62,6 +67,10 @@ pub fn lock(arguments: &LockArguments, report: Report) -> Result<(), Failure> {
             report.data(&locked.changes.iter().map(|change| format!("{change}\n")).collect::<String>())?;
             let packages = locked.lock.kernel.len() + locked.lock.packages.len();
             let what = match (locked.changes.len(), locked.differs, arguments.check) {
+                _ if recipe.distribution.is_none() => {
+                    report.notice(format_args!("{}: nothing to lock, it takes no packages", guest.display()));
+                    continue;
+                }
                 (_, false, _) => format!("nothing changes among its {packages} packages"),
                 (0, true, _) => {
                     format!("the same {packages} packages, asked for in other words or of a newer index")
@@ -99,6 +108,26 @@ pub fn lock(arguments: &LockArguments, report: Report) -> Result<(), Failure> {
         return Err(Failure::said(Kind::Failure, "vmprof::lock::would_change", message, help));
     }
     Ok(())
+}
+
+fn first_node(file: &Path) -> Result<Option<String>, Failure> {
+    Ok(vmprof_document::first_node(&profile::text_of(file)?))
+}
+
+/// The recipe of a guest that is to be locked. A profile has no lock, its guest has.
+fn lockable(file: &Path) -> Result<Recipe, Failure> {
+    if profile::is_guest(file)? {
+        return Ok(Recipe::read(file)?);
+    }
+    if first_node(file)?.as_deref() != Some("profile") {
+        // Whoever reads it as a recipe says what is wrong.
+        return Ok(Recipe::read(file)?);
+    }
+    let (path, profile) = profile::read(file)?;
+    let guest = path.with_file_name(&profile.guest.value);
+    let message = format!("{} is a profile, and a lock is of a guest", file.display());
+    let help = format!("lock its guest: `vmprof lock {}`", guest.display());
+    Err(Failure::said(Kind::Invalid, "vmprof::lock::a_profile", message, help))
 }
 
 /// What `build --format json` prints.

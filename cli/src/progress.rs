@@ -1,6 +1,8 @@
 //! Progress of locking, fetching and building: a bar for each stage that runs where somebody watches, a line a stage
 //! elsewhere.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
@@ -15,6 +17,8 @@ use crate::report::Report;
 pub struct Stages {
     report: Report,
     bars: MultiProgress,
+    /// How many bars are drawn, one a line.
+    drawn: Arc<AtomicUsize>,
 }
 
 #[derive(Debug)]
@@ -25,6 +29,7 @@ struct Running {
     name: String,
     begun: Instant,
     bar: ProgressBar,
+    drawn: Arc<AtomicUsize>,
 }
 
 /// Shorter stages leave no line behind: on a warm store there is nothing to tell.
@@ -36,7 +41,7 @@ impl Stages {
             true => ProgressDrawTarget::stderr(),
             false => ProgressDrawTarget::hidden(),
         };
-        Stages { report, bars: MultiProgress::with_draw_target(target) }
+        Stages { report, bars: MultiProgress::with_draw_target(target), drawn: Arc::default() }
     }
 
     /// Until the returned value is dropped, a signal that ends vmprof takes the bars off the terminal first and says what
@@ -45,14 +50,13 @@ impl Stages {
         let failed = |error| Failure::os("signals cannot be watched", error);
         let mut signals = Signals::new([SIGINT, SIGTERM, SIGHUP]).map_err(failed)?;
         let handle = signals.handle();
-        let (report, bars) = (self.report, self.bars.clone());
+        let (report, bars, drawn) = (self.report, self.bars.clone(), self.drawn.clone());
         std::thread::spawn(move || {
             if let Some(signal) = signals.forever().next() {
                 // A bar that is drawn once more would stay.
                 bars.set_draw_target(ProgressDrawTarget::hidden());
                 if report.is_terminal() {
-                    // The line of `^C`, and the bars below it.
-                    report.text("\r\x1b[J");
+                    report.text(&erasing(drawn.load(Ordering::Relaxed), signal));
                 }
                 report.notice("interrupted: what is finished is kept, the next build goes on from there");
                 // Ends this process as the signal itself would have, so that a shell or make sees an interruption.
@@ -62,6 +66,14 @@ impl Stages {
         });
         Ok(Interruptible(handle))
     }
+}
+
+/// What takes that many bars off the terminal. The cursor stands at the end of the last one; the `^C` that the terminal shows
+/// for the interrupting key finds no room there, and goes to a line of its own.
+fn erasing(bars: usize, signal: i32) -> String {
+    let above = bars.saturating_sub(1) + usize::from(bars > 0 && signal == SIGINT);
+    let up = if above > 0 { format!("\x1b[{above}A") } else { String::new() };
+    format!("{up}\r\x1b[J")
 }
 
 /// While it lives, an interruption is told.
@@ -98,8 +110,9 @@ impl Progress for Stages {
         if self.report.is_terminal() {
             bar.enable_steady_tick(Duration::from_millis(200));
         }
-        let (report, bars) = (self.report, self.bars.clone());
-        Box::new(Running { report, bars, name: name.to_owned(), begun: Instant::now(), bar })
+        self.drawn.fetch_add(1, Ordering::Relaxed);
+        let (report, bars, drawn) = (self.report, self.bars.clone(), self.drawn.clone());
+        Box::new(Running { report, bars, name: name.to_owned(), begun: Instant::now(), bar, drawn })
     }
 
     fn note(&self, text: &str) {
@@ -117,11 +130,26 @@ impl Drop for Running {
     fn drop(&mut self) {
         self.bar.finish_and_clear();
         self.bars.remove(&self.bar);
+        self.drawn.fetch_sub(1, Ordering::Relaxed);
         let took = self.begun.elapsed();
         if took >= WORTH_A_LINE {
             self.bars.suspend(|| {
                 self.report.notice(format_args!("{} ({:.1} s)", self.name, took.as_secs_f64()));
             });
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_interruption_leaves_no_bar_on_the_terminal() {
+        assert_eq!(erasing(0, SIGINT), "\r\x1b[J");
+        assert_eq!(erasing(1, SIGINT), "\x1b[1A\r\x1b[J");
+        assert_eq!(erasing(2, SIGINT), "\x1b[2A\r\x1b[J");
+        assert_eq!(erasing(1, SIGTERM), "\r\x1b[J");
+        assert_eq!(erasing(2, SIGTERM), "\x1b[1A\r\x1b[J");
     }
 }

@@ -170,8 +170,12 @@ fn verify(store: &Store, repair: bool, report: Report) -> Result<(), Failure> {
         }
         false => "`vmprof store verify --repair` moves them out of the way: the next build makes them anew",
     };
-    let problems = count(faults, "thing in the store is", "things in the store are");
-    let message = format!("{problems} not as it should be, of {} entries", verified.entries);
+    let problems = count(
+        faults,
+        "thing in the store is not as it should be",
+        "things in the store are not as they should be",
+    );
+    let message = format!("{problems}, of {} entries", verified.entries);
     Err(Failure::said(Kind::HashMismatch, "vmprof::store::damaged", message, help))
 }
 

@@ -78,8 +78,14 @@ pub enum GuestError {
     StaleLock { guest: String, path: PathBuf, changed: String },
 
     #[error("`--update={name}`: the lock of guest `{guest}` has no package `{name}`")]
-    #[diagnostic(code(vmprof::guest::not_locked), help("{}", near_help(near)))]
-    NotLocked { name: String, guest: String, near: Vec<String> },
+    #[diagnostic(code(vmprof::guest::not_locked), help("{}", not_locked_help(near, *is_asked_for)))]
+    NotLocked {
+        name: String,
+        guest: String,
+        near: Vec<String>,
+        /// Whether the recipe names it, and the lock is older than that.
+        is_asked_for: bool,
+    },
 
     #[error("cannot resolve the packages of guest `{guest}` offline")]
     #[diagnostic(
@@ -90,7 +96,7 @@ pub enum GuestError {
     )]
     LockNeedsNetwork { guest: String },
 
-    #[error("{} not in the store, and --offline forbids fetching: {}", count_are(names.len()), names.join(", "))]
+    #[error("{} not in the store, and --offline forbids fetching: {}", count_are(names.len()), some(names))]
     #[diagnostic(code(vmprof::guest::offline), help("run the same build once without --offline"))]
     Offline { names: Vec<String> },
 
@@ -243,10 +249,7 @@ pub enum GuestError {
     NoModule { name: String, release: String, needed_by: Option<String> },
 
     #[error("{who} runs `{program}`, which is not in its image{}", because.as_ref().map(|b| format!(": {b}")).unwrap_or_default())]
-    #[diagnostic(
-        code(vmprof::guest::no_program),
-        help("add the package that holds it under `packages`, or the file or link that should be there")
-    )]
+    #[diagnostic(code(vmprof::guest::no_program), help("{}", no_program_help(program)))]
     NoProgram { who: String, program: String, because: Option<String> },
 
     #[error("guest `{guest}` makes {filesystem} on the empty disk of {path}, and has no {program}")]
@@ -505,6 +508,37 @@ fn near_help(near: &[String]) -> String {
                 names.iter().map(|n| format!("`{n}`")).collect::<Vec<_>>().join(" or ")
             )
         }
+    }
+}
+
+fn not_locked_help(near: &[String], is_asked_for: bool) -> String {
+    match is_asked_for {
+        true => "the recipe asks for it anew: `vmprof lock` without --update locks it".to_owned(),
+        false => near_help(near),
+    }
+}
+
+/// How many of many names an error tells.
+const MOST_NAMES: usize = 12;
+
+/// The first of the names in their order, and how many there are besides.
+fn some(names: &[String]) -> String {
+    let mut sorted: Vec<&str> = names.iter().map(String::as_str).collect();
+    sorted.sort_unstable();
+    let left = sorted.len().saturating_sub(MOST_NAMES);
+    sorted.truncate(MOST_NAMES);
+    let more = if left == 0 { String::new() } else { format!(" and {left} more") };
+    format!("{}{more}", sorted.join(", "))
+}
+
+fn no_program_help(program: &str) -> String {
+    let mut words = program.split_whitespace().map(|word| format!("\"{word}\""));
+    match (words.next(), words.collect::<Vec<_>>().join(" ")) {
+        (Some(program), words) if !words.is_empty() => {
+            format!("no shell takes it apart: write each word for itself, {program} {words}")
+        }
+        _ => "add the package that holds it under `packages`, or the file or link that should be there"
+            .to_owned(),
     }
 }
 

@@ -95,7 +95,9 @@ pub(crate) fn missing(
     let _claim = store.claim(Inputs::of("fetching").finish())?;
     let (here, left): (Vec<_>, Vec<_>) =
         lacking.iter().copied().partition(|package| find(store, package).is_some());
-    let left = here.iter().all(|package| arrived(package)).then_some(left).unwrap_or_default();
+    if !here.iter().all(|package| arrived(package)) {
+        return Ok(());
+    }
     let left = from_host_cache(builder, left, arrived)?;
     if left.is_empty() {
         return Ok(());

@@ -225,11 +225,12 @@ fn what_is_shipped_is_laid_out_canonically() {
 }
 
 #[test]
-fn the_shipped_profiles_are_valid() {
-    let profiles = fs::read_dir(checkout().join("profiles")).unwrap().flatten().map(|entry| entry.path());
+fn the_shipped_profiles_guests_and_locks_are_valid() {
+    let entries = ["profiles", "guests"].map(|room| fs::read_dir(checkout().join(room)).unwrap().flatten());
+    let files = entries.into_iter().flatten().map(|entry| entry.path());
     let shipped: Vec<_> =
-        profiles.filter(|path| path.extension().is_some_and(|ending| ending == "kdl")).collect();
-    assert!(shipped.len() >= 2);
+        files.filter(|path| path.extension().is_some_and(|ending| ending == "kdl")).collect();
+    assert!(shipped.iter().any(|path| path.ends_with("guests/fio.lock.kdl")));
     let mut arguments = vec!["check".into()];
     arguments.extend(shipped);
     Home::new().run(arguments).expect(0);
@@ -338,6 +339,16 @@ fn a_saved_plan_that_is_none_is_refused_before_anything_else() {
     let words = ["up", "--on", "lab", "--plan", saved.to_str().unwrap(), "profiles/hello.kdl"];
     let stderr = home.run(words).expect(3).stderr;
     assert!(stderr.contains("is no plan that this vmprof can read"), "{stderr}");
+}
+
+#[test]
+fn a_profile_is_not_locked_and_its_guest_is_named() {
+    let told = Home::new().run(["lock", "profiles/hello.kdl"]).expect(3).stderr;
+    assert!(told.contains("vmprof::lock::a_profile") && told.contains("guests/hello.kdl"), "{told}");
+    let told = Home::new().run(["lock", "nowhere.kdl"]).expect(3).stderr;
+    assert!(told.contains("nowhere.kdl cannot be read"), "{told}");
+    let told = Home::new().run(["lock", "--update"]).expect(64).stderr;
+    assert!(told.contains("Usage: vmprof lock"), "{told}");
 }
 
 #[test]

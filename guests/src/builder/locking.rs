@@ -49,7 +49,7 @@ impl Builder<'_> {
         }
         let (text, before) = self.lock_before(recipe)?;
         if let (Update::Packages(names), Some(before)) = (update, &before) {
-            known(names, before)?;
+            known(names, before, recipe)?;
         }
         let mut lock = self.resolve_from(recipe, from, before.as_ref(), update)?;
         let changes = changes(before.as_ref(), &lock);
@@ -154,13 +154,14 @@ fn keeps_kernel(before: &Lock, asked: &Asked, update: &Update) -> bool {
 }
 
 /// Refuses names that are not in the lock: a typing error would update nothing and say so.
-fn known(names: &[String], lock: &Lock) -> Result<()> {
+fn known(names: &[String], lock: &Lock, recipe: &Recipe) -> Result<()> {
     let all: BTreeSet<&str> = lock.packages.iter().chain(&lock.kernel).map(|p| p.name.as_str()).collect();
     match names.iter().find(|name| !all.contains(name.as_str()) && **name != lock.asked.kernel) {
         None => Ok(()),
         Some(name) => Err(GuestError::NotLocked {
             name: name.clone(),
             guest: lock.guest.clone(),
+            is_asked_for: Asked::by(recipe).packages.contains(name),
             near: vmprof_document::closest(name, all.iter().copied())
                 .map(str::to_owned)
                 .into_iter()

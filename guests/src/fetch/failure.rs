@@ -47,9 +47,42 @@ impl Attempts {
         GuestError::AptFailed {
             doing: format!("fetching {}", count(left.len())),
             command: "apt-helper download-file".to_owned(),
-            output: self.said.join("\n"),
+            output: reasons(&self.said),
         }
     }
+}
+
+/// How many reasons of apt an error tells.
+const MOST_REASONS: usize = 6;
+
+/// Each reason that apt gives once, with the first address that it gives it for: of a hundred packages without a network
+/// there is one thing to say, and not a hundred.
+fn reasons(said: &[String]) -> String {
+    let lines = || said.iter().flat_map(|said| said.lines());
+    let mut told: Vec<(&str, &str, usize)> = Vec::new();
+    for line in lines().filter_map(|line| line.strip_prefix("E: Failed to fetch ")) {
+        let (address, reason) = line.split_once(char::is_whitespace).unwrap_or((line, ""));
+        let reason = reason.trim();
+        match told.iter_mut().find(|(_, other, _)| *other == reason) {
+            Some((_, _, times)) => *times += 1,
+            None => told.push((address, reason, 1)),
+        }
+    }
+    let left = told.len().saturating_sub(MOST_REASONS);
+    let mut text: Vec<String> = told
+        .iter()
+        .take(MOST_REASONS)
+        .map(|(address, reason, times)| match times {
+            1 => format!("{reason}: {address}"),
+            times => format!("{reason}: {address} and {} more", times - 1),
+        })
+        .collect();
+    if text.is_empty() {
+        text = lines().take(MOST_REASONS).map(str::to_owned).collect();
+    } else if left > 0 {
+        text.push(format!("and {left} more reasons"));
+    }
+    text.join("\n")
 }
 
 /// The error for packages that are in no archive, and that nothing more is known about.

@@ -236,4 +236,15 @@ fn apts_words_become_the_error_they_mean() {
     assert!(matches!(explained(&[absent]), GuestError::PackageGone { .. }));
     let cut = "E: Failed to fetch x  Error reading from server. Remote end closed connection";
     assert!(matches!(explained(&[absent, cut]), GuestError::AptFailed { .. }));
+
+    let lost = |name: &str| {
+        format!("Err:1 base {name}\nE: Failed to fetch {name}  Temporary failure\nE: Download Failed")
+    };
+    let said: Vec<String> = (0..100).map(|n| lost(&format!("p{n}"))).collect();
+    let GuestError::AptFailed { output, .. } =
+        explained(&said.iter().map(String::as_str).collect::<Vec<_>>())
+    else {
+        panic!("no network is no other failure");
+    };
+    assert_eq!(output, "Temporary failure: p0 and 99 more", "one reason is told once");
 }

@@ -51,6 +51,11 @@ fn a_program_that_is_not_there_is_refused_before_anything_boots() {
     };
     assert_eq!(refused("run \"/usr/bin/fio\""), ("/usr/bin/fio".to_owned(), None));
     assert_eq!(refused("run fio"), ("fio".to_owned(), None));
+    let help = |body: &str| {
+        miette::Diagnostic::help(&assembled(body, &[], Vec::new()).unwrap_err()).unwrap().to_string()
+    };
+    assert!(help("run \"/usr/bin/fio -v\"").ends_with("write each word for itself, \"/usr/bin/fio\" \"-v\""));
+    assert!(help("run \"/usr/bin/fio\"").contains("`packages`"));
     let (_, because) = refused("file \"/x\" \"#!/bin/sh\"\n run \"/x\"");
     assert!(because.unwrap().contains("not executable"));
     let (program, because) = refused("file \"/x\" mode=0o755 \"#!/bin/sh -e\"\n run \"/x\"");

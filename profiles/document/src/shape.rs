@@ -9,6 +9,8 @@ pub(crate) fn misplaced(text: &str) -> Vec<(usize, usize)> {
     let mut places = Vec::new();
     let tokens: Vec<_> = tokens(text).into_iter().filter(|token| token.kind != Kind::BlockComment).collect();
     let mut place = Place::Start;
+    // Whether the node, and each one around it, is switched off: the parser then asks for no end behind its braces.
+    let (mut is_off, mut around) = (false, Vec::new());
     for (at, token) in tokens.iter().enumerate() {
         let before = at.checked_sub(1).and_then(|at| tokens.get(at));
         let after = tokens.get(at + 1).map(|token| token.kind);
@@ -37,20 +39,25 @@ pub(crate) fn misplaced(text: &str) -> Vec<(usize, usize)> {
             Kind::Open => {
                 let right = place != Place::Start;
                 place = Place::Start;
+                around.push(std::mem::take(&mut is_off));
                 right
             }
             Kind::Close => {
-                place = Place::Behind;
+                place = if around.pop() == Some(true) { Place::Inside } else { Place::Behind };
                 true
             }
             Kind::Newline | Kind::Semicolon | Kind::LineComment => {
                 // What `/-` switches off may stand on a later line.
                 if was != Some(Kind::SlashDash) {
                     place = Place::Start;
+                    is_off = false;
                 }
                 true
             }
-            Kind::SlashDash => was != Some(Kind::SlashDash),
+            Kind::SlashDash => {
+                is_off |= place == Place::Start;
+                was != Some(Kind::SlashDash)
+            }
             Kind::Continued => {
                 token.text.ends_with(['\n', '\r']) || token.end() >= text.len() || !token.text.is_ascii()
             }

@@ -61,29 +61,46 @@ pub(crate) fn parse(area: &str, text: &str) -> Result<(KdlDocument, Vec<Problem>
 /// The bounds of the word that a diagnostic is about, if it is a slip we know.
 fn slip_at(text: &str, span: SourceSpan) -> Option<(usize, usize)> {
     let stop = (span.offset() + span.len()).min(text.len());
-    // The parser marks either the word itself, or everything from the node's name up to into the word.
-    let (start, end) = [span.offset(), stop.saturating_sub(1)]
+    // Behind an open quote, the quote is what is wrong.
+    let is_quoted = |start: usize, end: usize| {
+        let line = text[..start].rsplit('\n').next().unwrap_or_default();
+        line.ends_with(['"', '\'']) || (text[start..end].contains('/') && line.matches('"').count() % 2 == 1)
+    };
+    // The parser marks the word itself, everything from the node's name up to into the word, or what stands before it.
+    let (start, end) = [span.offset(), stop.saturating_sub(1), stop]
         .into_iter()
         .filter_map(|at| word_around(text, at))
-        // Behind an open quote, the quote is what is wrong.
-        .filter(|(start, _)| !text[..*start].ends_with(['"', '\'']))
+        .filter(|(start, end)| !is_quoted(*start, *end))
         .find(|(start, end)| is_slip(&text[*start..*end]))?;
     Some((start, end))
 }
 
 fn word_around(text: &str, at: usize) -> Option<(usize, usize)> {
     let bytes = text.as_bytes();
-    let part = |b: u8| b.is_ascii_alphanumeric() || b",.-+_^:%".contains(&b);
-    if !part(*bytes.get(at)?) {
+    // A slash that begins a comment, or switches something off, is part of no word.
+    let marks = |i: usize| {
+        let pair =
+            |i: usize| bytes.get(i) == Some(&b'/') && matches!(bytes.get(i + 1), Some(b'/' | b'*' | b'-'));
+        pair(i)
+            || bytes.get(i) == Some(&b'/')
+                && i.checked_sub(1).is_some_and(|i| bytes[i] == b'/' || bytes[i] == b'*')
+    };
+    let part = |i: usize| {
+        let b = bytes[i];
+        b.is_ascii_alphanumeric() || b",.-+_^:%".contains(&b) || (b == b'/' && !marks(i))
+    };
+    if at >= bytes.len() || !part(at) {
         return None;
     }
-    let start = (0..at).rev().take_while(|i| part(bytes[*i])).last().unwrap_or(at);
-    let end = (at..bytes.len()).take_while(|i| part(bytes[*i])).last().unwrap_or(at) + 1;
+    let start = (0..at).rev().take_while(|i| part(*i)).last().unwrap_or(at);
+    let end = (at..bytes.len()).take_while(|i| part(*i)).last().unwrap_or(at) + 1;
     Some((start, end))
 }
 
 pub(crate) fn is_slip(word: &str) -> bool {
-    is_keyword(word) || (word.starts_with(|c: char| c.is_ascii_digit()) && word.parse::<i128>().is_err())
+    is_keyword(word)
+        || word.contains('/')
+        || (word.starts_with(|c: char| c.is_ascii_digit()) && word.parse::<i128>().is_err())
 }
 
 fn is_keyword(word: &str) -> bool {
@@ -114,6 +131,8 @@ pub(crate) fn explain(area: &str, text: &str, start: usize, end: usize) -> Probl
     }
     let what = if word.bytes().all(|b| b.is_ascii_digit() || b",-^".contains(&b)) {
         "a list of numbers"
+    } else if word.contains('/') {
+        "a word with a slash"
     } else if crate::size::parse_size(word).is_ok() {
         "a size"
     } else {

@@ -95,6 +95,13 @@ fn bare_sizes_lists_and_keywords_say_what_to_write() {
         ("pot \"1GiB\" lid=true", "bare_keyword", "KDL 2 writes `#true`"),
         ("// é\npot \"1GiB\" lid=false", "bare_keyword", "KDL 2 writes `#false`"),
         ("pot \"1GiB\" cups=1,2", "missing_quotes", "write \"1,2\""),
+        ("pot /dev/pot", "missing_quotes", "write \"/dev/pot\""),
+        ("pot /dev/pot // by name", "missing_quotes", "write \"/dev/pot\""),
+        ("pot pots/red-1", "missing_quotes", "write \"pots/red-1\""),
+        ("pot \"1GiB\" { leaf /leaf; }", "missing_quotes", "write \"/leaf\""),
+        ("pot ./pot{ leaf green; }", "missing_quotes", "write \"./pot\""),
+        ("pot 8GiB// large", "missing_quotes", "write \"8GiB\""),
+        ("pot \"1GiB\" colour=/etc/colour", "missing_quotes", "write \"/etc/colour\""),
     ] {
         let problems = read(text).unwrap_err();
         assert_eq!(codes(&problems), [code], "{text}");

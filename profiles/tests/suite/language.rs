@@ -9,7 +9,7 @@ use crate::host::{text_of, with};
 
 #[test]
 fn shipped_profiles_have_neither_problems_nor_warnings() {
-    for (file, guest) in [("db.kdl", "../guests/fio.kdl"), ("hello.kdl", "../guests/hello.kdl")] {
+    for (file, guest) in [("db.kdl", "../guests/postgres.kdl"), ("hello.kdl", "../guests/hello.kdl")] {
         let text = text_of(file);
         assert!(text.starts_with("/- kdl-version 2\n//"), "{file} opens with its version and when to use it");
         let (profile, warnings) = read_profile(file, &text).unwrap();

@@ -125,6 +125,10 @@ fn updating_a_package_that_is_not_locked_is_refused_with_the_one_that_was_meant(
     site.lock("tool", &Update::Nothing);
     let error = Builder::new(&site.store, &Silent).lock(&site.recipe("tool"), &only("tooll")).unwrap_err();
     assert!(matches!(&error, GuestError::NotLocked { near, .. } if near == &["tool"]), "{error:?}");
+
+    let builder = Builder::new(&site.store, &Silent);
+    let error = builder.lock(&site.recipe("tool other"), &only("other")).unwrap_err();
+    assert!(matches!(&error, GuestError::NotLocked { is_asked_for: true, .. }), "{error:?}");
 }
 
 #[test]

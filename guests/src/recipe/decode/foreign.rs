@@ -166,6 +166,8 @@ pub(super) static WORDS: &[Foreign] = &[
     node("guest", "imports", "write `extends \"base.kdl\"`"),
     node("guest", "package", "write `packages NAME`"),
     node("guest", "install", "write `packages NAME`"),
+    node("guest", "apt", "write `packages NAME`"),
+    node("guest", "apt-get", "write `packages NAME`"),
     node("guest", "files", "write one `file \"/path\" \"text\"` for each"),
     node("guest", "directories", "write one `directory \"/path\"` for each"),
     node("guest", "symlink", "write `link \"/path\" to=\"target\"`"),
