@@ -485,15 +485,16 @@ fn a_service_that_floods_its_output_starves_nobody() {
         Service { ready: Ready::Command(step(&["true"])), ..shell("flood", &[], "exec yes flooding") };
     let mut outside = run_with(vec![flood], Some(&["cat"]), STOP_WITHIN);
     assert_eq!(outside.hear(), FromGuest::Ready { uptime_ms: 1 });
+    // The flood has begun: on a busy machine the rest would be over before it had a processor.
+    let mut screen = [0; 16];
+    outside.screen.read_exact(&mut screen).unwrap();
+    assert_eq!(&screen, b"flood: flooding\n");
     outside.stdin.write_all(b"through").unwrap();
     outside.stdout.read_exact(&mut [0; 7]).unwrap();
     outside.tell(ToGuest::Ping);
     assert_eq!(outside.hear(), FromGuest::Pong);
     outside.tell(ToGuest::InputEnded { bytes: 7 });
     assert!(matches!(outside.hear(), FromGuest::Ended { status: Ended::Exited(0), stdout: 7, .. }));
-    let mut screen = [0; 16];
-    outside.screen.read_exact(&mut screen).unwrap();
-    assert_eq!(&screen, b"flood: flooding\n");
     outside.receive();
 }
 
