@@ -302,13 +302,13 @@ fn the_pins_that_the_warning_gives_are_the_plans_once_they_are_run() {
     finish(Command::new("sh").args(["-c", &script.join("\n")]).env("PID", pid.to_string()));
     let mut seen = 0;
     for task in std::fs::read_dir(format!("/proc/{pid}/task")).unwrap().flatten() {
-        let read = |file: &str| std::fs::read_to_string(task.path().join(file)).unwrap();
-        let name = read("comm");
+        // A thread of QEMU's pool may have ended since it was listed.
+        let Ok(name) = std::fs::read_to_string(task.path().join("comm")) else { continue };
         // A vCPU is called `CPU 0/KVM` only where KVM runs it; here it is the emulator's.
         let Some(thread) = plan.iothreads.iter().find(|i| name.trim_end() == format!("IO {}", i.name)) else {
             continue;
         };
-        let status = read("status");
+        let status = std::fs::read_to_string(task.path().join("status")).unwrap();
         let allowed = status.lines().find_map(|line| line.strip_prefix("Cpus_allowed_list:")).unwrap();
         assert_eq!(allowed.trim(), thread.cpus.to_string(), "{name}");
         seen += 1;
