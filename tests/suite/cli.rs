@@ -104,11 +104,15 @@ fn a_kvm_that_may_not_be_opened_is_4() {
     let copy = copy_of_binary(home.path());
     fs::set_permissions(home.path(), fs::Permissions::from_mode(0o755)).unwrap();
     // The checkout may lie where nobody else may look.
-    fs::copy(checkout().join("profiles/hello.kdl"), home.path().join("hello.kdl")).unwrap();
+    for file in ["profiles/hello.kdl", "guests/hello.kdl", "guests/hello.lock.kdl"] {
+        let at = home.path().join(file);
+        fs::create_dir_all(at.parent().unwrap()).unwrap();
+        fs::copy(checkout().join(file), at).unwrap();
+    }
     for on in ["auto", "kvm"] {
         let mut command = Command::new(&copy);
         command
-            .args(["up", "--on", on, "hello.kdl"])
+            .args(["up", "--on", on, "profiles/hello.kdl"])
             .current_dir(home.path())
             .env_clear()
             .env("HOME", home.path());

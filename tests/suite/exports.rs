@@ -121,7 +121,10 @@ impl Machine {
 
     fn ask(&mut self, command: &str, arguments: Value) -> Value {
         let asked = json!({ "execute": command, "arguments": arguments });
-        writeln!(self.commands, "{asked}").unwrap();
+        if let Err(error) = writeln!(self.commands, "{asked}") {
+            let told: Vec<String> = self.running.error_lines().collect();
+            panic!("QEMU does not hear {asked}: {error}\n{}", told.join("\n"));
+        }
         loop {
             let answer = self.line();
             assert_eq!(answer.get("error"), None, "{asked}");
