@@ -14,6 +14,21 @@ pub struct Foreign {
     pub write: &'static str,
 }
 
+/// A node's name.
+pub const fn node(within: &'static str, word: &'static str, write: &'static str) -> Foreign {
+    Foreign { kind: Kind::Node, within, word, write }
+}
+
+/// The name of a property.
+pub const fn key(within: &'static str, word: &'static str, write: &'static str) -> Foreign {
+    Foreign { kind: Kind::Property, within, word, write }
+}
+
+/// An argument, or the value of a property.
+pub const fn value(within: &'static str, word: &'static str, write: &'static str) -> Foreign {
+    Foreign { kind: Kind::Value, within, word, write }
+}
+
 /// The places a word can stand in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kind {

@@ -24,7 +24,7 @@
 
 mod cursor;
 mod duration;
-mod foreign;
+pub mod foreign;
 mod format;
 mod layers;
 mod limits;

@@ -1,18 +1,7 @@
 //! Words of libvirt's XML and of QEMU's command line, and what to write here instead.
 
-use vmprof_document::{Foreign, Kind};
-
-const fn node(within: &'static str, word: &'static str, write: &'static str) -> Foreign {
-    Foreign { kind: Kind::Node, within, word, write }
-}
-
-const fn key(within: &'static str, word: &'static str, write: &'static str) -> Foreign {
-    Foreign { kind: Kind::Property, within, word, write }
-}
-
-const fn value(within: &'static str, word: &'static str, write: &'static str) -> Foreign {
-    Foreign { kind: Kind::Value, within, word, write }
-}
+use vmprof_document::Foreign;
+use vmprof_document::foreign::{key, node, value};
 
 const PIN_VCPUS: &str = "write `vcpu 4 { vcpupin { vcpu 0 cpuset=\"2\" } }`";
 const PIN_IOTHREADS: &str = "write `iothreads 2 { iothreadpin { iothread 0 cpuset=\"6\" } }`";

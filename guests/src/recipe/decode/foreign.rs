@@ -1,19 +1,8 @@
 //! Words of systemd's units, of Docker and Compose files, of cloud-init and of other image builders, and what to write here
 //! instead.
 
-use vmprof_document::{Foreign, Kind};
-
-const fn node(within: &'static str, word: &'static str, write: &'static str) -> Foreign {
-    Foreign { kind: Kind::Node, within, word, write }
-}
-
-const fn key(within: &'static str, word: &'static str, write: &'static str) -> Foreign {
-    Foreign { kind: Kind::Property, within, word, write }
-}
-
-const fn value(within: &'static str, word: &'static str, write: &'static str) -> Foreign {
-    Foreign { kind: Kind::Value, within, word, write }
-}
+use vmprof_document::Foreign;
+use vmprof_document::foreign::{key, node, value};
 
 const EXEC: &str = "write `exec \"/usr/bin/program\" \"argument\"`";
 const AFTER: &str =
@@ -45,7 +34,11 @@ pub(super) static WORDS: &[Foreign] = &[
     node("service", "ExecStartPost", READY),
     node("service", "ExecStop", STOP),
     node("service", "ExecStopPost", SCRIPT),
-    node("service", "ExecReload", "remove it: `vmprof exec NAME -- kill -HUP …` does it when it is wanted"),
+    node(
+        "service",
+        "ExecReload",
+        "remove it: nothing here reloads a service; a command in the guest may signal it",
+    ),
     node("service", "ExecCondition", SCRIPT),
     node("service", "Type", KIND),
     node("service", "RemainAfterExit", "write `kind once`: it counts as ready after its end"),
