@@ -121,7 +121,8 @@ impl Machine {
 
     fn ask(&mut self, command: &str, arguments: Value) -> Value {
         let asked = json!({ "execute": command, "arguments": arguments });
-        if let Err(error) = writeln!(self.commands, "{asked}") {
+        // In one piece: QEMU obeys `quit` at its last brace and hears no line's end after it.
+        if let Err(error) = self.commands.write_all(asked.to_string().as_bytes()) {
             let told: Vec<String> = self.running.error_lines().collect();
             panic!("QEMU does not hear {asked}: {error}\n{}", told.join("\n"));
         }
