@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError, mpsc};
 
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 use vmprof_sys::ring::{Completions, SetupError};
+use vmprof_sys::vring::Position;
 
 use crate::config;
 use crate::thread::{self, Thread, ThreadError};
@@ -58,9 +59,34 @@ impl DeviceId {
     }
 }
 
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct QueueKey {
+    device: DeviceId,
+    queue: u16,
+}
+
+/// The queues that a release is about.
+#[derive(Debug, Clone, Copy)]
+enum Queues {
+    All(DeviceId),
+    One(QueueKey),
+}
+
+impl Queues {
+    fn contain(self, key: QueueKey) -> bool {
+        match self {
+            Queues::All(device) => key.device == device,
+            Queues::One(one) => key == one,
+        }
+    }
+}
+
+/// Queues that were released, each with where its ring stands. Broken ones are not among them.
+pub type Positions = Vec<(u16, Position)>;
+
 enum Command {
-    Serve { device: DeviceId, begin: Begin, doorbell: EventFd, answer: mpsc::Sender<io::Result<()>> },
-    Release { device: DeviceId, answer: mpsc::Sender<()> },
+    Serve { key: QueueKey, begin: Begin, doorbell: EventFd, answer: mpsc::Sender<io::Result<()>> },
+    Release { which: Queues, answer: mpsc::Sender<Positions> },
     Stop,
 }
 
@@ -151,11 +177,17 @@ impl Handle {
         self.0.completions
     }
 
-    /// Has the thread serve a queue until the device is released. The doorbell may have been rung already: the thread looks
-    /// once before it waits.
-    pub fn serve(&self, device: DeviceId, begin: Begin, doorbell: EventFd) -> Result<(), ServeError> {
+    /// Has the thread serve queue `queue` of the device until it is released. The doorbell may have been rung already: the
+    /// thread looks once before it waits.
+    pub fn serve(
+        &self,
+        device: DeviceId,
+        queue: u16,
+        begin: Begin,
+        doorbell: EventFd,
+    ) -> Result<(), ServeError> {
         let (answer, answered) = mpsc::channel();
-        self.0.send(Command::Serve { device, begin, doorbell, answer });
+        self.0.send(Command::Serve { key: QueueKey { device, queue }, begin, doorbell, answer });
         match answered.recv() {
             Ok(Ok(())) => Ok(()),
             Ok(Err(source)) => Err(ServeError::Begin { name: self.0.name.clone(), source }),
@@ -166,8 +198,18 @@ impl Handle {
     /// Has the thread take no more from the device's queues, and drop them once nothing is in flight.
     #[must_use = "the queues are gone only after the wait"]
     pub fn release(&self, device: DeviceId) -> Release {
+        self.release_queues(Queues::All(device))
+    }
+
+    /// The same for one of its queues.
+    #[must_use = "the queue is gone only after the wait"]
+    pub fn release_queue(&self, device: DeviceId, queue: u16) -> Release {
+        self.release_queues(Queues::One(QueueKey { device, queue }))
+    }
+
+    fn release_queues(&self, which: Queues) -> Release {
         let (answer, answered) = mpsc::channel();
-        self.0.send(Command::Release { device, answer });
+        self.0.send(Command::Release { which, answer });
         Release(answered)
     }
 
@@ -198,13 +240,13 @@ impl Handle {
 
 /// The end of a device's queues on one IOThread.
 #[derive(Debug)]
-pub struct Release(mpsc::Receiver<()>);
+pub struct Release(mpsc::Receiver<Positions>);
 
 impl Release {
     /// Returns when no request is in flight and the queues are dropped. A thread that is gone has dropped them as it went,
-    /// after its ring had waited for the kernel.
-    pub fn wait(self) {
-        let _ = self.0.recv();
+    /// after its ring had waited for the kernel: of those nothing is answered.
+    pub fn wait(self) -> Positions {
+        self.0.recv().unwrap_or_default()
     }
 }
 

@@ -6,7 +6,9 @@ use std::io;
 use std::sync::Arc;
 
 use vmprof_sys::ring::{Buffers, FileId, Operation, Ring};
-use vmprof_sys::vring::RingError;
+use vmprof_sys::vring::{Position, RingError};
+
+use crate::config::Engine;
 
 /// Whose completion it is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -36,19 +38,28 @@ impl Io<'_> {
         self.iothread
     }
 
-    pub fn add_file(&mut self, file: Arc<File>) -> io::Result<FileId> {
-        self.ring.add_file(file)
+    /// Makes a file known to `engine`, which carries out what is started on it. An error: this thread has no such engine.
+    pub fn open(&mut self, file: Arc<File>, engine: Engine) -> io::Result<Target> {
+        match engine {
+            Engine::IoUring => self.ring.add_file(file).map(Target),
+            Engine::Native | Engine::Threads => Err(io::ErrorKind::Unsupported.into()),
+        }
     }
 
-    pub fn remove_file(&mut self, file: FileId) {
-        self.ring.remove_file(file);
+    /// Undoes one [`open`](Self::open), once none of its user's operations is in flight.
+    pub fn close(&mut self, target: Target) {
+        self.ring.remove_file(target.0);
     }
 
     /// Starts an operation, whose end [`QueueService::completed`] hears of under the same `tag`.
-    pub fn start(&mut self, file: FileId, operation: Operation, buffers: Buffers, tag: u16) {
-        self.ring.start(file, operation, buffers, Token::Request { slot: self.slot, tag });
+    pub fn start(&mut self, target: Target, operation: Operation, buffers: Buffers, tag: u16) {
+        self.ring.start(target.0, operation, buffers, Token::Request { slot: self.slot, tag });
     }
 }
+
+/// A file, as an engine of this thread knows it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Target(FileId);
 
 /// What a pass over a queue left behind.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -83,6 +94,8 @@ pub trait QueueService: std::fmt::Debug {
     fn kicked(&mut self);
     /// Requests taken and not ended.
     fn in_flight(&self) -> usize;
+    /// Where the ring stands, for whoever goes on with it once nothing is in flight.
+    fn position(&self) -> Position;
     /// The driver broke the queue: nothing but `resume`, `completed` and `end` follows.
     fn broken(&mut self, error: RingError);
     /// After the last request ended: the queue is about to be dropped.

@@ -3,7 +3,7 @@
 use std::sync::mpsc::{Receiver, Sender, channel};
 
 use vmprof_sys::ring::Buffers;
-use vmprof_sys::vring::RingError;
+use vmprof_sys::vring::{Position, RingError};
 
 use super::service::{Drained, Io, QueueService};
 use super::*;
@@ -42,6 +42,9 @@ impl QueueService for Witness {
     fn in_flight(&self) -> usize {
         0
     }
+    fn position(&self) -> Position {
+        Position { available: 7, used: 7 }
+    }
     fn broken(&mut self, _error: RingError) {
         self.tell("broken");
     }
@@ -68,7 +71,7 @@ fn serve(
     let (events, seen) = channel();
     let doorbell = EventFd::new(EFD_NONBLOCK).unwrap();
     let begin: Begin = Box::new(move |_io| Ok(Box::new(Witness { name, events, breaks })));
-    thread.serve(device, begin, doorbell.try_clone().unwrap()).unwrap();
+    thread.serve(device, 0, begin, doorbell.try_clone().unwrap()).unwrap();
     (doorbell, seen)
 }
 
@@ -137,7 +140,7 @@ fn a_thread_that_panics_is_reported_with_its_reason_and_gives_no_answers() {
     let bell = EventFd::new(EFD_NONBLOCK).unwrap();
     let begin: Begin = Box::new(|_io| panic!("no such queue"));
     let device = DeviceId::unique();
-    let error = thread.serve(device, begin, bell).unwrap_err();
+    let error = thread.serve(device, 0, begin, bell).unwrap_err();
     assert!(matches!(error, ServeError::Gone { .. }), "{error}");
     thread.release(device).wait();
     let error = thread.stop().unwrap_err();

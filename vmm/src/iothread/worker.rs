@@ -16,7 +16,7 @@ use vmprof_sys::vring::RingError;
 use super::counters::IoThreadCounters;
 use super::poll::PollWindow;
 use super::service::{Begin, Drained, Io, QueueService, Token};
-use super::{Command, DeviceId, IoThreadError};
+use super::{Command, IoThreadError, Positions, QueueKey, Queues};
 use crate::config;
 
 /// Requests taken from one queue before the next has its turn.
@@ -26,11 +26,13 @@ const STALL: Duration = Duration::from_micros(100);
 
 #[derive(Debug)]
 struct Served {
-    device: DeviceId,
+    key: QueueKey,
     service: Box<dyn QueueService>,
     /// `None` once the ring has closed the doorbell.
     watch: Option<WatchId>,
     state: State,
+    /// Its ring stands nowhere that anyone could go on from.
+    broken: bool,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -44,8 +46,9 @@ enum State {
 
 #[derive(Debug)]
 struct Leaving {
-    device: DeviceId,
-    answer: mpsc::Sender<()>,
+    which: Queues,
+    answer: mpsc::Sender<Positions>,
+    gone: Positions,
 }
 
 #[derive(Debug)]
@@ -265,13 +268,13 @@ impl Worker {
         self.commanded = false;
         loop {
             match self.commands.try_recv() {
-                Ok(Command::Serve { device, begin, doorbell, answer }) => {
+                Ok(Command::Serve { key, begin, doorbell, answer }) => {
                     // Who asked may be gone; the queue is served until its device is released all the same.
-                    let _ = answer.send(self.serve(device, begin, doorbell));
+                    let _ = answer.send(self.serve(key, begin, doorbell));
                 }
-                Ok(Command::Release { device, answer }) => {
-                    self.release(|served| served.device == device);
-                    self.leaving.push(Leaving { device, answer });
+                Ok(Command::Release { which, answer }) => {
+                    self.release(|served| which.contain(served.key));
+                    self.leaving.push(Leaving { which, answer, gone: Vec::new() });
                 }
                 Ok(Command::Stop) | Err(TryRecvError::Disconnected) => {
                     self.stopping = true;
@@ -283,7 +286,7 @@ impl Worker {
         }
     }
 
-    fn serve(&mut self, device: DeviceId, begin: Begin, doorbell: EventFd) -> io::Result<()> {
+    fn serve(&mut self, key: QueueKey, begin: Begin, doorbell: EventFd) -> io::Result<()> {
         let free = self.queues.iter().position(Option::is_none);
         let slot = free.unwrap_or(self.queues.len());
         let mut service = begin(&mut Io { ring: &mut self.ring, slot, iothread: self.id })?;
@@ -294,7 +297,7 @@ impl Worker {
         if slot == self.queues.len() {
             self.queues.push(None);
         }
-        self.queues[slot] = Some(Served { device, service, watch, state: State::Live });
+        self.queues[slot] = Some(Served { key, service, watch, state: State::Live, broken: false });
         Ok(())
     }
 
@@ -320,14 +323,18 @@ impl Worker {
                 && let Some(mut served) = self.queues[slot].take()
             {
                 served.service.end(&mut Io { ring: &mut self.ring, slot, iothread: self.id });
+                let awaited = self.leaving.iter_mut().filter(|leaving| leaving.which.contain(served.key));
+                for leaving in awaited.filter(|_| !served.broken) {
+                    leaving.gone.push((served.key.queue, served.service.position()));
+                }
             }
         }
         let queues = &self.queues;
-        self.leaving.retain(|leaving| {
-            let here = queues.iter().flatten().any(|served| served.device == leaving.device);
+        self.leaving.retain_mut(|leaving| {
+            let here = queues.iter().flatten().any(|served| leaving.which.contain(served.key));
             if !here {
                 // A waiter that went away does not mind.
-                let _ = leaving.answer.send(());
+                let _ = leaving.answer.send(std::mem::take(&mut leaving.gone));
             }
             here
         });
@@ -335,6 +342,6 @@ impl Worker {
 }
 
 fn break_queue(served: &mut Served, error: RingError) {
-    served.state = State::Broken;
+    (served.state, served.broken) = (State::Broken, true);
     served.service.broken(error);
 }

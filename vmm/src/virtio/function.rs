@@ -6,7 +6,7 @@ use std::sync::atomic::Ordering;
 
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 use vmprof_sys::memory::GuestRam;
-use vmprof_sys::vring::SplitRing;
+use vmprof_sys::vring::{RingFeatures, RingSetup, Vring};
 
 use super::capability::{
     COMMON_CFG, DEVICE_CFG, ISR_CFG, MSIX_ALL_MASKED, MSIX_ENABLE, NOTIFY_CFG, PCI_CFG, add_msix,
@@ -162,9 +162,9 @@ impl VirtioFunction {
     }
 
     fn activate(&mut self, activation: Activation) -> Result<(), InterruptError> {
-        let event_idx = activation.features & F_EVENT_IDX != 0;
+        let features = RingFeatures { event_idx: activation.features & F_EVENT_IDX != 0 };
         let queues =
-            activation.queues.iter().map(|setup| self.queue(setup, event_idx)).collect::<Option<Vec<_>>>();
+            activation.queues.iter().map(|setup| self.queue(setup, features)).collect::<Option<Vec<_>>>();
         let started = queues.is_some_and(|queues| self.device.activate(activation.features, queues).is_ok());
         if !started {
             self.transport.broke();
@@ -180,9 +180,10 @@ impl VirtioFunction {
     }
 
     /// `None`: the driver's ring cannot be used.
-    fn queue(&self, setup: &QueueSetup, event_idx: bool) -> Option<ActiveQueue> {
-        let ring =
-            SplitRing::new(&self.ram, setup.size, setup.desc, setup.avail, setup.used, event_idx).ok()?;
+    fn queue(&self, setup: &QueueSetup, features: RingFeatures) -> Option<ActiveQueue> {
+        let areas =
+            RingSetup { size: setup.size, descriptors: setup.desc, driver: setup.avail, device: setup.used };
+        let ring = Vring::new(&self.ram, &areas, features).ok()?;
         let doorbell = self.doorbells.get(usize::from(setup.index))?.event.try_clone().ok()?;
         let interrupt = QueueInterrupt::new(self.msix.event(setup.vector));
         Some(ActiveQueue { index: setup.index, ring, doorbell, interrupt })

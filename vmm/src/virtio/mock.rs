@@ -10,7 +10,7 @@ use vm_memory::{Bytes as _, GuestAddress, GuestMemoryBackend as _, VolatileMemor
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 use vmprof_sys::memory::GuestRam;
-use vmprof_sys::vring::{Descriptor, SplitRing};
+use vmprof_sys::vring::{Descriptor, RingFeatures, RingSetup, Vring};
 
 use super::device::{ActiveQueue, QueueInterrupt};
 
@@ -89,10 +89,11 @@ impl Driver {
 
     /// The queue as the transport hands it to a device.
     pub(crate) fn device_side(&self, index: u16) -> ActiveQueue {
-        let (desc, avail, used) = (self.base, self.available(), self.used());
+        let (descriptors, driver, device) = (self.base, self.available(), self.used());
+        let setup = RingSetup { size: self.size, descriptors, driver, device };
         ActiveQueue {
             index,
-            ring: SplitRing::new(&self.ram, self.size, desc, avail, used, self.event_idx).unwrap(),
+            ring: Vring::new(&self.ram, &setup, RingFeatures { event_idx: self.event_idx }).unwrap(),
             doorbell: self.doorbell.try_clone().unwrap(),
             interrupt: QueueInterrupt::new(Some(Arc::clone(&self.interrupt))),
         }

@@ -54,6 +54,16 @@ pub enum Operation {
     },
     /// fdatasync(2).
     Sync,
+    /// Gives the range back to the host (fallocate(2), FALLOC_FL_PUNCH_HOLE): it reads as zeros from then on.
+    Discard {
+        offset: u64,
+        bytes: u64,
+    },
+    /// Has the range read as zeros (FALLOC_FL_ZERO_RANGE), and keeps its space.
+    WriteZeroes {
+        offset: u64,
+        bytes: u64,
+    },
 }
 
 /// How long [`Ring::enter`] may sleep when nothing has completed yet.

@@ -59,7 +59,7 @@ fn perform(backing: &Backing, operation: Operation, buffers: &mut Buffers, fate:
     let (offset, moved) = match operation {
         Operation::Read { offset } => (offset, backing.file.read_at(bytes, offset)?),
         Operation::Write { offset, .. } => (offset, backing.file.write_at(bytes, offset)?),
-        Operation::Sync => panic!("a transfer does not flush"),
+        other => panic!("a transfer reads and writes: {other:?}"),
     };
     assert!(offset.is_multiple_of(backing.alignment.offset), "offsets are whole blocks");
     Ok(moved as u32)

@@ -4,12 +4,12 @@
 use std::sync::{Arc, Mutex, PoisonError};
 
 use serde::{Deserialize, Serialize};
-use vmprof_sys::vring::RingError;
+use vmprof_sys::vring::{Position, RingError};
 
 use super::device::{ActivateError, ActiveQueue, VirtioDevice};
 use super::distress::Distress;
 use crate::backing::{Backing, DiskError, WriteCache};
-use crate::config;
+use crate::config::{self, Engine};
 use crate::iothread::counters::{QueueCounters, QueueSnapshot};
 use crate::iothread::service::Begin;
 use crate::iothread::{DeviceId, Handle};
@@ -47,6 +47,7 @@ struct Disk {
     name: String,
     id: [u8; ID_BYTES],
     backing: Backing,
+    engine: Engine,
     cache: WriteCache,
     limits: Limits,
     distress: Arc<Distress>,
@@ -142,6 +143,7 @@ impl Blk {
             name: config.name.clone(),
             id,
             backing,
+            engine: config.engine,
             cache: WriteCache::new(config.cache),
             limits,
             distress: Arc::default(),
@@ -178,7 +180,7 @@ impl Blk {
             queue.doorbell.try_clone().map_err(|error| refused(format!("its doorbell: {error}")))?;
         let (disk, counters) = (Arc::clone(&self.disk), Arc::clone(counters));
         let begin: Begin = Box::new(move |io| Ok(Box::new(BlkQueue::begin(disk, queue, counters, io)?)));
-        iothread.serve(device, begin, doorbell).map_err(|error| {
+        iothread.serve(device, index, begin, doorbell).map_err(|error| {
             let cause =
                 std::error::Error::source(&error).map_or_else(String::new, |cause| format!(": {cause}"));
             refused(format!("{error}{cause}"))
@@ -254,11 +256,21 @@ impl VirtioDevice for Blk {
         Ok(())
     }
 
+    fn start_queue(&mut self, queue: ActiveQueue) -> Result<(), ActivateError> {
+        let device = *self.live.get_or_insert_with(DeviceId::unique);
+        self.serve(device, queue)
+    }
+
+    fn stop_queue(&mut self, index: u16) -> Option<Position> {
+        let iothread = self.iothreads.get(usize::from(index))?;
+        iothread.release_queue(self.live?, index).wait().first().map(|(_, position)| *position)
+    }
+
     fn reset(&mut self) {
         if let Some(device) = self.live.take() {
             // All are told before any is waited for.
             let releases: Vec<_> = self.iothreads.iter().map(|iothread| iothread.release(device)).collect();
-            releases.into_iter().for_each(crate::iothread::Release::wait);
+            releases.into_iter().for_each(|release| drop(release.wait()));
         }
         self.disk.cache.set_write_back(true);
         self.disk.distress.clear();

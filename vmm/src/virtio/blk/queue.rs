@@ -7,16 +7,16 @@ use std::io;
 use std::sync::Arc;
 
 use vm_memory::Bytes as _;
-use vmprof_sys::ring::{Buffers, FileId, Operation};
+use vmprof_sys::ring::{Buffers, Operation};
 use vmprof_sys::segments::GuestBuffers;
-use vmprof_sys::vring::RingError;
+use vmprof_sys::vring::{Descriptor, Position, RingError};
 
 use super::Disk;
 use super::request::{self, Kind, Request, Status};
 use crate::backing::bounce::BouncePool;
 use crate::backing::transfer::{Direction, Step, Transfer};
 use crate::iothread::counters::QueueCounters;
-use crate::iothread::service::{Drained, Io, QueueService};
+use crate::iothread::service::{Drained, Io, QueueService, Target};
 use crate::virtio::device::ActiveQueue;
 
 /// virtio 1.3, 5.2.6: the id string of GET_ID.
@@ -43,11 +43,13 @@ enum State {
 pub(super) struct BlkQueue {
     disk: Arc<Disk>,
     queue: ActiveQueue,
-    file: FileId,
+    target: Target,
     slots: Vec<Slot>,
     in_flight: usize,
     stalled: VecDeque<u16>,
     bounces: BouncePool,
+    /// The descriptors of the request that is being taken.
+    chain: Vec<Descriptor>,
     counters: Arc<QueueCounters>,
 }
 
@@ -59,17 +61,43 @@ impl BlkQueue {
         counters: Arc<QueueCounters>,
         io: &mut Io<'_>,
     ) -> io::Result<Self> {
-        let file = io.add_file(Arc::clone(&disk.backing.file))?;
+        let target = io.open(Arc::clone(&disk.backing.file), disk.engine)?;
         counters.serve_as(io.iothread());
         let ram = queue.ring.ram();
         let slot = || Slot { state: State::Free, transfer: Transfer::new(GuestBuffers::new(ram)) };
         let slots = std::iter::repeat_with(slot).take(queue.ring.size().into()).collect();
         let (bounces, stalled) = (BouncePool::new(&disk.backing), VecDeque::new());
-        Ok(BlkQueue { disk, queue, file, slots, in_flight: 0, stalled, bounces, counters })
+        Ok(BlkQueue {
+            disk,
+            queue,
+            target,
+            slots,
+            in_flight: 0,
+            stalled,
+            bounces,
+            chain: Vec::new(),
+            counters,
+        })
     }
 
-    /// Takes a head that the driver offers.
-    fn accept(&mut self, head: u16, io: &mut Io<'_>) -> Result<(), RingError> {
+    /// Takes what the driver offers, up to `quota` requests.
+    fn take(
+        &mut self,
+        quota: usize,
+        chain: &mut Vec<Descriptor>,
+        io: &mut Io<'_>,
+    ) -> Result<Drained, RingError> {
+        for _ in 0..quota {
+            let Some(head) = self.queue.ring.pop(chain)? else {
+                return Ok(if self.stalled.is_empty() { Drained::All } else { Drained::Stalled });
+            };
+            self.accept(head, chain, io)?;
+        }
+        Ok(Drained::More)
+    }
+
+    /// Takes one request.
+    fn accept(&mut self, head: u16, chain: &[Descriptor], io: &mut Io<'_>) -> Result<(), RingError> {
         let broken = RingError::HeadInFlight { head };
         let slot = self.slots.get_mut(usize::from(head)).ok_or(broken)?;
         // The driver may offer anything: a head that it does not have would give two requests one slot.
@@ -78,7 +106,7 @@ impl BlkQueue {
         }
         let ring = &self.queue.ring;
         let buffers = slot.transfer.guest_mut().ok_or(broken)?;
-        let request = request::parse(ring.chain(head), ring.ram(), &self.disk.limits, buffers)?;
+        let request = request::parse(head, chain, ring.ram(), &self.disk.limits, buffers)?;
         self.in_flight += 1;
         match request.kind {
             Kind::Read { offset } => {
@@ -109,7 +137,7 @@ impl BlkQueue {
         match slot.transfer.step(&self.disk.backing, &mut self.bounces) {
             Step::Start(operation, buffers) => {
                 slot.state = State::Moving(request);
-                io.start(self.file, operation, buffers, head);
+                io.start(self.target, operation, buffers, head);
             }
             Step::Wait => {
                 slot.state = State::Stalled(request);
@@ -132,7 +160,7 @@ impl BlkQueue {
             return self.finish(head, request, Status::IoError);
         }
         self.slots[usize::from(head)].state = State::Syncing(request);
-        io.start(self.file, Operation::Sync, Buffers::None, head);
+        io.start(self.target, Operation::Sync, Buffers::None, head);
     }
 
     fn finish(&mut self, head: u16, request: Request, status: Status) {
@@ -178,13 +206,10 @@ impl BlkQueue {
 impl QueueService for BlkQueue {
     fn drain(&mut self, quota: usize, io: &mut Io<'_>) -> Result<Drained, RingError> {
         self.resume(io);
-        for _ in 0..quota {
-            let Some(head) = self.queue.ring.pop()? else {
-                return Ok(if self.stalled.is_empty() { Drained::All } else { Drained::Stalled });
-            };
-            self.accept(head, io)?;
-        }
-        Ok(Drained::More)
+        let mut chain = std::mem::take(&mut self.chain);
+        let drained = self.take(quota, &mut chain, io);
+        self.chain = chain;
+        drained
     }
 
     fn resume(&mut self, io: &mut Io<'_>) -> Drained {
@@ -249,11 +274,15 @@ impl QueueService for BlkQueue {
         self.in_flight
     }
 
+    fn position(&self) -> Position {
+        self.queue.ring.position()
+    }
+
     fn broken(&mut self, error: RingError) {
         self.disk.break_down(self.queue.index, error);
     }
 
     fn end(&mut self, io: &mut Io<'_>) {
-        io.remove_file(self.file);
+        io.close(self.target);
     }
 }

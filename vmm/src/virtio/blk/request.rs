@@ -4,7 +4,7 @@
 use vm_memory::{Bytes as _, GuestAddress, GuestMemoryBackend as _};
 use vmprof_sys::memory::GuestRam;
 use vmprof_sys::segments::GuestBuffers;
-use vmprof_sys::vring::{Chain, Descriptor, RingError};
+use vmprof_sys::vring::{Descriptor, RingError};
 
 use crate::backing::SECTOR_BYTES;
 
@@ -59,20 +59,19 @@ pub struct Limits {
     pub most_segments: u32,
 }
 
-/// Reads the request in `chain` and resolves its data into `buffers`. An error means that there is no request to answer:
-/// the driver does not keep the rules, and the device needs a reset.
+/// Reads the request that `chain` describes and resolves its data into `buffers`. An error means that there is no request to
+/// answer: the driver does not keep the rules, and the device needs a reset.
 pub fn parse(
-    chain: Chain<'_>,
+    head: u16,
+    chain: &[Descriptor],
     ram: &GuestRam,
     limits: &Limits,
     buffers: &mut GuestBuffers,
 ) -> Result<Request, RingError> {
-    let head = chain.head();
     let broken = |rule| RingError::NoRequest { head, rule };
     buffers.clear();
     let mut parts = Parts::new(buffers);
-    for descriptor in chain {
-        let descriptor = descriptor?;
+    for &descriptor in chain {
         if descriptor.writable {
             parts.writable(descriptor);
         } else if parts.last_writable.is_some() {

@@ -20,7 +20,7 @@ pub(super) fn operation(fd: types::Fd, operation: Operation, buffers: &mut Buffe
                 Operation::Write { offset, durable } => {
                     opcode::Write::new(fd, base, len).offset(offset).rw_flags(durability(durable)).build()
                 }
-                Operation::Sync => sync(fd),
+                other => without_buffers(fd, other),
             };
         }
     };
@@ -40,12 +40,23 @@ pub(super) fn operation(fd: types::Fd, operation: Operation, buffers: &mut Buffe
             let write = opcode::Writev::new(fd, many.as_ptr(), many.len() as u32);
             write.offset(offset).rw_flags(durability(durable)).build()
         }
-        (Operation::Sync, _) => sync(fd),
+        (other, _) => without_buffers(fd, other),
     }
 }
 
-fn sync(fd: types::Fd) -> squeue::Entry {
-    opcode::Fsync::new(fd).flags(types::FsyncFlags::DATASYNC).build()
+fn without_buffers(fd: types::Fd, operation: Operation) -> squeue::Entry {
+    let allocate = |offset, bytes, mode| opcode::Fallocate::new(fd, bytes).offset(offset).mode(mode).build();
+    match operation {
+        Operation::Discard { offset, bytes } => {
+            allocate(offset, bytes, libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE)
+        }
+        Operation::WriteZeroes { offset, bytes } => {
+            allocate(offset, bytes, libc::FALLOC_FL_ZERO_RANGE | libc::FALLOC_FL_KEEP_SIZE)
+        }
+        // A read or write without buffers is the caller's mistake, and moves nothing.
+        Operation::Read { .. } | Operation::Write { .. } => opcode::Nop::new().build(),
+        Operation::Sync => opcode::Fsync::new(fd).flags(types::FsyncFlags::DATASYNC).build(),
+    }
 }
 
 pub(super) fn poll(fd: i32, index: usize) -> squeue::Entry {

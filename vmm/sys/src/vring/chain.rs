@@ -1,10 +1,13 @@
-//! One request's descriptors (virtio 1.3, 2.7.5): the walk through the table and at most one indirect table, bounded
-//! whatever the guest writes. It says where buffers are said to be; whether guest memory is there is asked when they are
-//! resolved.
+//! One request's descriptors (virtio 1.3, 2.7.5): the walk through a table and at most one indirect table, bounded whatever
+//! the guest writes. It says where buffers are said to be; whether guest memory is there is asked when they are resolved.
+
+// UNSAFETY: descriptors are shared with the guest.
+#![allow(unsafe_code, reason = "volatile reads of descriptors in guest memory")]
 
 use std::ptr::NonNull;
 
-use super::{DESCRIPTOR_BYTES, RingError, SplitRing};
+use super::{DESCRIPTOR_BYTES, RingError};
+use crate::memory::GuestRam;
 
 const NEXT: u16 = 1;
 const WRITE: u16 = 2;
@@ -23,106 +26,99 @@ pub struct Descriptor {
     pub writable: bool,
 }
 
+/// Descriptors in a row in one piece of guest memory, which whoever has the table keeps mapped.
 #[derive(Debug, Clone, Copy)]
-struct Table {
-    base: NonNull<u8>,
-    entries: u32,
+pub(super) struct Table {
+    pub(super) base: NonNull<u8>,
+    pub(super) entries: u32,
 }
 
-/// An iterator over a chain's buffers that ends after the first error.
-#[derive(Debug)]
-pub struct Chain<'ring> {
-    ring: &'ring SplitRing,
+/// Reads the chain at `head` of a split ring's table into `chain`, which it empties first.
+pub(super) fn collect(
+    ram: &GuestRam,
+    ring: Table,
     head: u16,
-    table: Table,
-    next: Option<u16>,
-    /// How many more descriptors may follow in this table; loops end here.
-    left: u32,
-    most: u32,
-    indirect: bool,
-}
-
-impl<'ring> Chain<'ring> {
-    pub(super) fn new(ring: &'ring SplitRing, head: u16) -> Self {
-        let entries = u32::from(ring.size);
-        let table = Table { base: ring.descriptors, entries };
-        Chain { ring, head, table, next: Some(head), left: entries, most: entries, indirect: false }
-    }
-
-    pub fn head(&self) -> u16 {
-        self.head
-    }
-
-    fn advance(&mut self) -> Result<Option<Descriptor>, RingError> {
-        loop {
-            let Some(index) = self.next.take() else { return Ok(None) };
-            if u32::from(index) >= self.table.entries {
-                return Err(RingError::Next { next: index, entries: self.table.entries });
-            }
-            if self.left == 0 {
-                return Err(RingError::ChainTooLong { head: self.head, most: self.most });
-            }
-            self.left -= 1;
-            let raw = read(self.table, index);
-            let address = u64::from_le_bytes(raw[..8].try_into().expect("8 of 16 bytes"));
-            let len = u32::from_le_bytes(raw[8..12].try_into().expect("4 of 16 bytes"));
-            let flags = u16::from_le_bytes([raw[12], raw[13]]);
-            if flags & INDIRECT != 0 {
-                self.enter(address, len, flags)?;
-                continue;
-            }
-            if flags & NEXT != 0 {
-                self.next = Some(u16::from_le_bytes([raw[14], raw[15]]));
-            }
-            return Ok(Some(Descriptor { address, len, writable: flags & WRITE != 0 }));
+    chain: &mut Vec<Descriptor>,
+) -> Result<(), RingError> {
+    chain.clear();
+    let (mut table, mut most) = (ring, ring.entries);
+    let (mut next, mut left, mut indirect) = (head, most, false);
+    loop {
+        if u32::from(next) >= table.entries {
+            return Err(RingError::Next { next, entries: table.entries });
         }
-    }
-
-    /// virtio 1.3, 2.7.5.3: the table is whole descriptors, is the chain's last, and holds no other table.
-    fn enter(&mut self, address: u64, len: u32, flags: u16) -> Result<(), RingError> {
-        let broken = |rule| Err(RingError::Indirect { head: self.head, rule });
-        if self.indirect {
-            return broken("a table within a table");
+        // Chains in a circle end here.
+        if left == 0 {
+            return Err(RingError::ChainTooLong { head, most });
         }
-        if flags & NEXT != 0 {
-            return broken("a descriptor after the table");
+        left -= 1;
+        let entry = read(table, next);
+        if entry.flags & INDIRECT != 0 {
+            if indirect {
+                return Err(RingError::Indirect { head, rule: "a table within a table" });
+            }
+            table = enter(ram, head, &entry)?;
+            most = table.entries.min(MOST_INDIRECT.max(ring.entries));
+            (next, left, indirect) = (0, most, true);
+            continue;
         }
-        if len == 0 || !(len as usize).is_multiple_of(DESCRIPTOR_BYTES) {
-            return broken("its length is not that of whole descriptors");
+        chain.push(entry.descriptor());
+        if entry.flags & NEXT == 0 {
+            return Ok(());
         }
-        let Some(base) = super::host(&self.ring.ram, address, len as usize) else {
-            return broken("it does not lie within one region of guest memory");
-        };
-        let entries = len / DESCRIPTOR_BYTES as u32;
-        self.table = Table { base, entries };
-        self.most = entries.min(MOST_INDIRECT.max(u32::from(self.ring.size)));
-        (self.left, self.next, self.indirect) = (self.most, Some(0), true);
-        Ok(())
+        next = entry.next;
     }
 }
 
-impl Iterator for Chain<'_> {
-    type Item = Result<Descriptor, RingError>;
-
-    fn next(&mut self) -> Option<Self::Item> {
-        // `advance` takes `next`, so that an error is the last thing it says.
-        self.advance().transpose()
+/// virtio 1.3, 2.7.5.3: an indirect table is whole descriptors, and the chain's last.
+fn enter(ram: &GuestRam, head: u16, entry: &Entry) -> Result<Table, RingError> {
+    let broken = |rule| RingError::Indirect { head, rule };
+    if entry.flags & NEXT != 0 {
+        return Err(broken("a descriptor after the table"));
     }
+    let bytes = entry.len as usize;
+    if bytes == 0 || !bytes.is_multiple_of(DESCRIPTOR_BYTES) {
+        return Err(broken("its length is not that of whole descriptors"));
+    }
+    let base = super::host(ram, entry.address, bytes)
+        .ok_or_else(|| broken("it does not lie within one region of guest memory"))?;
+    Ok(Table { base, entries: entry.len / DESCRIPTOR_BYTES as u32 })
 }
 
 /// One copy of one descriptor: the guest may change it later, to no effect.
-fn read(table: Table, index: u16) -> [u8; DESCRIPTOR_BYTES] {
-    // SAFETY: `advance` checked `index` against the table's entries, which were resolved as one piece of guest memory.
-    let entry = unsafe { table.base.as_ptr().add(DESCRIPTOR_BYTES * usize::from(index)) };
-    if entry.cast::<[u64; 2]>().is_aligned() {
-        // SAFETY: as above, and aligned; the ring that the chain borrows keeps the memory mapped.
-        let words = unsafe { entry.cast::<[u64; 2]>().read_volatile() };
-        let mut bytes = [0; DESCRIPTOR_BYTES];
-        bytes[..8].copy_from_slice(&words[0].to_ne_bytes());
-        bytes[8..].copy_from_slice(&words[1].to_ne_bytes());
-        return bytes;
+#[derive(Debug, Clone, Copy)]
+struct Entry {
+    address: u64,
+    len: u32,
+    flags: u16,
+    next: u16,
+}
+
+impl Entry {
+    fn descriptor(&self) -> Descriptor {
+        Descriptor { address: self.address, len: self.len, writable: self.flags & WRITE != 0 }
     }
-    // An indirect table may lie anywhere.
-    // SAFETY: as above; a byte array has no alignment to keep.
-    unsafe { entry.cast::<[u8; DESCRIPTOR_BYTES]>().read_volatile() }
+}
+
+/// `index` is below the table's entries.
+fn read(table: Table, index: u16) -> Entry {
+    debug_assert!(u32::from(index) < table.entries);
+    // SAFETY: `collect` checked `index` against the table's entries, which were resolved as one piece of guest memory.
+    let entry = unsafe { table.base.as_ptr().add(DESCRIPTOR_BYTES * usize::from(index)) };
+    let [address, rest] = if entry.cast::<[u64; 2]>().is_aligned() {
+        // SAFETY: as above, and aligned; the ring that the table belongs to keeps the memory mapped.
+        unsafe { entry.cast::<[u64; 2]>().read_volatile() }
+    } else {
+        // An indirect table may lie anywhere.
+        // SAFETY: as above; a byte array has no alignment to keep.
+        let bytes = unsafe { entry.cast::<[[u8; 8]; 2]>().read_volatile() };
+        bytes.map(u64::from_ne_bytes)
+    };
+    let rest = u64::from_le(rest);
+    Entry {
+        address: u64::from_le(address),
+        len: rest as u32,
+        flags: (rest >> 32) as u16,
+        next: (rest >> 48) as u16,
+    }
 }
