@@ -4,6 +4,7 @@
 //! The control port is not closed in between: what lies in a port's queue is lost with its last opener. A third copy of the
 //! program, which does nothing else, holds it until the role takes it over.
 
+mod failed;
 mod handover;
 mod role;
 mod units;
