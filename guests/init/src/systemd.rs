@@ -6,6 +6,7 @@
 
 mod failed;
 mod handover;
+mod question;
 mod role;
 mod units;
 

@@ -12,6 +12,7 @@ use rustix::fs::inotify;
 use rustix::process::Pid;
 use vmprof_job::{Bytes, Ended, FromGuest, ServiceState};
 
+use super::question::complaint_of;
 use crate::captured::Captured;
 use crate::command::Surroundings;
 use crate::failure::last_words;
@@ -78,6 +79,7 @@ pub(super) struct Look {
 #[derive(Debug)]
 enum At {
     Listing,
+    Syncing,
     LastWords(FailedUnit),
 }
 
@@ -117,14 +119,22 @@ impl Look {
                 At::Listing => {
                     self.failed = units(&said);
                     self.rest = self.failed.iter().filter(|unit| known.is_new(unit)).cloned().collect();
+                    if !self.rest.is_empty() {
+                        // Answered when the journal has all that was written before.
+                        self.asked = ask(surroundings, &["journalctl", "--sync"]).ok();
+                        self.at = At::Syncing;
+                    }
                 }
+                At::Syncing => {}
                 // A journal that says nothing, or is not there, is no reason to say nothing of the unit.
                 At::LastWords(unit) => {
                     let last: Vec<String> = said.lines().map(str::to_owned).collect();
                     self.news.push(unit.told(&last));
                 }
             }
-            self.ask_next(surroundings);
+            if self.asked.is_none() {
+                self.ask_next(surroundings);
+            }
         }
         Ok(true)
     }
@@ -132,10 +142,11 @@ impl Look {
     /// Asks for the last words of the next unit that has any.
     fn ask_next(&mut self, surroundings: &Surroundings) {
         while let Some(unit) = self.rest.pop_front() {
-            // The unit's own processes, not what systemd says of it.
-            let whose = format!("_SYSTEMD_INVOCATION_ID={}", unit.invocation);
-            let words =
-                ["journalctl", "--quiet", "--no-pager", "--output=cat", "--lines", LAST_LINES, &whose];
+            // The unit's own processes, not what systemd says of it. By its name: of one that ended at once the journal
+            // learns no more.
+            let whose = format!("_SYSTEMD_UNIT={}", unit.name);
+            let how = ["--boot", "--quiet", "--no-pager", "--output=cat", "--lines", LAST_LINES];
+            let words: Vec<&str> = ["journalctl"].into_iter().chain(how).chain([whose.as_str()]).collect();
             let asked = match unit.invocation.is_empty() {
                 true => None,
                 false => ask(surroundings, &words).ok(),
@@ -153,15 +164,6 @@ impl Look {
     pub(super) fn expect<'a>(&'a self, wait: &mut Wait<'a>) {
         self.asked.iter().for_each(|asked| asked.expect(wait));
     }
-}
-
-pub(super) fn complaint_of(status: Ended, said: &str, complaint: &str) -> String {
-    format!(
-        "systemctl does not reach it ({}): {}{}",
-        status.shell_status(),
-        said.trim_end(),
-        complaint.trim_end()
-    )
 }
 
 fn ask(surroundings: &Surroundings, words: &[&str]) -> io::Result<Captured> {

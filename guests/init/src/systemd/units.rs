@@ -4,9 +4,10 @@
 use std::time::{Duration, Instant};
 
 use rustix::process::Pid;
-use vmprof_job::{Bytes, Ended, FromGuest, ServiceState};
+use vmprof_job::{Ended, FromGuest, ServiceState};
 
-use super::failed::{Endings, FailedUnit, Known, Look, complaint_of};
+use super::failed::{Endings, Known, Look};
+use super::question::{Question, complaint_of, not_reached, reached, systemctl};
 use super::role::LastCall;
 use crate::captured::Captured;
 use crate::command::Surroundings;
@@ -67,28 +68,6 @@ enum Over {
     /// Every unit has stopped.
     Orderly,
     Late,
-}
-
-#[derive(Debug, Clone, PartialEq, Eq)]
-enum Question {
-    /// Answered when no job is left of the boot.
-    State,
-    /// With the units that failed.
-    Target(Vec<FailedUnit>),
-}
-
-impl Question {
-    fn argv(&self) -> Vec<Bytes> {
-        let words: &[&str] = match self {
-            Question::State => &["is-system-running", "--wait"],
-            Question::Target(_) => &["show", "--property=Id,ActiveState", "default.target"],
-        };
-        systemctl(words)
-    }
-}
-
-fn systemctl(words: &[&str]) -> Vec<Bytes> {
-    ["systemctl"].iter().chain(words).map(|word| (*word).into()).collect()
 }
 
 impl Units {
@@ -315,23 +294,6 @@ impl Units {
 
 fn stopped(killed: bool) -> FromGuest {
     FromGuest::Service { name: WHOLE.into(), state: ServiceState::Stopped { killed } }
-}
-
-/// `Err` names the target that is not active.
-fn reached(text: &str) -> Result<(), String> {
-    let value = |key: &str| text.lines().find_map(|line| line.strip_prefix(key));
-    match value("ActiveState=") {
-        Some("active") => Ok(()),
-        _ => Err(value("Id=").unwrap_or("default.target").to_owned()),
-    }
-}
-
-fn not_reached(target: &str, failed: &[FailedUnit]) -> String {
-    let names: Vec<&str> = failed.iter().map(|unit| unit.name.as_str()).collect();
-    match names.as_slice() {
-        [] => format!("{target} was not reached, and no unit failed"),
-        names => format!("{target} was not reached; units that failed: {}", names.join(", ")),
-    }
 }
 
 #[cfg(test)]
