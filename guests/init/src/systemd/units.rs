@@ -29,7 +29,7 @@ pub(crate) struct Units {
     last_call: LastCall,
     endings: Endings,
     /// Under way, once the guest is ready or is being stopped.
-    look: Option<Look>,
+    look: Option<Box<Look>>,
     known: Known,
     surroundings: Surroundings,
     phase: Phase,
@@ -138,9 +138,9 @@ impl Units {
         Captured::start(0, surroundings, &systemctl(&words)).inspect_err(told).ok()
     }
 
-    fn start_look(&self) -> Option<Look> {
+    fn start_look(&self) -> Option<Box<Look>> {
         let told = |error: &_| kmsg::error(format_args!("failed units are not told: {error}"));
-        Look::start(&self.surroundings).inspect_err(told).ok()
+        Look::start(&self.surroundings).inspect_err(told).ok().map(Box::new)
     }
 
     /// Whether the process was one of ours.
@@ -153,7 +153,7 @@ impl Units {
         let asking = self.stopping.as_mut().and_then(|stopping| stopping.asking.as_mut());
         let mut ours = asked.into_iter().chain(asking);
         ours.find(|one| one.is(pid)).map(|one| one.ended(status)).is_some()
-            || looking.into_iter().chain(&mut self.look).any(|look| look.ended(pid, status))
+            || looking.into_iter().chain(self.look.as_deref_mut()).any(|look| look.ended(pid, status))
     }
 
     /// Goes on with everything; what there is to tell the outside.
