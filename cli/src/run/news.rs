@@ -18,6 +18,8 @@ pub enum News {
         /// From the machine's start.
         after: Duration,
     },
+    /// How far the run in the emulated host is, whose own news are told there.
+    InsideIsAt(State),
     /// A clean stop has begun.
     Stopping,
 }
@@ -57,14 +59,16 @@ impl Teller {
                 "{name} is being stopped: its services have {} (Ctrl-C again ends it at once)",
                 seconds(self.stop_within)
             )),
-            News::Stopping => None,
+            News::InsideIsAt(_) | News::Stopping => None,
         }
     }
 
     /// What the record of the run shows from then on, where it changes.
     pub fn state(&self, news: &News) -> Option<State> {
         match (news, self.ran) {
-            (News::Service { .. }, _) => None,
+            // Ready is the emulated host; its guest is not yet.
+            (News::Service { .. }, _) | (News::Ready { .. }, Ran::Inside { .. }) => None,
+            (News::InsideIsAt(state), _) => Some(*state),
             (News::Ready { .. }, Ran::Serving) => Some(State::Serving),
             (News::Ready { .. }, _) => Some(State::Running),
             (News::Stopping, _) => Some(State::Stopping),
@@ -155,5 +159,14 @@ mod tests {
         assert_eq!(state(Ran::Serving, &News::Stopping), Some(State::Stopping));
         let started = News::Service { name: "a".into(), state: ServiceState::Starting };
         assert_eq!(state(Ran::Serving, &started), None);
+    }
+
+    #[test]
+    fn the_record_of_a_run_in_the_lab_says_what_the_run_inside_does() {
+        let teller = teller(Ran::Inside { with_command: false }, true);
+        assert_eq!(teller.state(&READY), None, "the emulated host is up, its guest is not");
+        let news = News::InsideIsAt(State::Serving);
+        assert_eq!((teller.state(&news), teller.line(&news)), (Some(State::Serving), None));
+        assert_eq!(teller.state(&News::Stopping), Some(State::Stopping));
     }
 }

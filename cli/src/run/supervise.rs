@@ -22,8 +22,11 @@ use super::verdict::MachineEnd;
 pub enum Input {
     /// Our standard input, to the stdin port.
     Stdin,
-    /// Keys of our terminal, to the stdin port: the console is the inner vmprof's to serve.
-    Keys,
+    /// What a console gets, to the stdin port: that is the inner vmprof's to serve.
+    Keys {
+        /// Our terminal is raw, and somebody types there.
+        raw: bool,
+    },
     /// None: the command reads an end of file.
     Nothing,
 }
@@ -65,8 +68,10 @@ impl Supervision {
         let Supervision { events, heard, channels, manners } = self;
         vmprof_sys::signals::read_a_foreign_terminal_as_an_error()?;
         // On a console the inner vmprof's own lines come on stderr; stdout carries the console, which returns its carriage.
-        let lines =
-            if let Input::Keys = input { copy::Lines::ForRawTerminal } else { copy::Lines::AsTheyAre };
+        let lines = match input {
+            Input::Keys { raw: true } => copy::Lines::ForRawTerminal,
+            _ => copy::Lines::AsTheyAre,
+        };
         // The command's output comes after the line that says that it starts.
         let (ready, stdout_begins) = mpsc::channel();
         let (ready_too, stderr_begins) = mpsc::channel();
@@ -87,7 +92,7 @@ impl Supervision {
             copy::output(channels.stderr, rustix::stdio::stderr(), lines, stderr_begins, events.clone())?;
         match input {
             Input::Stdin => copy::input(rustix::stdio::stdin(), channels.stdin, events.clone())?,
-            Input::Keys => terminal::carry_keys(channels.stdin, true, events.clone())?,
+            Input::Keys { raw } => terminal::carry_keys(channels.stdin, raw, events.clone())?,
             Input::Nothing => drop(events.send(Event::InputEnded { bytes: 0 })),
         }
         conversation::listen(&channels.control, events.clone())?;

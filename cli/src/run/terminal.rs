@@ -52,6 +52,7 @@ pub fn size() -> (u16, u16) {
 }
 
 const CTRL_A: u8 = 1;
+const CTRL_D: u8 = 4;
 
 /// What the keys typed so far mean: most go to the guest, Ctrl-A x leaves, Ctrl-A Ctrl-A is one Ctrl-A.
 #[derive(Debug, Default)]
@@ -81,29 +82,38 @@ impl Keys {
     }
 }
 
-/// Carries keys from standard input to the guest's console. Never joined: it waits in read(2).
-pub fn carry_keys(mut to: UnixStream, escapes: bool, events: Sender<Event>) -> io::Result<()> {
-    let mut from = File::from(rustix::stdio::stdin().try_clone_to_owned()?);
+/// Carries keys from standard input to the guest's console; `typed` on a terminal of ours, they may leave it. Never joined:
+/// it waits in read(2).
+pub fn carry_keys(to: UnixStream, typed: bool, events: Sender<Event>) -> io::Result<()> {
+    let from = File::from(rustix::stdio::stdin().try_clone_to_owned()?);
     thread::Builder::new().name("console keys".into()).spawn(move || {
-        let mut keys = Keys::default();
-        let mut buffer = [0; 4096];
-        while let Ok(length @ 1..) = from.read(&mut buffer) {
-            let typed = match escapes {
-                true => keys.read(&buffer[..length]),
-                false => Typed { for_guest: buffer[..length].to_owned(), leave: false },
-            };
-            // Leaving the console of `up` ends the run as Ctrl-C elsewhere does.
-            if typed.leave && events.send(Event::Interrupted { signal: SIGINT }).is_err() {
-                return;
-            }
-            if to.write_all(&typed.for_guest).is_err() {
-                return;
-            }
-        }
-        // End of input is no key: the console stays open until the guest ends.
-        std::mem::forget(to);
+        // The console stays open until the guest ends.
+        let mut to = std::mem::ManuallyDrop::new(to);
+        // An error is the guest's end.
+        let _ = carry(from, &mut *to, typed, &events);
     })?;
     Ok(())
+}
+
+fn carry(mut from: impl Read, mut to: impl Write, typed: bool, events: &Sender<Event>) -> io::Result<()> {
+    let mut keys = Keys::default();
+    let mut buffer = [0; 4096];
+    loop {
+        let keys = match from.read(&mut buffer) {
+            // A file or a pipe has no key for its end, and the shell would wait for more of it.
+            Ok(0) if !typed => return to.write_all(&[CTRL_D]),
+            Ok(length @ 1..) if typed => keys.read(&buffer[..length]),
+            Ok(length @ 1..) => Typed { for_guest: buffer[..length].to_owned(), leave: false },
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+            // A terminal that is gone says so with a signal.
+            Ok(0) | Err(_) => return Ok(()),
+        };
+        // Leaving the console of `up` ends the run as Ctrl-C elsewhere does.
+        if keys.leave && events.send(Event::Interrupted { signal: SIGINT }).is_err() {
+            return Ok(());
+        }
+        to.write_all(&keys.for_guest)?;
+    }
 }
 
 #[cfg(test)]
@@ -121,6 +131,22 @@ mod tests {
         assert_eq!(typed(&mut keys, b"ls\r\x03"), (b"ls\r\x03".to_vec(), false));
         assert_eq!(typed(&mut keys, b"\x01"), (vec![], false));
         assert_eq!(typed(&mut keys, b"x"), (vec![], true));
+    }
+
+    #[test]
+    fn the_end_of_a_file_is_a_ctrl_d_and_its_bytes_are_the_guests_whatever_they_are() {
+        let (events, heard) = std::sync::mpsc::channel();
+        let carried = |input: &[u8], typed| {
+            let mut guest = Vec::new();
+            carry(input, &mut guest, typed, &events).unwrap();
+            guest
+        };
+        assert_eq!(carried(b"ls\n\x01x", false), b"ls\n\x01x\x04");
+        assert_eq!(carried(b"", false), b"\x04");
+        assert_eq!(carried(b"ls\r", true), b"ls\r");
+        assert!(heard.try_recv().is_err(), "nobody has left");
+        assert_eq!(carried(b"a\x01xb", true), b"ab");
+        assert!(matches!(heard.try_recv(), Ok(Event::Interrupted { signal: SIGINT })));
     }
 
     #[test]

@@ -25,6 +25,7 @@ use crate::run::channels;
 use crate::run::control::{self, Answers, Request};
 use crate::run::conversation::{Event, Manners};
 use crate::run::record::{self, DiskInUse, Keeper, OwnRecord, Run};
+use crate::run::relay;
 use crate::run::supervise::{Input, Supervision};
 use crate::run::terminal::{self, RawTerminal};
 use crate::run::verdict::{MachineEnd, Ran};
@@ -68,8 +69,10 @@ pub fn up(upping: &Upping) -> Result<u8, Failure> {
     let archive = archive(upping, image.as_ref(), &job)?;
     let initramfs = pack(&host.initramfs, &archive)?;
     drop(archive);
-    let (ours, ports) =
-        channels::open().map_err(|error| Failure::os("the channels to the lab cannot be opened", error))?;
+    let no_channels = |error| Failure::os("the channels to the lab cannot be opened", error);
+    let (ours, mut ports) = channels::open().map_err(no_channels)?;
+    let (state_inside, its_end) = relay::open().map_err(no_channels)?;
+    ports.push(its_end);
     report.notice(format_args!(
         "the lab: {} CPUs on {}, emulated by QEMU {}",
         shape.cpus(),
@@ -98,6 +101,7 @@ pub fn up(upping: &Upping) -> Result<u8, Failure> {
         silence: Some(SILENCE),
     };
     let supervision = Supervision::new(ours, manners);
+    relay::listen(state_inside, supervision.events.clone()).map_err(no_channels)?;
     if let Some(Claimed { own, .. }) = &claimed {
         let answers = Forwarded { name: upping.name.clone(), events: supervision.events.clone() };
         control::serve(own.directory(), Arc::new(answers))
@@ -105,7 +109,7 @@ pub fn up(upping: &Upping) -> Result<u8, Failure> {
     }
 
     let input = match (upping.arguments.console, upping.with_command()) {
-        (true, _) => Input::Keys,
+        (true, _) => Input::Keys { raw: raw.is_some() },
         (false, true) => Input::Stdin,
         (false, false) => Input::Nothing,
     };

@@ -127,6 +127,16 @@ fn a_guest_that_has_said_its_last_word_gets_time_to_write_back() {
 }
 
 #[test]
+fn services_that_outlast_their_command_keep_their_time_and_the_disks_theirs() {
+    let (recipe, writing) = (Duration::from_secs(3600), Duration::from_secs(120));
+    let manners = Manners { grace: recipe, last_word: writing, ..manners() };
+    let began = Instant::now();
+    assert_eq!(manners.hard_end(began, false), began + recipe);
+    // Its command may have ended at once, and its services may still take all of their time.
+    assert_eq!(manners.hard_end(began, true), began + recipe + writing);
+}
+
+#[test]
 fn a_timeout_while_services_start_stops_cleanly() {
     let state = FromGuest::Service { name: "db".into(), state: vmprof_job::ServiceState::Starting };
     let quick = Manners { timeout: Some(Duration::ZERO), grace: Duration::from_millis(5), ..manners() };
