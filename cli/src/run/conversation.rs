@@ -8,10 +8,9 @@ use std::sync::mpsc::{self, Receiver, Sender};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use signal_hook::consts::SIGPIPE;
 use vmprof_job::{Bytes, Ended, FromGuest, ToGuest};
 
-use super::news::News;
+use super::news::{Because, News};
 use super::record::State;
 
 /// Everything that can happen to a run.
@@ -56,6 +55,8 @@ pub struct Manners {
     pub interrupt: ToGuest,
     /// The message that asks for one because of `vmprof stop` or the timeout.
     pub clean_stop: ToGuest,
+    /// The message that nobody reads the command's output any more.
+    pub reader_gone: ToGuest,
     /// How long a clean stop may take before the hard one.
     pub grace: Duration,
     /// How much longer it may take once the guest has said its last word. What is left of its services stops in the time it
@@ -239,7 +240,7 @@ pub fn hold(
                 // Before hello nobody has opened the port, and what is written to it could be lost.
                 if account.hello_after.is_some() { say(&message) } else { pending.push(message) }
             }
-            Ok(Event::ReaderGone) => say(&ToGuest::Signal { number: SIGPIPE }),
+            Ok(Event::ReaderGone) => say(&manners.reader_gone),
             Ok(Event::RunAsked { argv, answer }) => {
                 next_id += 1;
                 waiting.insert(next_id, answer);
@@ -247,12 +248,16 @@ pub fn hold(
             }
             Ok(Event::Interrupted { signal }) => {
                 let first = account.interrupted.is_none();
-                stop = Some(if first { Stop::Clean(&manners.interrupt) } else { Stop::Hard });
+                stop = Some(if first {
+                    Stop::Clean(&manners.interrupt, Because::Interrupted)
+                } else {
+                    Stop::Hard
+                });
                 account.interrupted.get_or_insert(signal);
             }
             Ok(Event::StopAsked) => {
                 account.stop_asked = true;
-                stop = Some(Stop::Clean(&manners.clean_stop));
+                stop = Some(Stop::Clean(&manners.clean_stop, Because::Asked));
             }
             Ok(Event::MachineEnded) | Err(mpsc::RecvTimeoutError::Disconnected) => return account,
             Err(mpsc::RecvTimeoutError::Timeout) => {
@@ -263,7 +268,7 @@ pub fn hold(
                     time_is_up = true;
                     // Work that was done in time stays done; what remains is hurried.
                     account.timed_out = !account.is_over();
-                    stop = Some(Stop::Clean(&manners.clean_stop));
+                    stop = Some(Stop::Clean(&manners.clean_stop, Because::TimeIsUp));
                 } else if manners.hello_within.is_some_and(|limit| started + limit <= now) {
                     account.mute = account.hello_after.is_none();
                     stop = account.mute.then_some(Stop::Hard);
@@ -277,14 +282,14 @@ pub fn hold(
         }
         match stop {
             // Nobody inside listens yet: there is nothing to end cleanly.
-            Some(Stop::Clean(_)) if account.hello_after.is_none() => {
+            Some(Stop::Clean(..)) if account.hello_after.is_none() => {
                 account.killed = true;
                 machine.kill();
             }
-            Some(Stop::Clean(message)) => {
+            Some(Stop::Clean(message, because)) => {
                 say(message);
                 if stopping_since.is_none() {
-                    tell(News::Stopping);
+                    tell(News::Stopping { because });
                     stopping_since = Some(Instant::now());
                 }
             }
@@ -300,7 +305,7 @@ pub fn hold(
 
 enum Stop<'a> {
     /// By this message.
-    Clean(&'a ToGuest),
+    Clean(&'a ToGuest, Because),
     Hard,
 }
 

@@ -21,7 +21,20 @@ pub enum News {
     /// How far the run in the emulated host is, whose own news are told there.
     InsideIsAt(State),
     /// A clean stop has begun.
-    Stopping,
+    Stopping {
+        because: Because,
+    },
+}
+
+/// What a clean stop began with.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Because {
+    /// A signal, or a key on the console.
+    Interrupted,
+    /// Somebody else wants it: `vmprof stop`, or the vmprof around an emulated host.
+    Asked,
+    /// `--timeout`.
+    TimeIsUp,
 }
 
 /// Of which run the news are.
@@ -55,11 +68,21 @@ impl Teller {
                     Ran::Command | Ran::Recipe | Ran::Inside { .. } => None,
                 }
             }
-            News::Stopping if self.serves && !matches!(self.ran, Ran::Inside { .. }) => Some(format!(
-                "{name} is being stopped: its services have {} (Ctrl-C again ends it at once)",
-                seconds(self.stop_within)
-            )),
-            News::InsideIsAt(_) | News::Stopping => None,
+            News::InsideIsAt(_) => None,
+            News::Stopping { because } => {
+                let time =
+                    (*because == Because::TimeIsUp).then_some("the time that --timeout gives is over: ");
+                // What is left to the services, the vmprof inside says.
+                if !self.serves || matches!(self.ran, Ran::Inside { .. }) {
+                    return time.map(|time| format!("{time}{name} is being stopped"));
+                }
+                let first = if *because == Because::Interrupted { "again" } else { "twice" };
+                Some(format!(
+                    "{}{name} is being stopped: its services have {} (Ctrl-C {first} ends it at once)",
+                    time.unwrap_or_default(),
+                    seconds(self.stop_within)
+                ))
+            }
         }
     }
 
@@ -71,7 +94,7 @@ impl Teller {
             (News::InsideIsAt(state), _) => Some(*state),
             (News::Ready { .. }, Ran::Serving) => Some(State::Serving),
             (News::Ready { .. }, _) => Some(State::Running),
-            (News::Stopping, _) => Some(State::Stopping),
+            (News::Stopping { .. }, _) => Some(State::Stopping),
         }
     }
 }
@@ -147,8 +170,26 @@ mod tests {
 
     #[test]
     fn the_time_to_stop_is_said_where_there_is_something_to_stop() {
-        assert!(teller(Ran::Serving, true).line(&News::Stopping).unwrap().contains("30.0 s"));
-        assert_eq!(teller(Ran::Recipe, false).line(&News::Stopping), None);
+        let line = |ran, serves, because| teller(ran, serves).line(&News::Stopping { because });
+        let said = line(Ran::Serving, true, Because::Interrupted).unwrap();
+        assert!(said.contains("30.0 s") && said.contains("Ctrl-C again"), "{said}");
+        let said = line(Ran::Serving, true, Because::Asked).unwrap();
+        assert!(said.contains("30.0 s") && said.contains("Ctrl-C twice"), "{said}");
+        assert_eq!(line(Ran::Recipe, false, Because::Interrupted), None);
+    }
+
+    #[test]
+    fn that_the_time_is_over_is_said_when_it_is_and_in_the_lab_outside() {
+        let line = |ran, serves, because| teller(ran, serves).line(&News::Stopping { because });
+        let said = line(Ran::Command, true, Because::TimeIsUp).unwrap();
+        assert!(said.starts_with("the time that --timeout gives is over: db is being stopped"), "{said}");
+        let (inside, short) = (
+            Ran::Inside { with_command: false },
+            "the time that --timeout gives is over: db is being stopped",
+        );
+        assert_eq!(line(inside, true, Because::TimeIsUp).unwrap(), short);
+        assert_eq!(line(Ran::Command, false, Because::TimeIsUp).unwrap(), short);
+        assert_eq!(line(inside, true, Because::Asked), None);
     }
 
     #[test]
@@ -156,7 +197,7 @@ mod tests {
         let state = |ran, news: &News| teller(ran, true).state(news);
         assert_eq!(state(Ran::Serving, &READY), Some(State::Serving));
         assert_eq!(state(Ran::Command, &READY), Some(State::Running));
-        assert_eq!(state(Ran::Serving, &News::Stopping), Some(State::Stopping));
+        assert_eq!(state(Ran::Serving, &News::Stopping { because: Because::Asked }), Some(State::Stopping));
         let started = News::Service { name: "a".into(), state: ServiceState::Starting };
         assert_eq!(state(Ran::Serving, &started), None);
     }
@@ -167,6 +208,6 @@ mod tests {
         assert_eq!(teller.state(&READY), None, "the emulated host is up, its guest is not");
         let news = News::InsideIsAt(State::Serving);
         assert_eq!((teller.state(&news), teller.line(&news)), (Some(State::Serving), None));
-        assert_eq!(teller.state(&News::Stopping), Some(State::Stopping));
+        assert_eq!(teller.state(&News::Stopping { because: Because::Asked }), Some(State::Stopping));
     }
 }

@@ -3,7 +3,7 @@
 use std::fs::File;
 use std::io::{self, Read, Write};
 use std::os::unix::net::UnixStream;
-use std::sync::mpsc::Sender;
+use std::sync::mpsc::{self, Receiver, Sender, SyncSender};
 use std::thread;
 
 use rustix::termios::{self, OptionalActions, Termios};
@@ -82,37 +82,57 @@ impl Keys {
     }
 }
 
-/// Carries keys from standard input to the guest's console; `typed` on a terminal of ours, they may leave it. Never joined:
-/// it waits in read(2).
-pub fn carry_keys(to: UnixStream, typed: bool, events: Sender<Event>) -> io::Result<()> {
+/// Chunks that are read ahead of a guest that boots, or takes its time: of somebody who types, a key each.
+const READ_AHEAD: usize = 4096;
+
+/// Carries keys from standard input to the guest's console; `typed` on a terminal of ours, they may leave it. None goes out
+/// before `begins` is closed at its other end: a serial line that nobody listens to yet forgets them. Never joined: it waits
+/// in read(2).
+pub fn carry_keys(
+    mut to: UnixStream,
+    typed: bool,
+    begins: Receiver<()>,
+    events: Sender<Event>,
+) -> io::Result<()> {
     let from = File::from(rustix::stdio::stdin().try_clone_to_owned()?);
-    thread::Builder::new().name("console keys".into()).spawn(move || {
-        // The console stays open until the guest ends.
-        let mut to = std::mem::ManuallyDrop::new(to);
+    let (read, chunks) = mpsc::sync_channel(READ_AHEAD);
+    thread::Builder::new().name("console keys".into()).spawn(move || carry(from, &read, typed, &events))?;
+    thread::Builder::new().name("console input".into()).spawn(move || {
+        // Nothing is ever sent.
+        let _ = begins.recv();
         // An error is the guest's end.
-        let _ = carry(from, &mut *to, typed, &events);
+        let _ = chunks.iter().try_for_each(|chunk: Vec<u8>| to.write_all(&chunk));
+        // The console stays open until then.
+        std::mem::forget(to);
     })?;
     Ok(())
 }
 
-fn carry(mut from: impl Read, mut to: impl Write, typed: bool, events: &Sender<Event>) -> io::Result<()> {
+fn carry(mut from: impl Read, to: &SyncSender<Vec<u8>>, typed: bool, events: &Sender<Event>) {
     let mut keys = Keys::default();
     let mut buffer = [0; 4096];
+    let mut in_a_line = false;
     loop {
         let keys = match from.read(&mut buffer) {
-            // A file or a pipe has no key for its end, and the shell would wait for more of it.
-            Ok(0) if !typed => return to.write_all(&[CTRL_D]),
+            // A file or a pipe has no key for its end, and the shell would wait for more of it. In a line, Ctrl-D hands over
+            // what there is of it, and only the next one is the end.
+            Ok(0) if !typed => {
+                return drop(to.send(if in_a_line { vec![CTRL_D; 2] } else { vec![CTRL_D] }));
+            }
             Ok(length @ 1..) if typed => keys.read(&buffer[..length]),
             Ok(length @ 1..) => Typed { for_guest: buffer[..length].to_owned(), leave: false },
             Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
             // A terminal that is gone says so with a signal.
-            Ok(0) | Err(_) => return Ok(()),
+            Ok(0) | Err(_) => return,
         };
+        in_a_line = keys.for_guest.last().is_some_and(|key| *key != b'\n');
         // Leaving the console of `up` ends the run as Ctrl-C elsewhere does.
         if keys.leave && events.send(Event::Interrupted { signal: SIGINT }).is_err() {
-            return Ok(());
+            return;
         }
-        to.write_all(&keys.for_guest)?;
+        if to.send(keys.for_guest).is_err() {
+            return;
+        }
     }
 }
 
@@ -135,13 +155,15 @@ mod tests {
 
     #[test]
     fn the_end_of_a_file_is_a_ctrl_d_and_its_bytes_are_the_guests_whatever_they_are() {
-        let (events, heard) = std::sync::mpsc::channel();
+        let (events, heard) = mpsc::channel();
         let carried = |input: &[u8], typed| {
-            let mut guest = Vec::new();
-            carry(input, &mut guest, typed, &events).unwrap();
-            guest
+            let (to, guest) = mpsc::sync_channel(READ_AHEAD);
+            carry(input, &to, typed, &events);
+            drop(to);
+            guest.iter().flatten().collect::<Vec<u8>>()
         };
-        assert_eq!(carried(b"ls\n\x01x", false), b"ls\n\x01x\x04");
+        assert_eq!(carried(b"\x01x ls\n", false), b"\x01x ls\n\x04");
+        assert_eq!(carried(b"ls\nexit", false), b"ls\nexit\x04\x04", "the last line has no end");
         assert_eq!(carried(b"", false), b"\x04");
         assert_eq!(carried(b"ls\r", true), b"ls\r");
         assert!(heard.try_recv().is_err(), "nobody has left");

@@ -9,7 +9,7 @@ use std::sync::mpsc::{self, Sender};
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
-use signal_hook::consts::{SIGTERM, SIGUSR1};
+use signal_hook::consts::{SIGTERM, SIGUSR1, SIGUSR2};
 use vmprof_guests::{RootImage, Store, append_archive, emulator, lab_host};
 use vmprof_job::{
     Bytes, Command, DeviceLink, Ended, Init, JOB_PATH, JOB_SCHEMA, Job, Root, Streams, ToGuest,
@@ -94,6 +94,8 @@ pub fn up(upping: &Upping) -> Result<u8, Failure> {
     let manners = Manners {
         interrupt: ToGuest::Signal { number: SIGTERM },
         clean_stop: ToGuest::Signal { number: SIGUSR1 },
+        // Not SIGPIPE, which the vmprof inside gets for much else.
+        reader_gone: ToGuest::Signal { number: SIGUSR2 },
         grace: patience.lab,
         last_word: patience.last_word,
         timeout: upping.arguments.timeout,
@@ -121,7 +123,7 @@ pub fn up(upping: &Upping) -> Result<u8, Failure> {
     };
     let ran = Ran::Inside { with_command: upping.with_command() };
     let keeper = claimed.as_mut().and_then(|claimed| claimed.keeper.take());
-    let tell = upping.teller(ran, image.as_ref(), keeper, false);
+    let tell = upping.teller(ran, image.as_ref(), keeper, raw.is_some());
     let outcome = supervision
         .run(input, started, move || handle.kill(), wait, tell)
         .map_err(|error| Failure::os("the lab cannot be supervised", error))?;

@@ -8,6 +8,7 @@ fn manners() -> Manners {
     Manners {
         interrupt: STOP,
         clean_stop: STOP,
+        reader_gone: ToGuest::Signal { number: 13 },
         grace: Duration::from_secs(600),
         last_word: Duration::from_secs(600),
         timeout: None,
@@ -82,7 +83,8 @@ fn what_services_do_is_told_as_it_happens_and_so_are_readiness_and_the_stop() {
     let (account, said, killed, told) = told_after(script, &manners());
     let service = |state| News::Service { name: "db".into(), state };
     let News::Ready { .. } = told[1] else { panic!("{told:?}") };
-    assert_eq!((&told[0], &told[2], &told[3]), (&service(starting), &News::Stopping, &service(gone)));
+    let stopping = News::Stopping { because: Because::Asked };
+    assert_eq!((&told[0], &told[2], &told[3]), (&service(starting), &stopping, &service(gone)));
     assert_eq!(told.len(), 4, "a second stop is no news: {told:?}");
     assert_eq!((account.stopped, account.stop_asked, killed), (Some(vec![]), true, false));
     assert_eq!(said, [STOP, STOP, ToGuest::Received], "a guest that has stopped is let go");
@@ -140,9 +142,10 @@ fn services_that_outlast_their_command_keep_their_time_and_the_disks_theirs() {
 fn a_timeout_while_services_start_stops_cleanly() {
     let state = FromGuest::Service { name: "db".into(), state: vmprof_job::ServiceState::Starting };
     let quick = Manners { timeout: Some(Duration::ZERO), grace: Duration::from_millis(5), ..manners() };
-    let (account, said, _) = after(vec![hello(), Event::Said(state)], &quick);
+    let (account, said, _, told) = told_after(vec![hello(), Event::Said(state)], &quick);
     assert!(account.timed_out && account.ready_after.is_none());
     assert_eq!(said, [STOP]);
+    assert_eq!(told.last(), Some(&News::Stopping { because: Because::TimeIsUp }));
 }
 
 #[test]
