@@ -5,6 +5,7 @@ use std::io::{self, Read, Write};
 use std::os::unix::net::UnixStream;
 use std::sync::mpsc::{self, Receiver, Sender, SyncSender};
 use std::thread;
+use std::time::Duration;
 
 use rustix::termios::{self, OptionalActions, Termios};
 use signal_hook::consts::SIGINT;
@@ -84,6 +85,8 @@ impl Keys {
 
 /// Chunks that are read ahead of a guest that boots, or takes its time: of somebody who types, a key each.
 const READ_AHEAD: usize = 4096;
+/// Between the Ctrl-D that say that the input has ended.
+const AT_THE_END: Duration = Duration::from_secs(1);
 
 /// Carries keys from standard input to the guest's console; `typed` on a terminal of ours, they may leave it. None goes out
 /// before `begins` is closed at its other end: a serial line that nobody listens to yet forgets them. Never joined: it waits
@@ -101,31 +104,35 @@ pub fn carry_keys(
         // Nothing is ever sent.
         let _ = begins.recv();
         // An error is the guest's end.
-        let _ = chunks.iter().try_for_each(|chunk: Vec<u8>| to.write_all(&chunk));
+        let _ = hand_over(&chunks, &mut to, typed, AT_THE_END);
         // The console stays open until then.
         std::mem::forget(to);
     })?;
     Ok(())
 }
 
+/// A file or a pipe has no key for its end, and the shell would wait for more of it: Ctrl-D says so, again and again. One alone
+/// ends a program that reads, and not the shell behind it; and one that comes while a shell takes its terminal over is lost.
+fn hand_over(chunks: &Receiver<Vec<u8>>, mut to: impl Write, typed: bool, pause: Duration) -> io::Result<()> {
+    chunks.iter().try_for_each(|chunk| to.write_all(&chunk))?;
+    while !typed {
+        thread::sleep(pause);
+        to.write_all(&[CTRL_D])?;
+    }
+    Ok(())
+}
+
 fn carry(mut from: impl Read, to: &SyncSender<Vec<u8>>, typed: bool, events: &Sender<Event>) {
     let mut keys = Keys::default();
     let mut buffer = [0; 4096];
-    let mut in_a_line = false;
     loop {
         let keys = match from.read(&mut buffer) {
-            // A file or a pipe has no key for its end, and the shell would wait for more of it. In a line, Ctrl-D hands over
-            // what there is of it, and only the next one is the end.
-            Ok(0) if !typed => {
-                return drop(to.send(if in_a_line { vec![CTRL_D; 2] } else { vec![CTRL_D] }));
-            }
             Ok(length @ 1..) if typed => keys.read(&buffer[..length]),
             Ok(length @ 1..) => Typed { for_guest: buffer[..length].to_owned(), leave: false },
             Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
             // A terminal that is gone says so with a signal.
             Ok(0) | Err(_) => return,
         };
-        in_a_line = keys.for_guest.last().is_some_and(|key| *key != b'\n');
         // Leaving the console of `up` ends the run as Ctrl-C elsewhere does.
         if keys.leave && events.send(Event::Interrupted { signal: SIGINT }).is_err() {
             return;
@@ -154,7 +161,7 @@ mod tests {
     }
 
     #[test]
-    fn the_end_of_a_file_is_a_ctrl_d_and_its_bytes_are_the_guests_whatever_they_are() {
+    fn the_bytes_of_a_file_are_the_guests_whatever_they_are() {
         let (events, heard) = mpsc::channel();
         let carried = |input: &[u8], typed| {
             let (to, guest) = mpsc::sync_channel(READ_AHEAD);
@@ -162,13 +169,32 @@ mod tests {
             drop(to);
             guest.iter().flatten().collect::<Vec<u8>>()
         };
-        assert_eq!(carried(b"\x01x ls\n", false), b"\x01x ls\n\x04");
-        assert_eq!(carried(b"ls\nexit", false), b"ls\nexit\x04\x04", "the last line has no end");
-        assert_eq!(carried(b"", false), b"\x04");
+        assert_eq!(carried(b"\x01x ls\n", false), b"\x01x ls\n");
         assert_eq!(carried(b"ls\r", true), b"ls\r");
         assert!(heard.try_recv().is_err(), "nobody has left");
         assert_eq!(carried(b"a\x01xb", true), b"ab");
         assert!(matches!(heard.try_recv(), Ok(Event::Interrupted { signal: SIGINT })));
+    }
+
+    #[test]
+    fn the_end_of_a_file_is_said_until_the_guest_ends_and_that_of_a_terminal_is_not() {
+        let (to, chunks) = mpsc::sync_channel(READ_AHEAD);
+        to.send(b"ls\n".to_vec()).unwrap();
+        drop(to);
+        let (ours, mut guest) = UnixStream::pair().unwrap();
+        let handing = thread::spawn(move || hand_over(&chunks, ours, false, Duration::ZERO));
+        let mut got = [0; 6];
+        guest.read_exact(&mut got).unwrap();
+        assert_eq!(&got, b"ls\n\x04\x04\x04");
+        drop(guest);
+        handing.join().unwrap().unwrap_err();
+
+        let (to, chunks) = mpsc::sync_channel(READ_AHEAD);
+        to.send(b"ls\r".to_vec()).unwrap();
+        drop(to);
+        let mut got = Vec::new();
+        hand_over(&chunks, &mut got, true, Duration::ZERO).unwrap();
+        assert_eq!(got, b"ls\r");
     }
 
     #[test]
