@@ -45,6 +45,8 @@ pub struct Teller {
     pub ran: Ran,
     /// Whether the guest has services.
     pub serves: bool,
+    /// What interrupts it where the user is.
+    pub interrupt_key: &'static str,
     /// How long its services have for a clean stop.
     pub stop_within: Duration,
 }
@@ -77,8 +79,9 @@ impl Teller {
                     return time.map(|time| format!("{time}{name} is being stopped"));
                 }
                 let first = if *because == Because::Interrupted { "again" } else { "twice" };
+                let key = self.interrupt_key;
                 Some(format!(
-                    "{}{name} is being stopped: its services have {} (Ctrl-C {first} ends it at once)",
+                    "{}{name} is being stopped: its services have {} ({key} {first} ends it at once)",
                     time.unwrap_or_default(),
                     seconds(self.stop_within)
                 ))
@@ -125,7 +128,13 @@ mod tests {
     use super::*;
 
     fn teller(ran: Ran, serves: bool) -> Teller {
-        Teller { name: "db".into(), ran, serves, stop_within: Duration::from_secs(30) }
+        Teller {
+            name: "db".into(),
+            ran,
+            serves,
+            interrupt_key: "Ctrl-C",
+            stop_within: Duration::from_secs(30),
+        }
     }
 
     const READY: News = News::Ready { after: Duration::from_millis(12_340) };
@@ -175,6 +184,9 @@ mod tests {
         assert!(said.contains("30.0 s") && said.contains("Ctrl-C again"), "{said}");
         let said = line(Ran::Serving, true, Because::Asked).unwrap();
         assert!(said.contains("30.0 s") && said.contains("Ctrl-C twice"), "{said}");
+        let on_a_console = Teller { interrupt_key: "Ctrl-A x", ..teller(Ran::Shell, true) };
+        let said = on_a_console.line(&News::Stopping { because: Because::Interrupted }).unwrap();
+        assert!(said.contains("Ctrl-A x again"), "{said}");
         assert_eq!(line(Ran::Recipe, false, Because::Interrupted), None);
     }
 

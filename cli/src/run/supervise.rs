@@ -22,11 +22,8 @@ use super::verdict::MachineEnd;
 pub enum Input {
     /// Our standard input, to the stdin port.
     Stdin,
-    /// What a console gets, to the stdin port: that is the inner vmprof's to serve.
-    Keys {
-        /// Our terminal is raw, and somebody types there.
-        raw: bool,
-    },
+    /// Keys of our terminal, which is raw, to the stdin port: the console is the inner vmprof's to serve.
+    Keys,
     /// None: the command reads an end of file.
     Nothing,
 }
@@ -80,7 +77,7 @@ impl Supervision {
         vmprof_sys::signals::read_a_foreign_terminal_as_an_error()?;
         // On a console the inner vmprof's own lines come on stderr; stdout carries the console, which returns its carriage.
         let lines = match input {
-            Input::Keys { raw: true } => copy::Lines::ForRawTerminal,
+            Input::Keys => copy::Lines::ForRawTerminal,
             _ => copy::Lines::AsTheyAre,
         };
         let tell = move |news: News| {
@@ -101,7 +98,7 @@ impl Supervision {
             copy::output(channels.stderr, rustix::stdio::stderr(), lines, stderr_begins, events.clone())?;
         match input {
             Input::Stdin => copy::input(rustix::stdio::stdin(), channels.stdin, events.clone())?,
-            Input::Keys { raw } => terminal::carry_keys(channels.stdin, raw, keys_begin, events.clone())?,
+            Input::Keys => terminal::carry_keys(channels.stdin, true, keys_begin, events.clone())?,
             Input::Nothing => drop(events.send(Event::InputEnded { bytes: 0 })),
         }
         conversation::listen(&channels.control, events.clone())?;

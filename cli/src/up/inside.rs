@@ -111,8 +111,9 @@ pub fn up(upping: &Upping) -> Result<u8, Failure> {
     }
 
     let input = match (upping.arguments.console, upping.with_command()) {
-        (true, _) => Input::Keys { raw: raw.is_some() },
-        (false, true) => Input::Stdin,
+        (true, _) if raw.is_some() => Input::Keys,
+        // What a console gets at the end of a file, the vmprof inside knows.
+        (true, _) | (false, true) => Input::Stdin,
         (false, false) => Input::Nothing,
     };
     let (handle, words) = (machine.handle(), machine.handle());

@@ -173,6 +173,8 @@ impl Upping {
             name: self.name.clone(),
             ran,
             serves: image.is_some_and(|image| work::serves(&image.conduct)),
+            // On a console, Ctrl-C is the guest's.
+            interrupt_key: if self.arguments.console { "Ctrl-A x" } else { "Ctrl-C" },
             stop_within: image.map_or(Duration::ZERO, |image| Patience::with(&image.conduct).guest),
         };
         let (report, end, mut keeper) = (self.report, if raw { "\r" } else { "" }, keeper);
