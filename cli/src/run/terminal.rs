@@ -115,11 +115,13 @@ pub fn carry_keys(
 /// ends a program that reads, and not the shell behind it; and one that comes while a shell takes its terminal over is lost.
 fn hand_over(chunks: &Receiver<Vec<u8>>, mut to: impl Write, typed: bool, pause: Duration) -> io::Result<()> {
     chunks.iter().try_for_each(|chunk| to.write_all(&chunk))?;
-    while !typed {
+    if typed {
+        return Ok(());
+    }
+    loop {
         thread::sleep(pause);
         to.write_all(&[CTRL_D])?;
     }
-    Ok(())
 }
 
 fn carry(mut from: impl Read, to: &SyncSender<Vec<u8>>, typed: bool, events: &Sender<Event>) {
