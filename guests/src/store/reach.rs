@@ -7,7 +7,7 @@ use std::path::Path;
 
 use serde::Serialize;
 
-use super::{Entry, Keeper, RECORD_SCHEMA, Record, Root, Store, is_digest, tree};
+use super::{Entry, Keeper, Record, Root, Store, entry::is_digest, record::parse, tree};
 use crate::error::{GuestError, Result, failed};
 
 /// Why an entry stays: the keeper, and the record in between.
@@ -207,14 +207,6 @@ impl Store {
 /// Enough of a digest to tell the entries of any store apart, with the name.
 fn abbreviated(listed: &Listed) -> String {
     format!("{}-{}", listed.entry.digest().get(..12).unwrap_or_default(), listed.short_name())
-}
-
-pub(super) fn parse(text: &[u8]) -> Result<Record, String> {
-    let record: Record = serde_json::from_slice(text).map_err(|error| error.to_string())?;
-    match record.schema == RECORD_SCHEMA {
-        true => Ok(record),
-        false => Err(format!("its schema is {}, and {RECORD_SCHEMA} is understood", record.schema)),
-    }
 }
 
 /// What a record says of the entry; without one, what its name does.

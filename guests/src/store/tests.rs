@@ -2,6 +2,7 @@ use std::sync::mpsc;
 use std::time::Duration;
 
 use super::*;
+use crate::digest::Inputs;
 
 fn store() -> (tempfile::TempDir, Store) {
     let dir = tempfile::tempdir().unwrap();
