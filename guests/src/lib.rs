@@ -17,7 +17,6 @@ mod abilities;
 mod accounts;
 mod apt;
 mod archive;
-mod base;
 mod builder;
 mod cpio;
 mod deb;
