@@ -4,6 +4,7 @@
 
 mod archives;
 mod download;
+mod error;
 mod graph;
 mod lists;
 mod resolve;
@@ -19,6 +20,8 @@ pub(crate) use lists::Apt;
 pub(crate) use resolve::Wanted;
 pub(crate) use uris::encode_path;
 
+pub use error::AptError;
+
 /// What the caller wants done to every process before it starts, such as tying its life to vmprof's.
 pub(crate) type Prepare = fn(&mut Command) -> &mut Command;
 
@@ -31,9 +34,8 @@ fn apt(program: &str, prepare: Prepare) -> Command {
 }
 
 fn run(command: &mut Command) -> Result<Output> {
-    command.output().map_err(|source| GuestError::NoApt {
-        program: command.get_program().to_string_lossy().into_owned(),
-        source,
+    command.output().map_err(|source| {
+        AptError::NoApt { program: command.get_program().to_string_lossy().into_owned(), source }.into()
     })
 }
 
@@ -50,5 +52,5 @@ fn words(output: &Output) -> String {
 }
 
 fn failure(doing: &str, command: &str, output: &Output) -> GuestError {
-    GuestError::AptFailed { doing: doing.to_owned(), command: command.to_owned(), output: words(output) }
+    AptError::Failed { doing: doing.to_owned(), command: command.to_owned(), output: words(output) }.into()
 }

@@ -150,6 +150,7 @@ mod tests {
     use std::os::unix::fs::PermissionsExt as _;
 
     use super::*;
+    use crate::fetch::FetchError;
     use crate::progress::Silent;
     use crate::store::Store;
     use crate::toolset::{LIBRARIES, LOADER};
@@ -180,7 +181,7 @@ mod tests {
         for says in ["QEMU emulator version 10.0.2 (Debian)", "Segmentation fault"] {
             script(dir.path(), says);
             let error = find_with(&builder, Some(dir.path().as_os_str())).unwrap_err();
-            assert!(matches!(error, GuestError::Offline { .. }), "{error}");
+            assert!(matches!(error, GuestError::Fetch(FetchError::Offline { .. })), "{error}");
         }
     }
 

@@ -4,7 +4,10 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
+use crate::apt::AptError;
 use crate::digest::Sha256;
+use crate::fetch::FetchError;
+use crate::lock::LockError;
 
 /// Which of the command line's exit codes a failure belongs to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -59,90 +62,9 @@ pub enum GuestError {
     )]
     NotText { path: PathBuf, at: usize },
 
-    #[error("guest `{guest}` has no lock file: {} does not exist, and --frozen forbids making one", path.display())]
-    #[diagnostic(
-        code(vmprof::guest::no_lock),
-        help("run `vmprof lock` on the guest once, and keep the file it writes beside the recipe")
-    )]
-    NoLock { guest: String, path: PathBuf },
-
     #[error("the guest is not built")]
     #[diagnostic(code(vmprof::guest::not_built), help("`vmprof build` builds it"))]
     NotBuilt,
-
-    #[error("the lock file of guest `{guest}` belongs to another list of packages: {changed}")]
-    #[diagnostic(
-        code(vmprof::guest::stale_lock),
-        help("run `vmprof lock` on the guest: it resolves the packages again and rewrites {}", path.display())
-    )]
-    StaleLock { guest: String, path: PathBuf, changed: String },
-
-    #[error("`--update={name}`: the lock of guest `{guest}` has no package `{name}`")]
-    #[diagnostic(code(vmprof::guest::not_locked), help("{}", not_locked_help(near, *is_asked_for)))]
-    NotLocked {
-        name: String,
-        guest: String,
-        near: Vec<String>,
-        /// Whether the recipe names it, and the lock is older than that.
-        is_asked_for: bool,
-    },
-
-    #[error("cannot resolve the packages of guest `{guest}` offline")]
-    #[diagnostic(
-        code(vmprof::guest::lock_needs_network),
-        help(
-            "run `vmprof lock` once without --offline; builds from the lock then need the network only for what the store lacks"
-        )
-    )]
-    LockNeedsNetwork { guest: String },
-
-    #[error("{} not in the store, and --offline forbids fetching: {}", count_are(names.len()), some(names))]
-    #[diagnostic(code(vmprof::guest::offline), help("run the same build once without --offline"))]
-    Offline { names: Vec<String> },
-
-    #[error("this host has no `{program}`, which vmprof fetches Debian packages with")]
-    #[diagnostic(
-        code(vmprof::guest::no_apt),
-        help(
-            "guests are locked and fetched through apt of a Debian host. Build on such a host and copy the store, or give the lab a QEMU of at least 11.1 on PATH"
-        )
-    )]
-    NoApt { program: String, source: io::Error },
-
-    #[error("no Debian keyring on this host: looked for {}", looked.iter().map(|p| p.display().to_string()).collect::<Vec<_>>().join(", "))]
-    #[diagnostic(code(vmprof::guest::no_keyring), help("install the package debian-archive-keyring"))]
-    NoKeyring { looked: Vec<PathBuf> },
-
-    #[error("apt on this host names no archive that could hold Debian {suite}")]
-    #[diagnostic(
-        code(vmprof::guest::no_archive),
-        help("`apt-get --print-uris update` shows what apt knows; add a Debian source with component main")
-    )]
-    NoArchive { suite: String },
-
-    #[error("the archive of this host has no Debian {suite}")]
-    #[diagnostic(
-        code(vmprof::guest::no_suite),
-        help("check the suite's name: `bookworm`, `trixie`, or one of their `-updates` and `-backports`")
-    )]
-    NoSuite { suite: String, output: String },
-
-    #[error("`{command}` failed while {doing}:\n{output}")]
-    #[diagnostic(
-        code(vmprof::guest::apt_failed),
-        help(
-            "see that the network and a proxy, if there is one, are set up for apt: `apt-get update` must work for this user's environment"
-        )
-    )]
-    AptFailed { doing: String, command: String, output: String },
-
-    #[error("Debian {suite} (main, {arch}) has no package `{name}`")]
-    #[diagnostic(code(vmprof::guest::unknown_package), help("{}", near_help(near)))]
-    UnknownPackage { name: String, suite: String, arch: String, near: Vec<String> },
-
-    #[error("`without {name}` drops nothing: the packages do not depend on it")]
-    #[diagnostic(code(vmprof::guest::without_unused), help("{}", near_help(near)))]
-    WithoutUnused { name: String, near: Vec<String> },
 
     #[error(
         "`{package}` is not a kernel: no linux-image package with a kernel in it was found through its dependencies"
@@ -152,15 +74,6 @@ pub enum GuestError {
         help("name a kernel package such as linux-image-cloud-amd64")
     )]
     NotAKernel { package: String },
-
-    #[error("{what} has the wrong bytes: SHA-256 {wanted} was asked for, {found} came")]
-    #[diagnostic(
-        code(vmprof::guest::hash_mismatch),
-        help(
-            "nothing was kept. The archive, a proxy or the lock file is not what it was when the lock was made"
-        )
-    )]
-    HashMismatch { what: String, wanted: Sha256, found: String },
 
     #[error("{what} is not what the recipe names: its SHA-256 is {found}, and {wanted} was asked for")]
     #[diagnostic(
@@ -206,16 +119,6 @@ pub enum GuestError {
         help("name the directory lib/modules/{release} of the same kernel")
     )]
     ForeignModule { name: String, found: String, release: String },
-
-    #[error("no source of this host has {}{}", names.join(", "), list_tried(tried))]
-    #[diagnostic(
-        code(vmprof::guest::package_gone),
-        help(
-            "an archive drops a version when the next one comes: `vmprof lock --update={}` on the guest locks the present one. To build the old one, add a source to apt that still has it; its signature does not matter, the lock's hash decides",
-            names.first().and_then(|name| name.split(' ').next()).unwrap_or("PACKAGE")
-        )
-    )]
-    PackageGone { names: Vec<String>, tried: Vec<String> },
 
     #[error("{what} is damaged or of an unknown form: {problem}")]
     #[diagnostic(code(vmprof::guest::bad_archive))]
@@ -401,6 +304,18 @@ pub enum GuestError {
     #[error("the emulator {} does not start: {output}", program.display())]
     #[diagnostic(code(vmprof::guest::emulator_broken))]
     EmulatorBroken { program: PathBuf, output: String },
+
+    #[error(transparent)]
+    #[diagnostic(transparent)]
+    Apt(#[from] AptError),
+
+    #[error(transparent)]
+    #[diagnostic(transparent)]
+    Fetch(#[from] FetchError),
+
+    #[error(transparent)]
+    #[diagnostic(transparent)]
+    Lock(#[from] LockError),
 }
 
 /// A library that a program names and the image lacks.
@@ -415,11 +330,6 @@ impl GuestError {
         match self {
             Self::Document(_)
             | Self::NotText { .. }
-            | Self::NoLock { .. }
-            | Self::NoSuite { .. }
-            | Self::StaleLock { .. }
-            | Self::UnknownPackage { .. }
-            | Self::WithoutUnused { .. }
             | Self::NotAKernel { .. }
             | Self::FileConflict { .. }
             | Self::BadPath { .. }
@@ -439,9 +349,7 @@ impl GuestError {
             | Self::UnitNotEnabled { .. }
             | Self::MissingLibraries { .. }
             | Self::ImageTooSmall { .. } => FailureClass::Invalid,
-            Self::HashMismatch { .. } | Self::InputMismatch { .. } | Self::StoreDamaged { .. } => {
-                FailureClass::HashMismatch
-            }
+            Self::InputMismatch { .. } | Self::StoreDamaged { .. } => FailureClass::HashMismatch,
             Self::NotDeterministic { .. } => FailureClass::NotDeterministic,
             Self::Io { .. }
             | Self::NotBuilt
@@ -452,20 +360,15 @@ impl GuestError {
             | Self::NoEntry { .. }
             | Self::AmbiguousEntry { .. }
             | Self::NoSpace { .. }
-            | Self::NotLocked { .. }
-            | Self::LockNeedsNetwork { .. }
-            | Self::Offline { .. }
-            | Self::NoApt { .. }
-            | Self::NoKeyring { .. }
-            | Self::NoArchive { .. }
-            | Self::AptFailed { .. }
-            | Self::PackageGone { .. }
             | Self::BadArchive { .. }
             | Self::KernelFormat { .. }
             | Self::Squashfs { .. }
             | Self::ImageFormat { .. }
             | Self::EmulatorVersion { .. }
             | Self::EmulatorBroken { .. } => FailureClass::Failure,
+            Self::Apt(error) => error.class(),
+            Self::Fetch(error) => error.class(),
+            Self::Lock(error) => error.class(),
         }
     }
 }
@@ -499,7 +402,8 @@ fn first_of(names: &[String]) -> String {
     text
 }
 
-fn near_help(near: &[String]) -> String {
+/// Which of the names that are there was meant.
+pub(crate) fn near_help(near: &[String]) -> String {
     match near {
         [] => "check the name".to_owned(),
         names => {
@@ -509,26 +413,6 @@ fn near_help(near: &[String]) -> String {
             )
         }
     }
-}
-
-fn not_locked_help(near: &[String], is_asked_for: bool) -> String {
-    match is_asked_for {
-        true => "the recipe asks for it anew: `vmprof lock` without --update locks it".to_owned(),
-        false => near_help(near),
-    }
-}
-
-/// How many of many names an error tells.
-const MOST_NAMES: usize = 12;
-
-/// The first of the names in their order, and how many there are besides.
-fn some(names: &[String]) -> String {
-    let mut sorted: Vec<&str> = names.iter().map(String::as_str).collect();
-    sorted.sort_unstable();
-    let left = sorted.len().saturating_sub(MOST_NAMES);
-    sorted.truncate(MOST_NAMES);
-    let more = if left == 0 { String::new() } else { format!(" and {left} more") };
-    format!("{}{more}", sorted.join(", "))
 }
 
 fn no_program_help(program: &str) -> String {
@@ -546,20 +430,6 @@ fn there_help(there: &[String]) -> String {
     match there {
         [] => "there is no image in it".to_owned(),
         images => format!("there is: {}", images.join("; ")),
-    }
-}
-
-fn count_are(packages: usize) -> String {
-    match packages {
-        1 => "1 package is".to_owned(),
-        n => format!("{n} packages are"),
-    }
-}
-
-fn list_tried(tried: &[String]) -> String {
-    match tried {
-        [] => String::new(),
-        bases => format!(": looked in apt's cache, {}", bases.join(", ")),
     }
 }
 

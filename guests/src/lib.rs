@@ -50,13 +50,15 @@ mod toolset;
 mod tree;
 
 pub use abilities::Abilities;
+pub use apt::AptError;
 pub use builder::{Builder, GuestImage, Locked, RootImage, Update};
 pub use cpio::append_archive;
 pub use digest::{Inputs, NotASha256, Sha256};
 pub use emulator::Emulator;
 pub use error::{FailureClass, GuestError, MissingLibrary, Result};
+pub use fetch::FetchError;
 pub use lab::{LabHost, lab_host};
-pub use lock::{Asked, Change, Lock, LockedPackage, Release};
+pub use lock::{Asked, Change, Lock, LockError, LockedPackage, Release};
 pub use progress::{Progress, Silent, Stage, Total};
 pub use recipe::{
     Compression, Conduct, Distribution, Format, Group, GuestMount, Image, ImageConfig, Init, Kernel,

@@ -1,7 +1,7 @@
 //! Which archives the host's apt uses.
 
-use super::{Prepare, apt, run, uris};
-use crate::error::{GuestError, Result};
+use super::{AptError, Prepare, apt, run, uris};
+use crate::error::Result;
 
 /// Base addresses of the archives that the host's apt uses: what stands before `/dists/` and `/pool/`.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -23,7 +23,7 @@ impl Archives {
         let release = std::fs::read_to_string("/etc/os-release").unwrap_or_default();
         let archives = uris::archives(&text, suite, uris::codename(&release));
         match archives == Self::default() {
-            true => Err(GuestError::NoArchive { suite: suite.to_owned() }),
+            true => Err(AptError::NoArchive { suite: suite.to_owned() }.into()),
             false => Ok(archives),
         }
     }

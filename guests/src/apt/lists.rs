@@ -3,9 +3,9 @@
 use std::path::PathBuf;
 use std::process::Command;
 
-use super::{Archives, Prepare, apt, failure, run, uris, words};
+use super::{AptError, Archives, Prepare, apt, failure, run, uris, words};
 use crate::digest::Sha256;
-use crate::error::{GuestError, Result, failed};
+use crate::error::{Result, failed};
 use crate::lock::Release;
 use crate::store::{Store, TempDir};
 
@@ -74,12 +74,12 @@ impl Apt {
             }
             last.get_or_insert_with(|| {
                 match uris::unknown_suite(&String::from_utf8_lossy(&output.stderr), suites) {
-                    Some(suite) => GuestError::NoSuite { suite, output: words(&output) },
+                    Some(suite) => AptError::NoSuite { suite, output: words(&output) }.into(),
                     None => failure("fetching the package lists", "apt-get update", &output),
                 }
             });
         }
-        Err(last.unwrap_or(GuestError::NoArchive { suite: first.to_owned() }))
+        Err(last.unwrap_or(AptError::NoArchive { suite: first.to_owned() }.into()))
     }
 
     pub(super) fn write(&self, name: &str, text: &str) -> Result<()> {
@@ -147,5 +147,5 @@ fn keyring() -> Result<PathBuf> {
         .iter()
         .map(PathBuf::from)
         .find(|path| path.is_file())
-        .ok_or_else(|| GuestError::NoKeyring { looked: KEYRINGS.iter().map(PathBuf::from).collect() })
+        .ok_or_else(|| AptError::NoKeyring { looked: KEYRINGS.iter().map(PathBuf::from).collect() }.into())
 }

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::process::{Command, Output};
 
-use super::{Apt, failure, graph, run, uris};
+use super::{Apt, AptError, failure, graph, run, uris};
 use crate::error::{GuestError, Result};
 use crate::lock::LockedPackage;
 
@@ -30,10 +30,11 @@ impl Apt {
         for name in wanted.without {
             if !present.contains(&name.as_str()) {
                 let near = vmprof_document::closest(name, present.iter().copied());
-                return Err(GuestError::WithoutUnused {
+                return Err(AptError::WithoutUnused {
                     name: name.clone(),
                     near: near.map(str::to_owned).into_iter().collect(),
-                });
+                }
+                .into());
             }
         }
         let graph = graph::Graph::read(&self.show(&present)?, wanted.recommends);
@@ -142,12 +143,13 @@ impl Apt {
         let known = run(self.command("apt-cache").arg("pkgnames")).map(|o| o.stdout).unwrap_or_default();
         let known = String::from_utf8_lossy(&known);
         let near = vmprof_document::closest(&name, known.lines()).map(str::to_owned);
-        GuestError::UnknownPackage {
+        AptError::UnknownPackage {
             name,
             suite: self.suites.join(", "),
             arch: self.arch.clone(),
             near: near.into_iter().collect(),
         }
+        .into()
     }
 }
 

@@ -4,6 +4,7 @@ use std::sync::Mutex;
 use super::*;
 use crate::error::FailureClass;
 use crate::fetch;
+use crate::fetch::FetchError;
 use crate::progress::Silent;
 use crate::recipe::Compression;
 use crate::squashfs;
@@ -144,13 +145,16 @@ fn offline_names_what_is_missing_and_frozen_makes_no_lock() {
     let builder = Builder::new(&empty, &Silent).offline(true);
     let error = builder.build(&recipe).unwrap_err();
     let wanted = ["linux-image-test", "tool"];
-    assert!(matches!(&error, GuestError::Offline { names } if names == &wanted), "{error}");
+    assert!(
+        matches!(&error, GuestError::Fetch(FetchError::Offline { names }) if names == &wanted),
+        "{error}"
+    );
 
     std::fs::remove_file(&recipe.lock_path).unwrap();
     let error = Builder::new(&store, &Silent).frozen(true).build(&recipe).unwrap_err();
-    assert!(matches!(error, GuestError::NoLock { .. }), "{error}");
+    assert!(matches!(error, GuestError::Lock(LockError::Missing { .. })), "{error}");
     let error = builder.build(&recipe).unwrap_err();
-    assert!(matches!(error, GuestError::LockNeedsNetwork { .. }), "{error}");
+    assert!(matches!(error, GuestError::Lock(LockError::NeedsNetwork { .. })), "{error}");
     assert!(!recipe.lock_path.exists());
 }
 
@@ -276,7 +280,9 @@ fn a_build_is_checked_against_the_packages_themselves() {
     let builder = Builder::new(&store, &Silent).offline(true);
     builder.check(&recipe).unwrap();
     forget(&store, "tool_1_amd64.deb");
-    assert!(matches!(builder.check(&recipe), Err(GuestError::Offline { names }) if names == ["tool"]));
+    assert!(
+        matches!(builder.check(&recipe), Err(GuestError::Fetch(FetchError::Offline { names })) if names == ["tool"])
+    );
 }
 
 #[test]
