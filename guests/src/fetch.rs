@@ -11,10 +11,10 @@ use std::sync::Mutex;
 use crate::apt::{self, Archives};
 use crate::builder::Builder;
 use crate::digest::{Inputs, Sha256};
-use crate::error::{GuestError, Result};
+use crate::error::Result;
 use crate::lock::LockedPackage;
 use crate::progress::Stage;
-use crate::store::{Entry, Record, Store};
+use crate::store::{Entry, Record, Store, StoreError};
 
 use failure::Attempts;
 
@@ -61,7 +61,7 @@ pub(crate) fn read(package: &LockedPackage, entry: &Entry) -> Result<Vec<u8>> {
     if Sha256::of(&bytes) == package.sha256 {
         return Ok(bytes);
     }
-    Err(GuestError::StoreDamaged { path: entry.path.clone() })
+    Err(StoreError::Damaged { path: entry.path.clone() }.into())
 }
 
 /// The entries of all `packages`, in their order, fetching what is missing from archives that have `suite`.

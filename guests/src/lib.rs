@@ -54,18 +54,24 @@ pub use apt::AptError;
 pub use builder::{Builder, GuestImage, Locked, RootImage, Update};
 pub use cpio::append_archive;
 pub use digest::{Inputs, NotASha256, Sha256};
-pub use emulator::Emulator;
-pub use error::{FailureClass, GuestError, MissingLibrary, Result};
+pub use elf::MissingLibrary;
+pub use emulator::{Emulator, EmulatorError};
+pub use error::{FailureClass, GuestError, Result};
 pub use fetch::FetchError;
+pub use image::ImageError;
+pub use kernel::KernelError;
 pub use lab::{LabHost, lab_host};
 pub use lock::{Asked, Change, Lock, LockError, LockedPackage, Release};
+pub use oci::OciError;
 pub use progress::{Progress, Silent, Stage, Total};
 pub use recipe::{
     Compression, Conduct, Distribution, Format, Group, GuestMount, Image, ImageConfig, Init, Kernel,
     Packages, Place, Placed, Recipe, Root, User,
 };
+pub use root::RootError;
 pub use store::{
     Chain, Claim, Collected, Entry, Fault, FoundRoot, Hold, Keeper, Listed, Listing, Record, RecordEntry,
-    Root as StoreRoot, Store, Sweep, TempDir, TempFile, Using, Verified,
+    Root as StoreRoot, Store, StoreError, Sweep, TempDir, TempFile, Using, Verified,
 };
 pub use toolset::{Realised, Toolset};
+pub use tree::TreeError;

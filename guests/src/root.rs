@@ -3,6 +3,7 @@
 //! archive, in `base`; packing and publishing is `builder`'s business.
 
 mod base;
+mod error;
 mod people;
 mod programs;
 mod systemd;
@@ -10,11 +11,13 @@ mod systemd;
 use crate::accounts::Accounts;
 use crate::deb::Deb;
 use crate::elf;
-use crate::error::{GuestError, Result};
+use crate::error::Result;
 use crate::recipe::{ImageConfig, Init, Place, Recipe, Root};
 use crate::tree::{Node, Origin, Tree};
 
 pub(crate) use base::Base;
+
+pub use error::RootError;
 
 /// Since bookworm the whole system lies under /usr (Debian's merged /usr); packages may still ship the old paths.
 const MERGED: [(&str, &str); 4] =
@@ -82,7 +85,7 @@ pub(crate) fn assemble(
     if !recipe.packages.without.is_empty() || !exclude.is_empty() && recipe.root == Root::Packages {
         let missing = elf::missing_libraries(&tree);
         if !missing.is_empty() {
-            return Err(GuestError::MissingLibraries { guest: recipe.name.clone(), missing });
+            return Err(RootError::MissingLibraries { guest: recipe.name.clone(), missing }.into());
         }
     }
     Ok((tree, unmet))

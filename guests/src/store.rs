@@ -13,6 +13,7 @@
 //! written after its entries and removed before them, so a record's entries are there. Nothing here knows what a guest is.
 
 mod entry;
+mod error;
 mod gc;
 mod lock;
 mod publish;
@@ -31,6 +32,7 @@ use crate::error::{GuestError, Result, failed};
 
 pub use entry::Entry;
 pub(crate) use entry::entry_name;
+pub use error::StoreError;
 pub use gc::{Collected, Sweep};
 pub use lock::{Claim, Using};
 pub use publish::TempFile;
@@ -68,13 +70,13 @@ impl Store {
         let dir = if part.is_empty() { self.root.clone() } else { self.root.join(part) };
         match fs::metadata(&dir) {
             Ok(meta) if meta.is_dir() => return Ok(()),
-            Ok(_) => return Err(GuestError::StoreNotADirectory { path: dir }),
+            Ok(_) => return Err(StoreError::NotADirectory { path: dir }.into()),
             Err(_) => {}
         }
         if let Err(error) = fs::create_dir_all(&dir) {
             return Err(match error.kind() {
                 io::ErrorKind::NotADirectory | io::ErrorKind::AlreadyExists => {
-                    GuestError::StoreNotADirectory { path: dir }
+                    StoreError::NotADirectory { path: dir }.into()
                 }
                 _ => self.refused("make the store directory", &dir)(error),
             });
@@ -107,7 +109,7 @@ impl Store {
         let (store, path) = (self.root.clone(), path.to_owned());
         move |source| match source.kind() {
             io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem => {
-                GuestError::StoreNotWritable { path: store, source }
+                StoreError::NotWritable { path: store, source }.into()
             }
             _ => failed(doing, path)(source),
         }

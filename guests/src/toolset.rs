@@ -16,7 +16,7 @@ use crate::error::{GuestError, Result};
 use crate::fetch::FetchError;
 use crate::lock::{Asked, Lock, LockedPackage};
 use crate::progress::Stage;
-use crate::store::{Entry, Record, Root, Store};
+use crate::store::{Entry, Record, Root, Store, StoreError};
 use crate::tree::{Kind, Node, Origin, Tree};
 use crate::{elf, fetch, parallel};
 
@@ -107,7 +107,7 @@ impl Toolset {
         // Hashing all of it would take longer than starting it. That a file is gone or cut short shows in the sum of sizes.
         let bytes = builder.store().size_of(&entry)?.to_string();
         if record.facts.get("bytes").is_some_and(|then| *then != bytes) {
-            return Err(GuestError::StoreDamaged { path: entry.path });
+            return Err(StoreError::Damaged { path: entry.path }.into());
         }
         if let Some(lock) = self.kept_lock(builder.store()) {
             builder.keep(&using, Root::of_toolset(self.name), &lock, [inputs, self.lock_inputs()])?;

@@ -2,6 +2,7 @@
 //! the building machine is ever the source, so neither its times, its owners, its umask nor the order it lists files in
 //! can reach an image.
 
+mod error;
 mod manifest;
 mod node;
 mod origin;
@@ -9,8 +10,9 @@ mod path;
 
 use std::collections::BTreeMap;
 
-use crate::error::{GuestError, Result};
+use crate::error::Result;
 
+pub use error::TreeError;
 pub use node::{Kind, Node};
 pub use origin::Origin;
 use path::impossible;
@@ -41,7 +43,7 @@ impl Tree {
     /// that declares `Replaces`), or the image would depend on the order of packages.
     pub fn put(&mut self, path: &str, node: Node, by: &Origin) -> Result<()> {
         if let Some(reason) = impossible(path, &node.kind) {
-            return Err(GuestError::BadPath { path: path.to_owned(), by: by.name().to_owned(), reason });
+            return Err(TreeError::BadPath { path: path.to_owned(), by: by.name().to_owned(), reason }.into());
         }
         let path = self.place_of(path, by)?;
         let Some(there) = self.nodes.get_mut(&path) else {
@@ -70,7 +72,7 @@ impl Tree {
         }
         if !both_directories && there.node.kind == Kind::Directory && self.has_children(&path) {
             let reason = format!("{} has a directory there, with files in it", there.by.name());
-            return Err(GuestError::BadPath { path, by: by.name().to_owned(), reason });
+            return Err(TreeError::BadPath { path, by: by.name().to_owned(), reason }.into());
         }
         if there.by.yields_to(by) {
             self.nodes.insert(path, Placed { node, by: by.clone() });
@@ -79,11 +81,8 @@ impl Tree {
         if by.yields_to(&there.by) {
             return Ok(());
         }
-        Err(GuestError::FileConflict {
-            path,
-            first: there.by.name().to_owned(),
-            second: by.name().to_owned(),
-        })
+        Err(TreeError::Conflict { path, first: there.by.name().to_owned(), second: by.name().to_owned() }
+            .into())
     }
 
     /// Puts a node at a path as a layer of an image does: links above it are followed, a directory keeps what is in it and

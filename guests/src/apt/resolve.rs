@@ -5,6 +5,7 @@ use std::process::{Command, Output};
 
 use super::{Apt, AptError, failure, graph, run, uris};
 use crate::error::{GuestError, Result};
+use crate::kernel::KernelError;
 use crate::lock::LockedPackage;
 
 /// What apt made of a list of names.
@@ -108,7 +109,7 @@ impl Apt {
             open.extend(next);
         }
         if !holders.iter().any(|name| graph::KERNEL_PARTS.iter().any(|part| name.starts_with(part))) {
-            return Err(GuestError::NotAKernel { package: package.to_owned() });
+            return Err(KernelError::NotAKernel { package: package.to_owned() }.into());
         }
         let mut command = self.command("apt-get");
         command.args(["-qq", "--print-uris", "-t", &self.target, "download"]);

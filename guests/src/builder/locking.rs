@@ -6,8 +6,7 @@ use std::path::PathBuf;
 use super::Builder;
 use crate::apt::{Apt, Wanted};
 use crate::error::{Result, failed};
-use crate::lock::LockError;
-use crate::lock::{Asked, Change, Lock, LockedPackage, changes};
+use crate::lock::{Asked, Change, Lock, LockError, LockedPackage, changes};
 use crate::recipe::{Distribution, Recipe};
 
 /// Which versions of a lock may change though the archive still has them.

@@ -3,11 +3,11 @@ use std::sync::Mutex;
 
 use super::*;
 use crate::error::FailureClass;
-use crate::fetch;
-use crate::fetch::FetchError;
+use crate::fetch::{self, FetchError};
 use crate::progress::Silent;
 use crate::recipe::Compression;
 use crate::squashfs;
+use crate::store::StoreError;
 use crate::testing::{self, Thing};
 
 /// Keeps what it is told.
@@ -195,7 +195,10 @@ fn a_package_damaged_in_the_store_does_not_become_an_image() {
         std::fs::remove_file(&entry.path).unwrap();
         std::fs::write(&entry.path, bytes).unwrap();
         let error = Builder::new(&store, &Silent).offline(true).build(&recipe).unwrap_err();
-        assert!(matches!(&error, GuestError::StoreDamaged { path } if *path == entry.path), "{error}");
+        assert!(
+            matches!(&error, GuestError::Store(StoreError::Damaged { path }) if *path == entry.path),
+            "{error}"
+        );
         assert_eq!(error.class(), FailureClass::HashMismatch);
         std::fs::write(&entry.path, whole).unwrap();
         build(&store, &recipe);
@@ -214,7 +217,10 @@ fn an_unpacked_package_damaged_in_the_store_does_not_become_an_image() {
     std::fs::write(&entry.path, bytes).unwrap();
     let changed = testing::recipe(dir.path(), &BODY.replace("hello", "hullo"));
     let error = Builder::new(&store, &Silent).offline(true).build(&changed).unwrap_err();
-    assert!(matches!(&error, GuestError::StoreDamaged { path } if *path == entry.path), "{error}");
+    assert!(
+        matches!(&error, GuestError::Store(StoreError::Damaged { path }) if *path == entry.path),
+        "{error}"
+    );
 }
 
 fn find(store: &Store, ending: &str) -> Entry {

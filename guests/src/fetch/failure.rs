@@ -5,8 +5,7 @@ use std::path::PathBuf;
 use rustix::io::Errno;
 
 use super::{FetchError, count};
-use crate::apt::AptError;
-use crate::apt::encode_path;
+use crate::apt::{AptError, encode_path};
 use crate::error::GuestError;
 use crate::lock::LockedPackage;
 

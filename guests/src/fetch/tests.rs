@@ -7,6 +7,7 @@ use std::sync::{Arc, OnceLock};
 use super::*;
 use crate::apt::AptError;
 use crate::error::FailureClass;
+use crate::error::GuestError;
 use crate::progress::Silent;
 use crate::testing;
 

@@ -4,8 +4,8 @@ use std::fs::{self, File};
 use std::io;
 use std::path::PathBuf;
 
-use super::{Store, tree};
-use crate::error::{GuestError, Result, failed};
+use super::{Store, StoreError, tree};
+use crate::error::{Result, failed};
 
 /// A whole thing in the store.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -73,7 +73,7 @@ impl Store {
         if found.to_hex().as_str() == entry.digest() {
             Ok(())
         } else {
-            Err(GuestError::StoreDamaged { path: entry.path.clone() })
+            Err(StoreError::Damaged { path: entry.path.clone() }.into())
         }
     }
 }

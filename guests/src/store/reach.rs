@@ -7,8 +7,8 @@ use std::path::Path;
 
 use serde::Serialize;
 
-use super::{Entry, Keeper, Record, Root, Store, entry::is_digest, record::parse, tree};
-use crate::error::{GuestError, Result, failed};
+use super::{Entry, Keeper, Record, Root, Store, StoreError, entry::is_digest, record::parse, tree};
+use crate::error::{Result, failed};
 
 /// Why an entry stays: the keeper, and the record in between.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize)]
@@ -104,12 +104,13 @@ impl Listing {
         }
         let digest = by(&|listed| !asked.is_empty() && listed.entry.digest().starts_with(asked));
         match digest.len() {
-            0 => Err(GuestError::NoEntry { asked: asked.to_owned() }),
+            0 => Err(StoreError::NoEntry { asked: asked.to_owned() }.into()),
             1 => Ok(digest),
-            _ => Err(GuestError::AmbiguousEntry {
+            _ => Err(StoreError::Ambiguous {
                 asked: asked.to_owned(),
                 names: digest.iter().map(|listed| abbreviated(listed)).collect(),
-            }),
+            }
+            .into()),
         }
     }
 }

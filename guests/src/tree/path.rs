@@ -1,7 +1,7 @@
 //! Where a path leads: links followed as Linux and dpkg follow them, and what no Linux filesystem could hold.
 
-use super::{Kind, Node, Origin, Placed, Tree};
-use crate::error::{GuestError, Result};
+use super::{Kind, Node, Origin, Placed, Tree, TreeError};
+use crate::error::Result;
 
 /// Linux's NAME_MAX, and PATH_MAX less the closing zero: nothing longer could be opened in the guest.
 const LONGEST_NAME: usize = 255;
@@ -34,10 +34,9 @@ impl Tree {
     pub(super) fn place_of(&mut self, path: &str, by: &Origin) -> Result<String> {
         let path = path.trim_matches('/');
         let Some((parent, name)) = path.rsplit_once('/') else { return Ok(path.to_owned()) };
-        let bad = |reason: &str| GuestError::BadPath {
-            path: path.to_owned(),
-            by: by.name().to_owned(),
-            reason: reason.to_owned(),
+        let bad = |reason: &str| {
+            TreeError::BadPath { path: path.to_owned(), by: by.name().to_owned(), reason: reason.to_owned() }
+                .into()
         };
         let mut at =
             self.resolve(parent, true).ok_or_else(|| bad("a link above it leads in a circle or nowhere"))?;

@@ -85,8 +85,14 @@ fn a_root_of_another_version_is_an_error_and_not_nothing() {
         "{\"schema\":\"vmprof.root/9\",\"kept_by\":{\"vm\":\"x\"},\"records\":[],\"packages\":[],\"entries\":[]}",
     ] {
         fs::write(&path, text).unwrap();
-        assert!(matches!(store.roots(), Err(GuestError::BadRoot { .. })), "{text}");
-        assert!(matches!(store.gc(Default::default(), &|| ()), Err(GuestError::BadRoot { .. })), "{text}");
+        assert!(matches!(store.roots(), Err(GuestError::Store(StoreError::BadRoot { .. }))), "{text}");
+        assert!(
+            matches!(
+                store.gc(Default::default(), &|| ()),
+                Err(GuestError::Store(StoreError::BadRoot { .. }))
+            ),
+            "{text}"
+        );
     }
 }
 
