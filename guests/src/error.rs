@@ -30,17 +30,6 @@ pub enum FailureClass {
     Failure,
 }
 
-impl FailureClass {
-    pub fn exit_code(self) -> u8 {
-        match self {
-            Self::Invalid => 3,
-            Self::HashMismatch => 102,
-            Self::NotDeterministic => 104,
-            Self::Failure => 1,
-        }
-    }
-}
-
 /// The result of anything in this crate that can fail.
 pub type Result<T, E = GuestError> = std::result::Result<T, E>;
 

@@ -4,13 +4,13 @@ use std::time::Duration;
 use super::*;
 use crate::digest::Inputs;
 
-fn store() -> (tempfile::TempDir, Store) {
+pub(super) fn store() -> (tempfile::TempDir, Store) {
     let dir = tempfile::tempdir().unwrap();
     let store = Store::open(dir.path().join("store")).unwrap();
     (dir, store)
 }
 
-fn inputs(text: &str) -> Inputs {
+pub(super) fn inputs(text: &str) -> Inputs {
     Inputs::of("test").field("text", text.as_bytes()).finish()
 }
 

@@ -2,18 +2,14 @@ use std::sync::mpsc;
 use std::time::Duration;
 
 use super::*;
-use crate::digest::Inputs;
 use crate::error::GuestError;
 use crate::progress::Silent;
+use crate::store::tests::inputs;
 use crate::store::{Entry, Fault, Record, Root, StoreError};
 
 struct Site {
     dir: tempfile::TempDir,
     store: Store,
-}
-
-fn inputs(text: &str) -> Inputs {
-    Inputs::of("test").field("text", text.as_bytes()).finish()
 }
 
 /// A store with a recipe's image, the package it was made of, and a directory of a toolset; and one thing nobody keeps.

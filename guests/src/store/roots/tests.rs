@@ -1,15 +1,6 @@
 use super::*;
 use crate::store::Record;
-
-fn store() -> (tempfile::TempDir, Store) {
-    let dir = tempfile::tempdir().unwrap();
-    let store = Store::open(dir.path().join("store")).unwrap();
-    (dir, store)
-}
-
-fn inputs(text: &str) -> Inputs {
-    Inputs::of("test").field("text", text.as_bytes()).finish()
-}
+use crate::store::tests::{inputs, store};
 
 fn keepers(store: &Store) -> Vec<(Keeper, bool)> {
     store.roots().unwrap().into_iter().map(|found| (found.root.kept_by, found.is_alive)).collect()
