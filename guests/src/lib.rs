@@ -1,7 +1,7 @@
 //! Guests: from a recipe to an image whose bytes depend on nothing but the recipe, its lock and this crate.
 //!
 //! ```text
-//! NAME.kdl ──► Recipe ──► Lock ──► packages in the Store ──► Tree ──► squashfs ─┐
+//! NAME.kdl ──► Recipe ──► Lock ──► packages in the Store ──► Tree ──► image ────┐
 //!               words      which      by hash, through         sorted,          ├─► GuestImage
 //!                          exactly    the host's apt           no times         │
 //!                          kernel package ──► vmlinux, modules ──► initramfs ───┘
