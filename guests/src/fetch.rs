@@ -2,6 +2,7 @@
 //! at a time, and is believed only when its SHA-256 is the lock's. A package that has left its archive is looked for in
 //! apt's own cache and in every other source the host has: where it comes from does not matter, the hash decides.
 
+mod error;
 mod failure;
 
 use std::path::Path;
@@ -10,12 +11,14 @@ use std::sync::Mutex;
 use crate::apt::{self, Archives};
 use crate::builder::Builder;
 use crate::digest::{Inputs, Sha256};
-use crate::error::{GuestError, Result};
+use crate::error::Result;
 use crate::lock::LockedPackage;
 use crate::progress::Stage;
-use crate::store::{Entry, Record, Store};
+use crate::store::{Entry, Record, Store, StoreError};
 
 use failure::Attempts;
+
+pub use error::FetchError;
 
 /// Fetching apt processes at once, and what each is given at a time: enough to hide the start of a process, little enough
 /// for progress to move and for unpacking to begin.
@@ -58,7 +61,7 @@ pub(crate) fn read(package: &LockedPackage, entry: &Entry) -> Result<Vec<u8>> {
     if Sha256::of(&bytes) == package.sha256 {
         return Ok(bytes);
     }
-    Err(GuestError::StoreDamaged { path: entry.path.clone() })
+    Err(StoreError::Damaged { path: entry.path.clone() }.into())
 }
 
 /// The entries of all `packages`, in their order, fetching what is missing from archives that have `suite`.
@@ -88,7 +91,7 @@ pub(crate) fn missing(
     }
     if builder.is_offline() {
         let names = lacking.iter().map(|package| package.name.clone()).collect();
-        return Err(GuestError::Offline { names });
+        return Err(FetchError::Offline { names }.into());
     }
     let store = builder.store();
     // One builder fetches at a time: guests share packages, and nothing is fetched twice.

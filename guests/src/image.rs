@@ -1,5 +1,7 @@
 //! A tree as the bytes of a filesystem, and back: which writer and which reader a format has.
 
+mod error;
+
 use std::fs::File;
 use std::io::Write;
 
@@ -7,6 +9,8 @@ use crate::error::Result;
 use crate::recipe::Format;
 use crate::tree::Tree;
 use crate::{erofs, ext4, squashfs};
+
+pub use error::ImageError;
 
 /// Writes the tree's image to `out`, an empty file; `name` is what errors call it.
 pub(crate) fn write(tree: &Tree, format: Format, name: &str, out: &mut File) -> Result<()> {

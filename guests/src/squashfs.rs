@@ -9,8 +9,9 @@ use backhand::compression::{CompressionOptions, Compressor, Lz4, Zstd};
 use backhand::{FilesystemCompressor, FilesystemReader, FilesystemWriter, InnerNode, NodeHeader};
 
 use crate::error::{GuestError, Result};
+use crate::image::ImageError;
 use crate::recipe::Compression;
-use crate::tree::{Kind, Node, Origin, Tree};
+use crate::tree::{Kind, Node, Origin, Tree, TreeError};
 
 /// Of a data block. Larger packs tighter, smaller reads less for a page: 128 KiB is what mksquashfs takes, too.
 const BLOCK_BYTES: u32 = 128 << 10;
@@ -28,7 +29,7 @@ pub(crate) fn pack(tree: &Tree, compression: Compression) -> Result<Vec<u8>> {
     writer.set_compressor(compressor(compression)?);
     for (path, node) in tree.iter() {
         if let Some(name) = node.xattrs.keys().next() {
-            return Err(GuestError::SquashfsXattr { path: path.to_owned(), name: name.clone() });
+            return Err(ImageError::SquashfsXattr { path: path.to_owned(), name: name.clone() }.into());
         }
         let header = NodeHeader { permissions: node.mode, uid: node.uid, gid: node.gid, mtime: 0 };
         if path.is_empty() {
@@ -69,7 +70,9 @@ fn compressor(compression: Compression) -> Result<FilesystemCompressor> {
 fn device(path: &str, major: u32, minor: u32) -> Result<u32> {
     if major >= 1 << 12 || minor >= 1 << 20 {
         let reason = format!("{major}:{minor} is no device number");
-        return Err(GuestError::BadPath { path: path.to_owned(), by: "the device node".to_owned(), reason });
+        return Err(
+            TreeError::BadPath { path: path.to_owned(), by: "the device node".to_owned(), reason }.into()
+        );
     }
     Ok((minor & 0xff) | (major << 8) | ((minor & !0xff) << 12))
 }
@@ -91,16 +94,17 @@ pub(crate) fn unpack(image: &[u8]) -> Result<Tree> {
             }
             InnerNode::NamedPipe => Kind::Fifo,
             InnerNode::Socket => {
-                return Err(GuestError::Squashfs {
+                return Err(ImageError::Squashfs {
                     problem: format!("{path} is a socket, which no build makes"),
-                });
+                }
+                .into());
             }
             InnerNode::File(file) => {
                 let mut content = Vec::new();
                 let mut content_reader = reader.file(file).reader();
                 content_reader
                     .read_to_end(&mut content)
-                    .map_err(|error| GuestError::Squashfs { problem: error.to_string() })?;
+                    .map_err(|error| ImageError::Squashfs { problem: error.to_string() })?;
                 Kind::File(Arc::from(content))
             }
         };
@@ -116,7 +120,7 @@ fn number(device: u32, kind: impl FnOnce(u32, u32) -> Kind) -> Kind {
 }
 
 fn failed(error: backhand::BackhandError) -> GuestError {
-    GuestError::Squashfs { problem: error.to_string() }
+    ImageError::Squashfs { problem: error.to_string() }.into()
 }
 
 #[cfg(test)]

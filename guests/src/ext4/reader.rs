@@ -12,6 +12,7 @@ use super::inode::{self, FLAG_EXTENTS, FLAG_INDEX, Record};
 use super::population::{LOST_AND_FOUND, LOST_AND_FOUND_NAME, ROOT};
 use super::{BLOCK, FORMAT, INLINE_BYTES, INODE_BYTES, INODE_FIELDS, extents, groups, superblock, xattr};
 use crate::error::{GuestError, Result};
+use crate::image::ImageError;
 use crate::tree::{Kind, Node, Origin, Tree};
 
 /// All files together may be so many times as large as the image, by their holes.
@@ -36,7 +37,7 @@ pub(super) fn block_of(image: &[u8], number: u64) -> Option<&[u8]> {
 }
 
 fn problem(problem: String) -> GuestError {
-    GuestError::ImageFormat { format: FORMAT, problem }
+    ImageError::Format { format: FORMAT, problem }.into()
 }
 
 struct Reader<'a> {

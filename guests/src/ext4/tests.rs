@@ -15,7 +15,7 @@ use super::fields::{Get as _, Put as _};
 use super::geometry::Geometry;
 use super::population::ROOT;
 use super::*;
-use crate::tree::{Kind, Node, Origin};
+use crate::tree::{Kind, Node, Origin, TreeError};
 
 fn image(tree: &Tree, bytes: Option<u64>) -> NamedTempFile {
     let file = NamedTempFile::new().unwrap();
@@ -244,7 +244,7 @@ fn too_small_a_size_says_what_is_needed() {
     let tree = tree_of([("large".to_owned(), Node::file(0o644, vec![1; 20 << 20]))]);
     let file = NamedTempFile::new().unwrap();
     let needed = match pack(&tree, Some(10 << 20), "test", file.as_file()) {
-        Err(GuestError::ImageTooSmall { asked, needed, .. }) => {
+        Err(GuestError::Image(ImageError::TooSmall { asked, needed, .. })) => {
             assert_eq!(asked, 10 << 20);
             needed
         }
@@ -263,7 +263,7 @@ fn what_ext4_cannot_hold_is_refused() {
         let tree = tree_of(things.into_iter().map(|(path, node)| (path.to_owned(), node)));
         let file = NamedTempFile::new().unwrap();
         match pack(&tree, None, "test", file.as_file()) {
-            Err(GuestError::BadPath { reason, .. }) => reason,
+            Err(GuestError::Tree(TreeError::BadPath { reason, .. })) => reason,
             other => panic!("{other:?}"),
         }
     };
