@@ -27,7 +27,11 @@ pub fn tar(bytes: &[u8], formats: u8) {
     let mut tree = Tree::default();
     let by = Origin::Package { name: "fuzz".to_owned(), replaces: [].into() };
     for (path, node) in files {
-        let _ = if path.is_empty() { tree.lay("", node) } else { tree.put(&path, node, &by).map_err(|e| e.to_string()) };
+        let _ = if path.is_empty() {
+            tree.lay("", node)
+        } else {
+            tree.put(&path, node, &by).map_err(|e| e.to_string())
+        };
     }
     comes_back(&tree, formats);
 }
@@ -47,7 +51,8 @@ fn comes_back(tree: &Tree, formats: u8) {
         let Ok(bytes) = written(tree, format) else { continue };
         let back = image::read(&bytes, format).unwrap_or_else(|error| panic!("{format:?}: {error}"));
         // A squashfs keeps no hard links.
-        let wanted = if matches!(format, Format::Squashfs { .. }) { without_links(tree) } else { tree.clone() };
+        let wanted =
+            if matches!(format, Format::Squashfs { .. }) { without_links(tree) } else { tree.clone() };
         if back.manifest_hash() != wanted.manifest_hash() {
             let listed = |tree: &Tree| tree.iter().map(|(p, n)| format!("{p:?} {n:?}\n")).collect::<String>();
             panic!("{format:?} gives back something else:\n{}\nand not\n{}", listed(&back), listed(&wanted));
