@@ -136,8 +136,10 @@ impl Tools {
                         continue;
                     }
                     let inode = inode.parse().unwrap();
-                    let mode = u32::from_str_radix(mode, 8).unwrap();
-                    let (uid, gid) = (uid.parse().unwrap(), gid.parse().unwrap());
+                    let mode = u32::from_str_radix(mode, 8).unwrap_or_else(|error| panic!("{error}: {line}"));
+                    // It shows ids past 2^31 below zero.
+                    let id = |shown: &str| shown.parse::<i64>().unwrap() as u32;
+                    let (uid, gid) = (id(uid), id(gid));
                     let facts = Facts { mode, uid, gid, target: None, device: None, xattrs: BTreeMap::new() };
                     if facts.is(DIRECTORY) && name != "." {
                         next.push((below.clone(), inode));
@@ -156,9 +158,12 @@ impl Tools {
             paths.values().map(|(inode, _)| *inode).collect::<BTreeSet<_>>().into_iter().collect();
         let asked: Vec<String> = inodes.iter().map(|inode| format!("stat <{inode}>")).collect();
         let stats: BTreeMap<u64, String> = inodes.iter().copied().zip(self.debugfs(image, &asked)).collect();
+        // `  user.a (3) = "abc"`, and `  user.b (0)` for a value that is empty or too long for the line.
         let attribute = |line: &str| {
             let (name, rest) = line.strip_prefix("  ")?.split_once(" (")?;
-            rest.contains(") = ").then(|| name.to_owned())
+            let (size, _) = rest.split_once(')')?;
+            let is_one = name.contains('.') && size.parse::<usize>().is_ok();
+            is_one.then(|| name.to_owned())
         };
         let named: Vec<(u64, String)> = stats
             .iter()
@@ -168,8 +173,12 @@ impl Tools {
             named.iter().map(|(inode, name)| format!("ea_get -x <{inode}> {name}")).collect();
         let mut xattrs: BTreeMap<u64, BTreeMap<String, Vec<u8>>> = BTreeMap::new();
         for ((inode, name), said) in named.into_iter().zip(self.debugfs(image, &asked)) {
-            let (_, hex) = said.split_once('=').unwrap_or_else(|| panic!("{said}"));
-            let value = hex.split_whitespace().map(|byte| u8::from_str_radix(byte, 16).unwrap()).collect();
+            let hex = said.split_once('=').map_or("", |(_, hex)| hex);
+            let mut value: Vec<u8> =
+                hex.split_whitespace().map(|byte| u8::from_str_radix(byte, 16).unwrap()).collect();
+            if name.starts_with("system.posix_acl_") {
+                with_undefined_ids(&mut value);
+            }
             xattrs.entry(inode).or_default().insert(name, value);
         }
         let mut contents = Contents { listed: BTreeMap::new(), inodes: Some(BTreeMap::new()) };
@@ -217,5 +226,15 @@ impl Tools {
             answers.push(behind.split("debugfs: ").next().unwrap_or_default().to_owned());
         }
         answers
+    }
+}
+
+/// An access list as the kernel gives it: the entries of owner, group, mask and others have no id on disk, which the kernel
+/// says with ones and debugfs with zeros.
+fn with_undefined_ids(list: &mut [u8]) {
+    for entry in list[4..].chunks_mut(8) {
+        if !matches!(entry[0], 0x02 | 0x08) {
+            entry[4..].fill(0xff);
+        }
     }
 }
