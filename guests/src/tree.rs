@@ -362,6 +362,10 @@ impl Tree {
                 }
                 _ => at.push(part),
             }
+            // Links whose targets add up to a path that nothing could open; making it would take memory without end.
+            if at.iter().map(|part| part.len() + 1).sum::<usize>() > LONGEST_PATH + 1 {
+                return None;
+            }
             let is_last = left.iter().all(|part| part.is_empty());
             if is_last && !follow_last {
                 break;

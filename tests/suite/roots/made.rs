@@ -83,8 +83,9 @@ fn noise(bytes: usize, seed: u32) -> Vec<u8> {
     std::iter::repeat_with(next).take(bytes).collect()
 }
 
-/// A path comes after its directory and a further name after the first. `xattrs` is whether the format keeps them.
-pub fn everything(xattrs: bool) -> Vec<Made> {
+/// A path comes after its directory and a further name after the first. A squashfs of ours has neither attributes nor links
+/// of more than 255 bytes: without `all_there_is` there are none.
+pub fn everything(all_there_is: bool) -> Vec<Made> {
     let mut all = vec![
         Made::new("usr", 0o755, What::Directory),
         Made::new("usr/bin", 0o755, What::Directory),
@@ -112,7 +113,10 @@ pub fn everything(xattrs: bool) -> Vec<Made> {
         Made::new("sizes", 0o755, What::Directory),
     ];
     // Links as long as the formats' own ends: within an inode, in a block, and as long as Linux has any.
-    for length in [59, 60, 61, 3000, 4080, 4095] {
+    for length in [59, 60, 61, 255, 256, 3000, 4080, 4095] {
+        if length > 255 && !all_there_is {
+            continue;
+        }
         let target = "x/".repeat(length / 2) + if length % 2 == 1 { "y" } else { "" };
         all.push(Made::new(format!("sizes/link-{length}"), 0o777, What::Link(target)));
     }
@@ -142,7 +146,7 @@ pub fn everything(xattrs: bool) -> Vec<Made> {
         all.push(Made::new(deep.clone(), 0o755, What::Directory));
     }
     all.push(Made::new(deep + "/bottom", 0o644, What::File(b"down here".to_vec())));
-    if xattrs {
+    if all_there_is {
         let capability = [&[1, 0, 0, 2, 0, 0x20, 0, 0][..], &[0; 12]].concat();
         let list = [
             &[2, 0, 0, 0][..],
