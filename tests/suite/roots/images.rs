@@ -97,7 +97,12 @@ impl Tools {
         assert!(said.contains("valid SQUASHFS 4:0 superblock"), "{said}");
         let text = String::from_utf8(output(program().args(["-no-progress", "-lln"]).arg(image))).unwrap();
         let lines: Vec<&str> = text.lines().filter(|line| line.contains("squashfs-root")).collect();
-        let listed = read_listing(&lines.join("\n"), "squashfs-root", extracted);
+        let mut listed = read_listing(&lines.join("\n"), "squashfs-root", extracted);
+        for (major, minor) in listed.values_mut().filter_map(|listed| listed.facts.device.as_mut()) {
+            // It shows the number's last byte, and all the rest of it as the major one.
+            *minor |= *major >> 12 << 8;
+            *major &= 0xfff;
+        }
         Contents { listed, inodes: None }
     }
 
