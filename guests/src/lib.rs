@@ -27,6 +27,8 @@ mod erofs;
 mod error;
 mod ext4;
 mod fetch;
+#[cfg(feature = "fuzzing")]
+pub mod fuzzing;
 mod image;
 mod init;
 mod initramfs;

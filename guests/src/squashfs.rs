@@ -17,6 +17,8 @@ use crate::tree::{Kind, Node, Origin, Tree, TreeError};
 const BLOCK_BYTES: u32 = 128 << 10;
 /// What backhand packs zstd with, and what the image says of itself.
 const ZSTD_LEVEL: u32 = 3;
+/// Of a link: backhand writes no longer one, and panics where it meets it.
+const LONGEST_TARGET: usize = 255;
 
 /// Packs the tree.
 pub(crate) fn pack(tree: &Tree, compression: Compression) -> Result<Vec<u8>> {
@@ -39,6 +41,7 @@ pub(crate) fn pack(tree: &Tree, compression: Compression) -> Result<Vec<u8>> {
         let pushed = match &node.kind {
             Kind::Directory => writer.push_dir(path, header),
             Kind::File(content) => writer.push_file(Cursor::new(Arc::clone(content)), path, header),
+            Kind::Link(target) if target.len() > LONGEST_TARGET => return Err(too_long(path, target)),
             Kind::Link(target) => writer.push_symlink(target, path, header),
             Kind::CharDevice { major, minor } => {
                 writer.push_char_device(device(path, *major, *minor)?, path, header)
@@ -64,6 +67,15 @@ fn compressor(compression: Compression) -> Result<FilesystemCompressor> {
         }
     };
     FilesystemCompressor::new(id, Some(options)).map_err(failed)
+}
+
+fn too_long(path: &str, target: &str) -> GuestError {
+    let bytes = target.len();
+    let reason = format!(
+        "it is a link to a path of {bytes} bytes, and vmprof's squashfs holds links of {LONGEST_TARGET}; `format erofs` and \
+         `format ext4` hold every link"
+    );
+    GuestError::BadPath { path: path.to_owned(), by: "the guest".to_owned(), reason }
 }
 
 /// Linux's 32-bit form of a device number.
@@ -166,6 +178,21 @@ mod tests {
         let error = pack(&tree, Compression::Lz4).unwrap_err();
         let said = "squashfs: /usr/bin/ping has the extended attribute security.capability, which vmprof's squashfs cannot hold";
         assert_eq!(error.to_string(), said);
+    }
+
+    #[test]
+    fn a_link_too_long_for_the_writer_is_refused_and_the_longest_comes_back() {
+        let mut tree = tree();
+        let longest = "x".repeat(LONGEST_TARGET);
+        tree.put("longest", Node::link(longest.clone()), &Origin::Recipe).unwrap();
+        let back = unpack(&pack(&tree, Compression::Lz4).unwrap()).unwrap();
+        assert_eq!(back.at("longest"), Some(&Node::link(longest.clone())));
+        tree.put("longer", Node::link(longest + "x"), &Origin::Recipe).unwrap();
+        let error = pack(&tree, Compression::Lz4).unwrap_err().to_string();
+        assert!(
+            error.contains("longer") && error.contains("256 bytes") && error.contains("erofs"),
+            "{error}"
+        );
     }
 
     #[test]

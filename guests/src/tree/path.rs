@@ -64,7 +64,7 @@ impl Tree {
     }
 
     /// The path without links in it; of the last part too when `follow_last`. Parts that are not there are taken as
-    /// plain names. `None`: links in a circle.
+    /// plain names. `None`: links in a circle, or to a path too long.
     pub(super) fn resolve(&self, path: &str, follow_last: bool) -> Option<String> {
         let mut left: Vec<String> = path.split('/').rev().map(str::to_owned).collect();
         let mut at: Vec<String> = Vec::new();
@@ -77,6 +77,10 @@ impl Tree {
                     continue;
                 }
                 _ => at.push(part),
+            }
+            // Links whose targets add up to a path that nothing could open; making it would take memory without end.
+            if at.iter().map(|part| part.len() + 1).sum::<usize>() > LONGEST_PATH + 1 {
+                return None;
             }
             let is_last = left.iter().all(|part| part.is_empty());
             if is_last && !follow_last {

@@ -187,3 +187,15 @@ fn two_packages_with_the_same_file_agree_however_many_names_it_has_in_one() {
         assert_eq!(tree.look("x").unwrap().1.inode.as_deref(), Some("a:x"), "{order:?}");
     }
 }
+
+#[test]
+fn links_that_add_up_to_a_path_that_nothing_could_open_are_refused() {
+    let mut tree = Tree::default();
+    tree.put("l0", Node::link("x/".repeat(1500)), &Origin::Recipe).unwrap();
+    tree.put("l1", Node::link(format!("l0/{}", "y/".repeat(1500))), &Origin::Recipe).unwrap();
+    tree.put("l0/file", Node::file(0o644, *b""), &Origin::Recipe).unwrap();
+    let before = tree.iter().count();
+    let error = tree.put("l1/file", Node::file(0o644, *b""), &Origin::Recipe).unwrap_err();
+    assert!(error.to_string().contains("a link above it leads"), "{error}");
+    assert_eq!(tree.iter().count(), before);
+}
