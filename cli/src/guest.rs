@@ -6,7 +6,7 @@ use serde::Serialize;
 use vmprof_guests::{Builder, Recipe, Store};
 
 use crate::args::{BuildArguments, Format, LockArguments, Sources};
-use crate::export;
+use crate::export::Target;
 use crate::failure::{Failure, Kind};
 use crate::places::Places;
 use crate::profile;
@@ -163,6 +163,7 @@ pub fn recipe_of(file: &Path) -> Result<Recipe, Failure> {
 }
 
 pub fn build(arguments: &BuildArguments, report: Report) -> Result<(), Failure> {
+    let target = arguments.export.as_deref().map(|file| Target::new(file, arguments.force)).transpose()?;
     let recipe = recipe_of(&arguments.file)?;
     let (store, stages) = (open_store()?, Stages::new(report));
     let _interruptible = stages.interruptible()?;
@@ -172,8 +173,8 @@ pub fn build(arguments: &BuildArguments, report: Report) -> Result<(), Failure> 
         builder.check(&recipe)?;
         report.notice(format_args!("{}: built again, the same bytes", recipe.name));
     }
-    if let Some(file) = &arguments.export {
-        export::root_disk(&store, &image, file, arguments.force)?;
+    if let Some(target) = target {
+        target.write(&image, &stages)?;
     }
     let root = image.root.as_ref();
     match (arguments.format, &arguments.export) {
