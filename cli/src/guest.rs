@@ -153,11 +153,22 @@ struct Built<'a> {
 
 /// The recipe that `file` is, or whose profile it is.
 pub fn recipe_of(file: &Path) -> Result<Recipe, Failure> {
-    match profile::is_guest(file)? {
-        true => Ok(Recipe::read(file)?),
-        false => {
+    match first_node(file)?.as_deref() {
+        Some("guest") => Ok(Recipe::read_with_files(file)?),
+        Some("lock") => {
+            let message = format!("{} is a lock, and a guest is built from its recipe", file.display());
+            let name = file.to_string_lossy();
+            let recipe = name.strip_suffix(".lock.kdl").map(|stem| format!("{stem}.kdl"));
+            let help = match recipe.filter(|recipe| Path::new(recipe).is_file()) {
+                Some(recipe) => format!("name the recipe: {recipe}"),
+                None => "name the recipe that it was made for: that lies beside it".to_owned(),
+            };
+            Err(Failure::said(Kind::Invalid, "vmprof::build::a_lock", message, help))
+        }
+        _ => {
             let (path, profile) = profile::read(file)?;
-            profile::recipe(&path, &profile)
+            let recipe = profile::recipe(&path, &profile)?;
+            Ok(Recipe::read_with_files(&recipe.path)?)
         }
     }
 }
