@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
 use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
-use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGXFSZ};
 use signal_hook::iterator::{Handle, Signals};
 use vmprof_guests::{Progress, Stage, Total};
 
@@ -104,6 +104,8 @@ impl Stages {
     /// becomes of the work.
     pub fn interruptible(&self) -> Result<Interruptible, Failure> {
         let failed = |error| Failure::os("signals cannot be watched", error);
+        // Heard at all, it does not kill: past a limit on a file's size writing fails as on a full disk, and is told like it.
+        signal_hook::flag::register(SIGXFSZ, Arc::default()).map_err(failed)?;
         let mut signals = Signals::new([SIGINT, SIGTERM, SIGHUP]).map_err(failed)?;
         let handle = signals.handle();
         let (report, bars, drawn) = (self.report, self.bars.clone(), self.drawn.clone());
@@ -151,7 +153,7 @@ fn bar(total: Total) -> ProgressBar {
     match total {
         Total::Bytes(bytes) => styled(
             ProgressBar::new(bytes),
-            "{msg:36!} [{wide_bar}] {bytes:>10} of {total_bytes:>10} {binary_bytes_per_sec:>12} {elapsed:>4}",
+            "{msg:36!} [{wide_bar}] {bytes:>10} of {total_bytes:>10} {elapsed:>4}",
         ),
         Total::Items(items) => {
             styled(ProgressBar::new(items), "{msg:36!} [{wide_bar}] {pos:>10} of {len:>10} {elapsed:>4}")

@@ -227,7 +227,7 @@ fn refuse_to_empty(store: &Store) -> Result<(), Failure> {
 fn gc(store: &Store, sweep: Sweep, format: Format, report: Report) -> Result<(), Failure> {
     if !sweep.all {
         match (refuse_to_empty(store), sweep.dry_run) {
-            (Err(failure), true) => report.diagnostic(&*failure.problem),
+            (Err(failure), true) => report.notice(&failure.problem),
             (other, _) => other?,
         }
     }

@@ -15,6 +15,8 @@ use crate::{cpio, image, store};
 impl Builder<'_> {
     pub(super) fn compare(&self, recipe: &Recipe, image: &GuestImage) -> Result<()> {
         let lock = self.locked(recipe)?;
+        // First of all, so that whoever may not write to the store is told before anything is built.
+        let mut again = self.store.temp_file()?;
         let kernel = self.read_kernel(&Source::of(recipe, &lock)?, From::Anew)?;
         let (initramfs, ..) = super::boot::initramfs_bytes(recipe, &kernel)?;
         let differs = |what: &str, difference: Option<String>| match difference {
@@ -29,7 +31,6 @@ impl Builder<'_> {
         differs("initramfs", first_member(&stored, &initramfs))?;
         if let (Image::Root { format, exclude }, Some(root)) = (&recipe.image, &image.root) {
             let plan = disk::Plan::new(recipe, &lock, *format, exclude)?;
-            let mut again = self.store.temp_file()?;
             self.write_root(&plan, From::Anew, again.file())?;
             let _stage = self.stage(&format!("comparing the root image of {}", recipe.name), None);
             differs("root image", first_file(&root.path, &again.path, *format)?)?;
