@@ -3,6 +3,7 @@
 
 mod boot;
 mod check;
+mod difference;
 mod disk;
 mod locking;
 mod packages;

@@ -27,6 +27,7 @@ mod layout;
 mod population;
 mod reader;
 mod superblock;
+mod view;
 mod writer;
 mod xattr;
 

@@ -4,6 +4,7 @@
 
 mod error;
 mod failure;
+mod meter;
 
 use std::path::Path;
 use std::sync::Mutex;
@@ -13,15 +14,15 @@ use crate::builder::Builder;
 use crate::digest::{Inputs, Sha256};
 use crate::error::Result;
 use crate::lock::LockedPackage;
-use crate::progress::Stage;
 use crate::store::{Entry, Record, Store, StoreError};
 
 use failure::Attempts;
+use meter::Meter;
 
 pub use error::FetchError;
 
 /// Fetching apt processes at once, and what each is given at a time: enough to hide the start of a process, little enough
-/// for progress to move and for unpacking to begin.
+/// for unpacking to begin.
 const FETCHERS: usize = 3;
 const BATCH: usize = 6;
 const BATCH_BYTES: u64 = 4 << 20;
@@ -148,10 +149,11 @@ fn from_archives(
 ) -> Result<()> {
     let bytes = packages.iter().map(|p| p.size).sum();
     let stage = builder.download(&format!("fetching {}", count(packages.len())), bytes);
+    let meter = Meter::new(&*stage);
     let mut attempts = Attempts::default();
     let mut left = packages;
     for base in archives.likely.iter().chain(&archives.others) {
-        let (still, said) = one_archive(builder, left, base, &*stage, arrived)?;
+        let (still, said) = one_archive(builder, left, base, &meter, arrived)?;
         left = still;
         if left.is_empty() {
             return Ok(());
@@ -182,7 +184,7 @@ fn one_archive<'a>(
     builder: &Builder<'_>,
     packages: Vec<&'a LockedPackage>,
     base: &str,
-    stage: &dyn Stage,
+    meter: &Meter<'_>,
     arrived: Arrived<'_>,
 ) -> Result<(Vec<&'a LockedPackage>, Vec<String>)> {
     let store = builder.store();
@@ -195,16 +197,20 @@ fn one_archive<'a>(
         let dir = store.temp_dir()?;
         let (mut left, mut said) = (Vec::new(), Vec::new());
         while let Some(batch) = next() {
+            for package in &batch {
+                meter.begins(package, &dir.path().join(package.file_name()));
+            }
             let fetched = apt::fetch(base, &batch, dir.path(), builder.prepare())?;
             let before = left.len();
             for package in batch {
                 let file = dir.path().join(package.file_name());
                 if !came(package, &file, fetched.whole) {
+                    meter.left(&file);
                     left.push(package);
                     continue;
                 }
+                meter.came(package, &file);
                 adopt(store, package, &file)?;
-                stage.advance(package.size);
                 if !arrived(package) {
                     open.lock().unwrap_or_else(|broken| broken.into_inner()).clear();
                     return Ok((left, said));
@@ -216,9 +222,13 @@ fn one_archive<'a>(
         }
         Ok((left, said))
     };
+    let (running, ended) = std::sync::mpsc::channel();
     let results = std::thread::scope(|scope| {
+        scope.spawn(move || meter.watch(&ended));
         let threads: Vec<_> = (0..FETCHERS).map(|_| scope.spawn(fetcher)).collect();
-        threads.into_iter().map(|thread| thread.join()).collect::<Vec<_>>()
+        let results = threads.into_iter().map(|thread| thread.join()).collect::<Vec<_>>();
+        drop(running);
+        results
     });
     let (mut left, mut said) = (Vec::new(), Vec::new());
     for result in results {

@@ -41,7 +41,7 @@ pub(crate) fn pack(tree: &Tree, compression: Compression) -> Result<Vec<u8>> {
         let pushed = match &node.kind {
             Kind::Directory => writer.push_dir(path, header),
             Kind::File(content) => writer.push_file(Cursor::new(Arc::clone(content)), path, header),
-            Kind::Link(target) if target.len() > LONGEST_TARGET => return Err(too_long(path, target)),
+            Kind::Link(target) if target.len() > LONGEST_TARGET => return Err(too_long(path, target).into()),
             Kind::Link(target) => writer.push_symlink(target, path, header),
             Kind::CharDevice { major, minor } => {
                 writer.push_char_device(device(path, *major, *minor)?, path, header)
@@ -69,13 +69,13 @@ fn compressor(compression: Compression) -> Result<FilesystemCompressor> {
     FilesystemCompressor::new(id, Some(options)).map_err(failed)
 }
 
-fn too_long(path: &str, target: &str) -> GuestError {
+fn too_long(path: &str, target: &str) -> TreeError {
     let bytes = target.len();
     let reason = format!(
         "it is a link to a path of {bytes} bytes, and vmprof's squashfs holds links of {LONGEST_TARGET}; `format erofs` and \
          `format ext4` hold every link"
     );
-    GuestError::BadPath { path: path.to_owned(), by: "the guest".to_owned(), reason }
+    TreeError::BadPath { path: path.to_owned(), by: "the guest".to_owned(), reason }
 }
 
 /// Linux's 32-bit form of a device number.

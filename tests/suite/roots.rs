@@ -14,7 +14,8 @@ use std::path::{Path, PathBuf};
 
 use vmprof_guests::testing::{Guest, site};
 use vmprof_guests::{
-    Builder, Compression, Format, GuestError, GuestImage, Image, Lock, Place, Recipe, Sha256, Silent, Store,
+    Builder, Compression, Format, GuestError, GuestImage, Image, ImageError, Lock, Place, Recipe, Sha256,
+    Silent, Store,
 };
 use vmprof_tests::{checkout, shared_store};
 
@@ -312,7 +313,7 @@ fn a_squashfs_refuses_attributes_and_no_format_takes_names_that_are_no_text() {
     let directory = tempfile::tempdir().unwrap();
     let (store, recipe) = guest_of(directory.path(), &made::tar(&made::everything(true)), "squashfs");
     let error = Builder::new(&store, &Silent).offline(true).frozen(true).build(&recipe).unwrap_err();
-    assert!(matches!(&error, GuestError::SquashfsXattr { .. }), "{error:?}");
+    assert!(matches!(&error, GuestError::Image(ImageError::SquashfsXattr { .. })), "{error:?}");
 
     let plain = made::tar(&made::everything(false));
     let at = plain.windows(5).position(|window| window == "日本".as_bytes().get(1..6).unwrap()).unwrap();

@@ -139,6 +139,20 @@ fn a_second_build_is_the_same_and_a_changed_image_is_found_by_its_file() {
 }
 
 #[test]
+fn a_changed_ext4_image_is_found_by_its_file_too() {
+    let (_dir, store, recipe) = site(&format!("{BODY}\n image root {{ format ext4 size=\"64MiB\" }}"));
+    let builder = Builder::new(&store, &Silent).offline(true);
+    let root = builder.check(&recipe).unwrap().root.unwrap().path;
+    let mut image = std::fs::read(&root).unwrap();
+    let at = image.windows(9).position(|window| window == b"a program").unwrap();
+    image[at + 2] = b'P';
+    std::fs::remove_file(&root).unwrap();
+    std::fs::write(&root, image).unwrap();
+    let error = builder.check(&recipe).unwrap_err();
+    assert!(error.to_string().ends_with("/usr/bin/tool: they differ first at byte 2"), "{error}");
+}
+
+#[test]
 fn offline_names_what_is_missing_and_frozen_makes_no_lock() {
     let (_dir, store, recipe) = site(BODY);
     let empty = Store::open(store.root().join("elsewhere")).unwrap();
