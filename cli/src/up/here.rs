@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use serde_json::Value;
+use signal_hook::consts::SIGPIPE;
 use vmprof_guests::{Store, append_archive};
 use vmprof_job::{JOB_PATH, Streams, ToGuest};
 use vmprof_profiles::{CpuSet, Plan};
@@ -25,7 +26,7 @@ use crate::run::console::WholeLines;
 use crate::run::control::{self, Answers, Request};
 use crate::run::conversation::{Event, Manners};
 use crate::run::record::{self, OwnRecord, Run};
-use crate::run::supervise::{Input, Supervision};
+use crate::run::supervise::{self, Input, Supervision};
 use crate::run::terminal::{self, RawTerminal};
 use crate::run::verdict::MachineEnd;
 use crate::stats::Stats;
@@ -33,6 +34,8 @@ use crate::verify::{PlannedThread, read_back};
 
 pub fn up(upping: &Upping, kvm: &Usable) -> Result<u8, Failure> {
     let (report, arguments) = (upping.report, &upping.arguments);
+    supervise::may_lose_readers()
+        .map_err(|error| Failure::os("a signal's handler cannot be installed", error))?;
     let directory = upping.places.disks_of(&upping.profile.name);
     let paths = sources::paths(&upping.profile, &directory);
     let host = profile::Host::live(&upping.profile, &directory, &record::running(&upping.places));
@@ -83,14 +86,15 @@ pub fn up(upping: &Upping, kvm: &Usable) -> Result<u8, Failure> {
     let manners = Manners {
         interrupt: stop.clone(),
         clean_stop: stop,
+        reader_gone: ToGuest::Signal { number: SIGPIPE },
         grace: patience.machine,
         last_word: patience.last_word,
         timeout: arguments.timeout,
         hello_within: None,
         silence: None,
     };
-    let supervision = Supervision::new(ours, manners);
-    let serial = Serial::open(arguments.console, &supervision)
+    let mut supervision = Supervision::new(ours, manners);
+    let serial = Serial::open(arguments.console, &mut supervision)
         .map_err(|error| Failure::os("the console cannot be opened", error))?;
     let channels = Channels {
         ports: ends
@@ -135,7 +139,7 @@ struct Serial {
 
 impl Serial {
     /// Shown on stderr; interactive on the terminal that stdin and stdout are.
-    fn open(interactive: bool, supervision: &Supervision) -> io::Result<Serial> {
+    fn open(interactive: bool, supervision: &mut Supervision) -> io::Result<Serial> {
         if !interactive {
             let out = File::from(rustix::stdio::stderr().try_clone_to_owned()?);
             return Ok(Serial { out: Box::new(WholeLines::new(out)), input: None, raw: None });
@@ -144,7 +148,8 @@ impl Serial {
         let (ours, theirs) = UnixStream::pair()?;
         theirs.set_nonblocking(true)?;
         let raw = RawTerminal::take()?;
-        terminal::carry_keys(ours, raw.is_some(), supervision.events.clone())?;
+        let ready = supervision.readiness();
+        terminal::carry_keys(ours, raw.is_some(), ready, supervision.events.clone())?;
         Ok(Serial { out: Box::new(out), input: Some(theirs), raw })
     }
 }
