@@ -28,7 +28,9 @@ pub enum SharedError {
     BeyondFile { offset: u64, bytes: u64, size: u64 },
     #[error("the offset {offset:#x} in its file is no multiple of {PAGE}")]
     Unaligned { offset: u64 },
-    #[error("its file is of another kind than memfd, /dev/shm and hugetlbfs have (filesystem {filesystem:#x})")]
+    #[error(
+        "its file is of another kind than memfd, /dev/shm and hugetlbfs have (filesystem {filesystem:#x})"
+    )]
     NoMemory { filesystem: i64 },
     #[error("its file could not be looked at")]
     Unreadable { source: io::Error },
@@ -54,8 +56,7 @@ impl Mapping {
         let at = libc::off_t::try_from(offset).map_err(|_| io::ErrorKind::InvalidInput)?;
         let (access, kind) = (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_SHARED | libc::MAP_NORESERVE);
         // SAFETY: the kernel chooses the place (no MAP_FIXED), so that nothing that is there is replaced.
-        let start =
-            unsafe { libc::mmap(std::ptr::null_mut(), bytes, access, kind, file.as_raw_fd(), at) };
+        let start = unsafe { libc::mmap(std::ptr::null_mut(), bytes, access, kind, file.as_raw_fd(), at) };
         match NonNull::new(start.cast::<u8>()) {
             Some(start) if start.as_ptr().cast() != libc::MAP_FAILED => Ok(Mapping { start, bytes }),
             _ => Err(io::Error::last_os_error()),
