@@ -170,6 +170,7 @@ impl Server {
                     Err(Error::InvalidOperation(protocol::HARMLESS)) => {}
                     Err(Error::Disconnected | Error::SocketBroken(_)) if self.stop.is_asked() => continue,
                     Err(Error::Disconnected | Error::SocketBroken(_)) => break Ok(Left::ByItself),
+                    Err(Error::ReqHandlerError(refusal)) => break Ok(Left::Refused(refusal.to_string())),
                     Err(error) => break Ok(Left::Refused(error.to_string())),
                 }
                 if !std::mem::replace(&mut known, true) {

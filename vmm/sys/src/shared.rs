@@ -13,7 +13,7 @@ use std::os::fd::{AsFd as _, AsRawFd as _};
 use std::ptr::NonNull;
 use std::sync::Arc;
 
-use rustix::fs::{fstat, fstatfs};
+use rustix::fs::{FileType, fstat, fstatfs};
 use vm_memory::mmap::MmapRegionBuilder;
 use vm_memory::{GuestAddress, GuestRegionMmap, MmapRegion};
 
@@ -28,9 +28,7 @@ pub enum SharedError {
     BeyondFile { offset: u64, bytes: u64, size: u64 },
     #[error("the offset {offset:#x} in its file is no multiple of {PAGE}")]
     Unaligned { offset: u64 },
-    #[error(
-        "its file is of another kind than memfd, /dev/shm and hugetlbfs have (filesystem {filesystem:#x})"
-    )]
+    #[error("its file is none of memfd, /dev/shm and hugetlbfs (filesystem {filesystem:#x})")]
     NoMemory { filesystem: i64 },
     #[error("its file could not be looked at")]
     Unreadable { source: io::Error },
@@ -86,13 +84,16 @@ impl SharedRegion {
     pub fn map(file: &File, offset: u64, bytes: u64) -> Result<SharedRegion, SharedError> {
         let unreadable = |errno: rustix::io::Errno| SharedError::Unreadable { source: errno.into() };
         let filesystem = fstatfs(file.as_fd()).map_err(unreadable)?;
+        let stat = fstat(file.as_fd()).map_err(unreadable)?;
+        // Devices have files in a tmpfs, too.
+        let regular = FileType::from_raw_mode(stat.st_mode) == FileType::RegularFile;
         let page = match filesystem.f_type as i64 {
-            TMPFS => PAGE,
-            HUGETLBFS => filesystem.f_bsize as u64,
+            TMPFS if regular => PAGE,
+            HUGETLBFS if regular => filesystem.f_bsize as u64,
             // A page of anything else may take as long as its filesystem likes, and whoever touches it waits.
             filesystem => return Err(SharedError::NoMemory { filesystem }),
         };
-        let size = u64::try_from(fstat(file.as_fd()).map_err(unreadable)?.st_size).unwrap_or(0);
+        let size = u64::try_from(stat.st_size).unwrap_or(0);
         if bytes == 0 || offset.checked_add(bytes).is_none_or(|end| end > size) {
             return Err(SharedError::BeyondFile { offset, bytes, size });
         }
@@ -183,9 +184,10 @@ mod tests {
 
     #[test]
     fn a_file_that_is_no_memory_is_refused() {
-        let proc = File::open("/proc/self/maps").unwrap();
-        let error = SharedRegion::map(&proc, 0, PAGE).unwrap_err();
-        assert!(matches!(error, SharedError::NoMemory { .. }), "{error}");
+        for path in ["/proc/self/maps", "/dev/zero"] {
+            let error = SharedRegion::map(&File::open(path).unwrap(), 0, PAGE).unwrap_err();
+            assert!(matches!(error, SharedError::NoMemory { .. }), "{path}: {error}");
+        }
     }
 
     #[test]
