@@ -15,6 +15,9 @@ use crate::virtio::transport::F_VERSION_1;
 
 /// vhost-user: among the device's features, the one that says that there are features of the protocol.
 pub(super) const F_PROTOCOL_FEATURES: u64 = 1 << 30;
+/// Features of rings that only a transport of our own sets up: packed rings, and the reset of one queue, for which this protocol
+/// has GET_VRING_BASE.
+const NOT_SET_UP_HERE: u64 = 1 << 34 | 1 << 40;
 /// virtio 1.3, 5.2.4: where the configuration has `writeback`, the one byte that a driver may write.
 const WRITEBACK_AT: u32 = 32;
 
@@ -42,7 +45,7 @@ impl Device {
     }
 
     pub(super) fn offered(&self) -> u64 {
-        self.blk.features() | F_VERSION_1 | F_PROTOCOL_FEATURES
+        self.blk.features() & !NOT_SET_UP_HERE | F_VERSION_1 | F_PROTOCOL_FEATURES
     }
 
     pub(super) fn queue_count(&self) -> usize {
