@@ -44,10 +44,6 @@ impl Server {
         self.home.path().join("db.raw")
     }
 
-    fn log(&self) -> String {
-        fs::read_to_string(self.home.path().join("log")).unwrap()
-    }
-
     /// Ends it in order; what it said.
     fn stop(self, signal: Signal) -> String {
         self.running.signal(signal);
@@ -126,7 +122,7 @@ fn qemu_starts_with_the_documented_command_and_boots_from_the_disk() {
         .replace("/run/vm/db.sock", server.socket().to_str().unwrap())
         // What is tried here need not be as large.
         .replace("4G", "128M");
-    let exit = " -device isa-debug-exit,iobase=0xf4,iosize=1";
+    let exit = " -nodefaults -device isa-debug-exit,iobase=0xf4,iosize=1";
     let mut machine = Machine::start(&(command.trim_end().to_owned() + exit), server.home.path());
     assert_eq!(machine.property("data", "num-queues"), 4);
     machine.runs_until(16 << 1 | 1);

@@ -5,6 +5,7 @@ use std::fs::File;
 use std::io;
 
 use vmprof_sys::eventfd;
+use vmprof_sys::vring::RingError;
 
 use super::error::Refusal;
 use super::memory::{Memory, Place};
@@ -95,6 +96,7 @@ impl Device {
         for at in 0..self.queues.len() {
             match self.start_where_ready(at) {
                 Err(Refusal::RingAddress { .. } | Refusal::Incomplete { .. }) => {}
+                Err(Refusal::Ring { source: RingError::OutsideMemory { .. }, .. }) => {}
                 started => started?,
             }
         }
