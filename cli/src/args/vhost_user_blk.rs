@@ -121,10 +121,10 @@ mod tests {
 
     #[test]
     fn cpus_are_dealt_out_in_turn() {
-        assert_eq!(read("").unwrap().shares(), [vec![]]);
-        assert_eq!(read("--cpus 2-3").unwrap().shares(), [vec![2, 3]]);
-        let two = read("--queues 4 --iothreads 2 --cpus 0-1,8,10").unwrap();
-        assert_eq!(two.shares(), [vec![0, 8], vec![1, 10]]);
+        let shares = |words| read(words).unwrap().shares();
+        assert_eq!(shares(""), [Vec::<u32>::new()]);
+        assert_eq!(shares("--cpus 2-3"), [vec![2, 3]]);
+        assert_eq!(shares("--queues 4 --iothreads 2 --cpus 0-1,8,10"), [vec![0, 8], vec![1, 10]]);
     }
 
     #[test]
