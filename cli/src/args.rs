@@ -12,6 +12,10 @@ pub use profiles::{CheckArguments, FmtArguments, HostArguments, ImportVerb, Plan
 pub use running::{NamedArguments, On, PsArguments, StopArguments, UpArguments};
 pub use store::StoreVerb;
 
+mod vhost_user_blk;
+
+pub use vhost_user_blk::{AioWord, CacheWord, VhostUserBlkArguments};
+
 /// Declarative VM images and tuning profiles, with a KVM virtual machine monitor of their own.
 #[derive(Debug, Parser)]
 #[command(name = "vmprof", version, max_term_width = 100, arg_required_else_help = true)]
@@ -36,6 +40,7 @@ impl Arguments {
                 Err(Arguments::command().error(clap::error::ErrorKind::ArgumentConflict, message))
             }
             Verb::Lock(lock) => lock.read().map(|_| ()).map(|()| arguments),
+            Verb::VhostUserBlk(served) => served.check().map(|()| arguments),
             _ => Ok(arguments),
         }
     }
@@ -70,6 +75,8 @@ pub enum Verb {
     Verify(NamedArguments),
     /// Counters of a running VM: per vCPU, per IOThread, per virtqueue
     Stats(NamedArguments),
+    /// Serve a disk to QEMU or another VMM, with vmprof's own IOThreads
+    VhostUserBlk(VhostUserBlkArguments),
     /// Look into the content-addressed store
     #[command(subcommand)]
     Store(StoreVerb),

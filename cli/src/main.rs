@@ -25,6 +25,7 @@ mod stats;
 mod store;
 mod up;
 mod verify;
+mod vhost_user_blk;
 
 use std::process::ExitCode;
 
@@ -74,6 +75,7 @@ fn run(verb: &Verb, report: Report) -> Result<(), Failure> {
         Verb::Stop(arguments) => running::stop(arguments, report),
         Verb::Verify(arguments) => running::verify(arguments, report),
         Verb::Stats(arguments) => running::stats(arguments, report),
+        Verb::VhostUserBlk(arguments) => vhost_user_blk::serve(arguments, report),
         Verb::Store(verb) => store::store(verb, report),
         Verb::Explain(arguments) => explain::explain(arguments, report),
         Verb::Completions { shell } => manual::completions(*shell, report),

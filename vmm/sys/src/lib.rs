@@ -11,5 +11,6 @@ pub mod memory;
 pub mod mempolicy;
 pub mod ring;
 pub mod segments;
+pub mod shared;
 pub mod signals;
 pub mod vring;
