@@ -32,6 +32,7 @@ fn disk_config(path: &Path, cache: CacheMode, virtqueues: &[u32]) -> config::Dis
         cache,
         engine: Engine::IoUring,
         queue_size: 64,
+        packed: false,
         logical_block_bytes: None,
         physical_block_bytes: None,
         virtqueues: virtqueues.to_vec(),

@@ -108,7 +108,7 @@ fn a_head_that_is_offered_again_in_flight_breaks_the_queue() {
     let (tell, told) = std::sync::mpsc::channel();
     blk.distress().unwrap().on_raise(move || tell.send(()).unwrap());
     let head = driver.request(0, 0, 0, 0, 512);
-    driver.queue.offer(head);
+    driver.queue.offer_in_flight(head);
     driver.queue.kick();
     told.recv().unwrap();
     assert!(blk.stats().snapshot().fault.is_some_and(|fault| fault.contains("in flight")));
