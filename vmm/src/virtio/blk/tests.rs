@@ -15,6 +15,7 @@ use crate::virtio::mock::{self, Driver, readable, writable};
 
 mod faults;
 mod layouts;
+mod resets;
 
 const MIB: usize = 1 << 20;
 
