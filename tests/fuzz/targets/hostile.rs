@@ -7,6 +7,7 @@ use std::sync::Arc;
 use arbitrary::{Result, Unstructured};
 use vm_memory::{Bytes as _, GuestAddress};
 use vmprof_sys::memory::GuestRam;
+use vmprof_sys::regions::Regions;
 use vmprof_sys::vring::{Descriptor, Position, RingFeatures, RingSetup, Vring};
 
 /// Two regions that touch, and one behind a hole.
@@ -20,8 +21,8 @@ const PLACES: [u64; 12] =
     [0x800, 0x810, 0x1000, 0x1ff8, 0x2ff0, 0x2fff, 0x1_0000, 0x1_0ff0, 0x1_0fff, 0, 1 << 32, u64::MAX - 7];
 const LENGTHS: [u32; 12] = [16, 512, 1, 0, 32, 48, 4096, 17, 513, 16 * 1025, u32::MAX, 1 << 31];
 
-/// What is done with a request that was taken: by its head, its descriptors and the guest's memory.
-pub type Serve<'a> = &'a mut dyn FnMut(u16, &[Descriptor], &Arc<GuestRam>);
+/// What is done with a request that was taken: by its head, its descriptors and where the guest's memory is.
+pub type Serve<'a> = &'a mut dyn FnMut(u16, &[Descriptor], &Regions);
 
 struct Guest {
     ram: Arc<GuestRam>,
@@ -165,7 +166,7 @@ fn live(packed: bool, u: &mut Unstructured<'_>, serve: Serve<'_>) -> Result<()> 
                     let taken = ring.pop(chain);
                     if let Ok(Some(head)) = taken {
                         assert!(head < size && chain.len() <= 1_024);
-                        serve(head, chain, &guest.ram);
+                        serve(head, chain, ring.regions());
                     }
                     taken
                 });

@@ -16,10 +16,10 @@ fuzz_target!(|data: &[u8]| {
     let (packed, read_only) = (first & 1 != 0, first & 2 != 0);
     let limits = Limits { capacity_bytes: CAPACITY_BYTES, read_only, most_segments: 14 };
     let mut list = None;
-    hostile::run(packed, data, &mut |head, chain, ram| {
-        let buffers = list.get_or_insert_with(|| GuestBuffers::new(ram));
-        let Ok(request) = parse(head, chain, ram, &limits, buffers) else { return };
-        assert!(ram.address_in_range(request.status));
+    hostile::run(packed, data, &mut |head, chain, regions| {
+        let buffers = list.get_or_insert_with(|| GuestBuffers::new(regions.ram()));
+        let Ok(request) = parse(head, chain, regions, &limits, buffers) else { return };
+        assert!(regions.ram().address_in_range(request.status));
         let (Kind::Read { offset } | Kind::Write { offset }) = request.kind else { return };
         assert!(!(read_only && matches!(request.kind, Kind::Write { .. })));
         assert_eq!(buffers.bytes(), request.readable + request.writable);

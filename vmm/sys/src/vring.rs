@@ -12,6 +12,7 @@ use std::sync::Arc;
 use vm_memory::{GuestAddress, GuestMemoryBackend as _};
 
 use crate::memory::GuestRam;
+use crate::regions::Regions;
 
 pub mod chain;
 pub mod handshake;
@@ -177,7 +178,13 @@ impl Vring {
     }
 
     pub fn ram(&self) -> &Arc<GuestRam> {
-        each!(self, ring => ring.ram())
+        self.regions().ram()
+    }
+
+    /// The guest's memory, as requests are looked up in it.
+    #[inline]
+    pub fn regions(&self) -> &Regions {
+        each!(self, ring => ring.regions())
     }
 
     /// Where another may go on, once every head that was taken is given back and published.
@@ -243,13 +250,8 @@ fn resolve(
         return Err(RingError::Unaligned { part, address, multiple });
     }
     let outside = RingError::OutsideMemory { part, address, bytes };
-    let host = host(ram, address, bytes).ok_or(outside)?;
+    let slice = ram.get_slice(GuestAddress(address), bytes).ok();
+    let host = slice.and_then(|slice| NonNull::new(slice.ptr_guard_mut().as_ptr())).ok_or(outside)?;
     // Regions are mapped on page boundaries of both sides, so the guest's alignment is the host's.
     if (host.as_ptr() as u64).is_multiple_of(multiple) { Ok(host) } else { Err(outside) }
-}
-
-/// The host's address of `bytes` at `address`, when one region of guest memory holds them all.
-fn host(ram: &GuestRam, address: u64, bytes: usize) -> Option<NonNull<u8>> {
-    let slice = ram.get_slice(GuestAddress(address), bytes).ok()?;
-    NonNull::new(slice.ptr_guard_mut().as_ptr())
 }

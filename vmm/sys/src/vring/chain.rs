@@ -8,7 +8,7 @@
 use std::ptr::NonNull;
 
 use super::{DESCRIPTOR_BYTES, RingError};
-use crate::memory::GuestRam;
+use crate::regions::Regions;
 
 pub(super) const NEXT: u16 = 1;
 pub(super) const WRITE: u16 = 2;
@@ -36,7 +36,7 @@ pub(super) struct Table {
 
 /// Reads the chain at `head` of a split ring's table into `chain`, which it empties first.
 pub(super) fn collect(
-    ram: &GuestRam,
+    regions: &Regions,
     ring: Table,
     head: u16,
     chain: &mut Vec<Descriptor>,
@@ -61,7 +61,7 @@ pub(super) fn collect(
             if entry.flags & NEXT != 0 {
                 return Err(RingError::Indirect { head, rule: "a descriptor after the table" });
             }
-            table = enter(ram, head, entry.address, entry.len)?;
+            table = enter(regions, head, entry.address, entry.len)?;
             most = table.entries.min(MOST_INDIRECT.max(ring.entries));
             (next, left, indirect) = (0, most, true);
             continue;
@@ -77,13 +77,13 @@ pub(super) fn collect(
 /// Reads the indirect table of a packed ring of `size` entries into `chain`: all of its descriptors in a row, of whose flags
 /// only one means something (virtio 1.3, 2.8.7).
 pub(super) fn collect_packed_table(
-    ram: &GuestRam,
+    regions: &Regions,
     size: u16,
     head: u16,
     entry: &PackedEntry,
     chain: &mut Vec<Descriptor>,
 ) -> Result<(), RingError> {
-    let table = enter(ram, head, entry.address, entry.len)?;
+    let table = enter(regions, head, entry.address, entry.len)?;
     let most = MOST_INDIRECT.max(size.into());
     if table.entries > most {
         return Err(RingError::ChainTooLong { head, most });
@@ -94,13 +94,14 @@ pub(super) fn collect_packed_table(
 }
 
 /// virtio 1.3, 2.7.5.3 and 2.8.7: an indirect table is whole descriptors.
-fn enter(ram: &GuestRam, head: u16, address: u64, len: u32) -> Result<Table, RingError> {
+fn enter(regions: &Regions, head: u16, address: u64, len: u32) -> Result<Table, RingError> {
     let broken = |rule| RingError::Indirect { head, rule };
     let bytes = len as usize;
     if bytes == 0 || !bytes.is_multiple_of(DESCRIPTOR_BYTES) {
         return Err(broken("its length is not that of whole descriptors"));
     }
-    let base = super::host(ram, address, bytes)
+    let base = regions
+        .one_piece(address, bytes)
         .ok_or_else(|| broken("it does not lie within one region of guest memory"))?;
     Ok(Table { base, entries: len / DESCRIPTOR_BYTES as u32 })
 }

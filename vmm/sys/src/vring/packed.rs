@@ -12,6 +12,7 @@ use super::chain::{self, Descriptor, INDIRECT, NEXT, PackedEntry, Table, WRITE};
 use super::handshake::{Machine, PackedEvents, Place, show_then_ask};
 use super::{DESCRIPTOR_BYTES, MOST_ENTRIES, Part, Position, RingError, RingSetup, resolve};
 use crate::memory::GuestRam;
+use crate::regions::Regions;
 
 /// virtio 1.3, 2.8.1: different from each other in a descriptor of the driver's, equal in a used one, and either is the wrap
 /// counter of whoever wrote it.
@@ -31,7 +32,7 @@ const EVENTS_BYTES: usize = 4;
 /// A head is a slot of ours: the driver names its buffers by any 16 bits it likes.
 #[derive(Debug)]
 pub struct PackedRing {
-    ram: Arc<GuestRam>,
+    regions: Regions,
     size: u16,
     ring: Table,
     driver_events: NonNull<u8>,
@@ -71,7 +72,7 @@ struct First {
     flags: u16,
 }
 
-// SAFETY: the pointers lie in the mapping that `ram` keeps alive wherever the ring goes, and every access through them is
+// SAFETY: the pointers lie in the mapping that `regions` keeps alive wherever the ring goes, and every access through them is
 // atomic or volatile: the guest's CPUs write there at any time anyway.
 unsafe impl Send for PackedRing {}
 
@@ -98,7 +99,7 @@ impl PackedRing {
         let driver_events = resolve(ram, Part::DriverEvents, setup.driver, EVENTS_BYTES, 4)?;
         let device_events = resolve(ram, Part::DeviceEvents, setup.device, EVENTS_BYTES, 4)?;
         Ok(PackedRing {
-            ram: Arc::clone(ram),
+            regions: Regions::new(ram),
             size,
             ring: Table { base, entries: u32::from(size) },
             driver_events,
@@ -118,8 +119,8 @@ impl PackedRing {
         self.size
     }
 
-    pub fn ram(&self) -> &Arc<GuestRam> {
-        &self.ram
+    pub fn regions(&self) -> &Regions {
+        &self.regions
     }
 
     pub fn position(&self) -> Position {
@@ -158,7 +159,7 @@ impl PackedRing {
                 if entry.flags & NEXT != 0 || descriptors > 1 {
                     return Err(RingError::Indirect { head, rule: "a table within a chain" });
                 }
-                chain::collect_packed_table(&self.ram, size, head, &entry, chain)?;
+                chain::collect_packed_table(&self.regions, size, head, &entry, chain)?;
             } else {
                 chain.push(entry.descriptor());
             }
@@ -241,7 +242,7 @@ impl PackedRing {
     /// Where one side says when it wants to be told.
     fn events(&self, area: NonNull<u8>) -> PackedEvents<'_, Machine> {
         // SAFETY: `area` is one of the two that `resolve` found to be 4 bytes of guest memory, 4-byte aligned, which
-        // `self.ram` keeps mapped; shared as an atomic only.
+        // `self.regions` keeps mapped; shared as an atomic only.
         let word = unsafe { AtomicU32::from_ptr(area.as_ptr().cast()) };
         PackedEvents { word, event_idx: self.event_idx }
     }
@@ -249,7 +250,7 @@ impl PackedRing {
     fn flags(&self, index: u16) -> &AtomicU16 {
         // SAFETY: within the descriptor.
         let flags = unsafe { self.entry(index).add(FLAGS_AT) };
-        // SAFETY: in guest memory that `self.ram` keeps mapped, even since the ring is aligned to 16; the device's side
+        // SAFETY: in guest memory that `self.regions` keeps mapped, even since the ring is aligned to 16; the device's side
         // shares it as an atomic.
         unsafe { AtomicU16::from_ptr(flags.cast()) }
     }

@@ -12,6 +12,7 @@ use super::chain::{self, Descriptor, Table};
 use super::handshake::{Machine, SplitEvents, show_then_ask};
 use super::{DESCRIPTOR_BYTES, MOST_ENTRIES, Part, Position, RingError, RingSetup, resolve};
 use crate::memory::GuestRam;
+use crate::regions::Regions;
 
 const USED_ELEMENT_BYTES: usize = 8;
 
@@ -20,7 +21,7 @@ const USED_ELEMENT_BYTES: usize = 8;
 /// A head is the first descriptor of a request, which the driver names it by.
 #[derive(Debug)]
 pub struct SplitRing {
-    ram: Arc<GuestRam>,
+    regions: Regions,
     size: u16,
     descriptors: Table,
     available: NonNull<u8>,
@@ -34,7 +35,7 @@ pub struct SplitRing {
     published_used: u16,
 }
 
-// SAFETY: the pointers lie in the mapping that `ram` keeps alive wherever the ring goes, and every access through them is
+// SAFETY: the pointers lie in the mapping that `regions` keeps alive wherever the ring goes, and every access through them is
 // atomic or volatile: the guest's CPUs write there at any time anyway.
 unsafe impl Send for SplitRing {}
 
@@ -55,9 +56,8 @@ impl SplitRing {
         let base = resolve(ram, Part::DescriptorTable, setup.descriptors, DESCRIPTOR_BYTES * entries, 16)?;
         let available = resolve(ram, Part::AvailableRing, setup.driver, 6 + 2 * entries, 2)?;
         let used = resolve(ram, Part::UsedRing, setup.device, 6 + USED_ELEMENT_BYTES * entries, 4)?;
-        let ram = Arc::clone(ram);
         Ok(SplitRing {
-            ram,
+            regions: Regions::new(ram),
             size,
             descriptors: Table { base, entries: u32::from(size) },
             available,
@@ -74,8 +74,8 @@ impl SplitRing {
         self.size
     }
 
-    pub fn ram(&self) -> &Arc<GuestRam> {
-        &self.ram
+    pub fn regions(&self) -> &Regions {
+        &self.regions
     }
 
     pub fn position(&self) -> Position {
@@ -95,7 +95,7 @@ impl SplitRing {
         if head >= self.size {
             return Err(RingError::Head { head, size: self.size });
         }
-        chain::collect(&self.ram, self.descriptors, head, chain)?;
+        chain::collect(&self.regions, self.descriptors, head, chain)?;
         self.next_available = self.next_available.wrapping_add(1);
         Ok(Some(head))
     }
@@ -166,7 +166,7 @@ impl SplitRing {
     fn field(&self, ring: NonNull<u8>, at: usize) -> &AtomicU16 {
         // SAFETY: `at` is one of the three offsets that `resolve` covered for this ring.
         let field = unsafe { ring.as_ptr().add(at) };
-        // SAFETY: in guest memory that `self.ram` keeps mapped, even since base and offset are, shared as an atomic only.
+        // SAFETY: in guest memory that `self.regions` keeps mapped, even since base and offset are, shared as an atomic only.
         unsafe { AtomicU16::from_ptr(field.cast()) }
     }
 }
