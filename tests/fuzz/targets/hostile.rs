@@ -157,8 +157,10 @@ fn live(packed: bool, u: &mut Unstructured<'_>, serve: Serve<'_>) -> Result<()> 
             4..=6 => guest.offer(u)?,
             7 => {
                 // Indices that jump, flags and events of any value, and whatever else there is.
-                let at: u64 = if u.arbitrary()? { u.int_in_range(0..=0x81f)? } else { u.int_in_range(0..=0x1_1000)? };
-                let bytes = u.bytes(u.arbitrary_len::<u8>()?.min(8))?.to_owned();
+                let at: u64 =
+                    if u.arbitrary()? { u.int_in_range(0..=0x81f)? } else { u.int_in_range(0..=0x1_1000)? };
+                let count = u.int_in_range(1..=8)?.min(u.len());
+                let bytes = u.bytes(count)?.to_owned();
                 guest.poke(at, &bytes);
             }
             8..=10 => {

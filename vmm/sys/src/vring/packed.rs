@@ -199,12 +199,12 @@ impl PackedRing {
         if self.batch.first.is_some() {
             let word = u64::from(written) | u64::from(id) << 32 | u64::from(flags) << 48;
             // SAFETY: within the descriptor `entry`, and 8-byte aligned since the ring is to 16.
-            unsafe { entry.add(LEN_AT).cast::<u64>().write_volatile(word.to_le()) };
+            unsafe { entry.wrapping_add(LEN_AT).cast::<u64>().write_volatile(word.to_le()) };
         } else {
             // SAFETY: within the descriptor `entry`, and 4-byte aligned since the ring is to 16.
-            unsafe { entry.add(LEN_AT).cast::<u32>().write_volatile(written.to_le()) };
+            unsafe { entry.wrapping_add(LEN_AT).cast::<u32>().write_volatile(written.to_le()) };
             // SAFETY: as above, and 2-byte aligned.
-            unsafe { entry.add(ID_AT).cast::<u16>().write_volatile(id.to_le()) };
+            unsafe { entry.wrapping_add(ID_AT).cast::<u16>().write_volatile(id.to_le()) };
             self.batch.first = Some(First { index, flags });
         }
         self.batch.descriptors += descriptors;
@@ -248,9 +248,8 @@ impl PackedRing {
     }
 
     fn flags(&self, index: u16) -> &AtomicU16 {
-        // SAFETY: within the descriptor.
-        let flags = unsafe { self.entry(index).add(FLAGS_AT) };
-        // SAFETY: in guest memory that `self.regions` keeps mapped, even since the ring is aligned to 16; the device's side
+        let flags = self.entry(index).wrapping_add(FLAGS_AT);
+        // SAFETY: within the descriptor, in guest memory that `self.regions` keeps mapped, even since the ring is aligned to 16; the device's side
         // shares it as an atomic.
         unsafe { AtomicU16::from_ptr(flags.cast()) }
     }
