@@ -42,6 +42,7 @@ pub fn machine(name: &str, plan: &Plan, image: &BootImage, sources: &[PathBuf]) 
             },
             engine: config::Engine::IoUring,
             queue_size: 128,
+            packed: false,
             logical_block_bytes: None,
             physical_block_bytes: None,
             virtqueues: vec![plan.iothreads.first().map_or(0, |iothread| iothread.id)],
@@ -55,6 +56,7 @@ pub fn machine(name: &str, plan: &Plan, image: &BootImage, sources: &[PathBuf]) 
         // Without one the machine refuses the disk by the engine that was asked for.
         engine: engine(promises::engine(disk).unwrap_or(disk.aio)),
         queue_size: disk.queue_size,
+        packed: disk.packed,
         logical_block_bytes: disk.logical_block_bytes,
         physical_block_bytes: disk.physical_block_bytes,
         virtqueues: disk.virtqueues.iter().map(|virtqueue| virtqueue.iothread).collect(),

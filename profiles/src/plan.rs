@@ -218,6 +218,9 @@ pub struct DiskPlan {
     pub queues: u32,
     /// Descriptors per virtqueue.
     pub queue_size: u16,
+    /// Whether the guest is offered packed virtqueues; left out where it is not.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub packed: bool,
     /// The node of the controller under it; `null` where unknown.
     pub node: Option<u32>,
     /// Who serves each virtqueue, in the order of the virtqueues.

@@ -132,6 +132,7 @@ fn options(mut words: impl Iterator<Item = String>) -> Result<Options, Box<dyn s
             cache: CacheMode::Writeback,
             engine: Engine::IoUring,
             queue_size: 128,
+            packed: false,
             logical_block_bytes: None,
             physical_block_bytes: None,
             virtqueues: (0..queues).map(|queue| queue % 2).collect(),

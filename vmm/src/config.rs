@@ -94,6 +94,8 @@ pub struct Disk {
     pub engine: Engine,
     /// Entries of each virtqueue, a power of two up to 32,768.
     pub queue_size: u16,
+    /// Offers the guest's driver the packed format of virtqueues (virtio 1.3, 2.8), which it may take or not.
+    pub packed: bool,
     /// The unit in which the guest addresses the disk, a power of two from 512 to 4,096; `None` is 512 on every host.
     pub logical_block_bytes: Option<u32>,
     /// The unit that the guest is told to write whole, a power of two; `None` is the one that direct I/O asks for here.

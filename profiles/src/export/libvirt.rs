@@ -198,6 +198,9 @@ fn data_disk(
         .with("discard", if plan_disk.discard { "unmap" } else { "ignore" })
         .with("queues", plan_disk.queues)
         .with("queue_size", size);
+    if plan_disk.packed {
+        driver = driver.with("packed", "on");
+    }
     driver.add(mapping(served(plan_disk)));
     let mut disk = Element::new("disk").with("type", kind).with("device", "disk");
     disk.add(driver);

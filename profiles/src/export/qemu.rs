@@ -190,6 +190,9 @@ impl Line {
         device.set("serial", name);
         device.set("num-queues", disk.queues);
         device.set("queue-size", disk.queue_size.max(LEAST_DISK_QUEUE));
+        if disk.packed {
+            device.set("packed", true);
+        }
         let mapping = served(disk)
             .into_iter()
             .map(|(iothread, vqs)| json!({ "iothread": format!("iothread{iothread}"), "vqs": vqs }));

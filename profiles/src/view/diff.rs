@@ -227,6 +227,7 @@ fn disk_fields(disk: &DiskPlan) -> Vec<(&'static str, String)> {
         ("aio_fallback", disk.aio_fallback.map_or("none", disks::engine).to_owned()),
         ("queues", disk.queues.to_string()),
         ("queue_size", disk.queue_size.to_string()),
+        ("packed", yes(disk.packed)),
         ("virtqueues", disks::virtqueues(&disk.virtqueues, disk.queue_size)),
         ("readonly", yes(disk.readonly)),
         ("discard", yes(disk.discard)),

@@ -146,6 +146,7 @@ fn every_node_comes_to_its_fields() {
         (data.cache, data.aio, data.aio_fallback),
         (CacheMode::Directsync, Aio::IoUring, Some(Aio::Native))
     );
+    assert_eq!((data.packed, more.packed), (true, false));
     assert_eq!((data.discard, data.rerror, data.werror), (true, ErrorPolicy::Stop, ErrorPolicy::Enospc));
     assert_eq!((data.logical_block_bytes, data.physical_block_bytes), (Some(512), Some(4096)));
     let format = &data.format.as_ref().unwrap().value;

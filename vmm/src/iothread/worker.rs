@@ -5,13 +5,13 @@
 
 use std::io;
 use std::sync::Arc;
-use std::sync::atomic::{Ordering, fence};
 use std::sync::mpsc::{self, TryRecvError};
 use std::time::{Duration, Instant};
 
 use vmm_sys_util::eventfd::EventFd;
 use vmprof_sys::ring::{Completion, Completions, Ring, Wait, WatchId};
 use vmprof_sys::vring::RingError;
+use vmprof_sys::vring::handshake::{Machine, ask_then_look};
 
 use super::counters::IoThreadCounters;
 use super::poll::PollWindow;
@@ -194,9 +194,8 @@ impl Worker {
     /// Arms, fences, looks, and only then waits: with requests in flight too, or a second request behind a first would
     /// wait for it.
     fn sleep(&mut self, wait: Wait) -> io::Result<()> {
-        self.live().for_each(|served| served.service.arm());
-        fence(Ordering::SeqCst);
-        if self.look() {
+        let arm = |worker: &mut Self| worker.live().for_each(|served| served.service.arm());
+        if ask_then_look::<Machine, _, _>(self, arm, Self::look) {
             self.submit()?;
         } else {
             self.counters.enters.add(1);

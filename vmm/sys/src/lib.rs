@@ -9,6 +9,7 @@ pub mod kick;
 pub mod kvm;
 pub mod memory;
 pub mod mempolicy;
+pub mod regions;
 pub mod ring;
 pub mod segments;
 pub mod shared;

@@ -8,6 +8,7 @@ use vmprof_sys::vring::{Position, RingError};
 
 use super::device::{ActivateError, ActiveQueue, VirtioDevice};
 use super::distress::Distress;
+use super::transport::{F_RING_PACKED, F_RING_RESET};
 use crate::backing::{Backing, DiskError, WriteCache};
 use crate::config::{self, Engine};
 use crate::iothread::counters::{QueueCounters, QueueSnapshot};
@@ -97,6 +98,7 @@ pub struct Blk {
     title: String,
     blocks: Blocks,
     queue_sizes: Vec<u16>,
+    packed: bool,
     /// Which thread serves each queue, by the queue's index.
     iothreads: Vec<Handle>,
     /// While live, the name under which the IOThreads know the queues.
@@ -152,7 +154,15 @@ impl Blk {
         };
         let title = format!("blk {}", config.name);
         let queue_sizes = vec![config.queue_size; iothreads.len()];
-        Ok(Blk { disk: Arc::new(disk), title, blocks, queue_sizes, iothreads, live: None })
+        Ok(Blk {
+            disk: Arc::new(disk),
+            title,
+            blocks,
+            queue_sizes,
+            packed: config.packed,
+            iothreads,
+            live: None,
+        })
     }
 
     pub fn stats(&self) -> DiskStats {
@@ -198,7 +208,10 @@ impl VirtioDevice for Blk {
     }
 
     fn features(&self) -> u64 {
-        let mut features = SEG_MAX | BLK_SIZE | TOPOLOGY | INDIRECT_DESCRIPTORS | EVENT_IDX;
+        let mut features = SEG_MAX | BLK_SIZE | TOPOLOGY | INDIRECT_DESCRIPTORS | EVENT_IDX | F_RING_RESET;
+        if self.packed {
+            features |= F_RING_PACKED;
+        }
         if self.queue_sizes.len() > 1 {
             features |= MULTI_QUEUE;
         }

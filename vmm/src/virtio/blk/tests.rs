@@ -15,6 +15,7 @@ use crate::virtio::mock::{self, Driver, readable, writable};
 
 mod faults;
 mod layouts;
+mod resets;
 
 const MIB: usize = 1 << 20;
 
@@ -32,6 +33,7 @@ fn disk_config(path: &Path, cache: CacheMode, virtqueues: &[u32]) -> config::Dis
         cache,
         engine: Engine::IoUring,
         queue_size: 64,
+        packed: false,
         logical_block_bytes: None,
         physical_block_bytes: None,
         virtqueues: virtqueues.to_vec(),

@@ -108,7 +108,11 @@ fn a_head_that_is_offered_again_in_flight_breaks_the_queue() {
     let (tell, told) = std::sync::mpsc::channel();
     blk.distress().unwrap().on_raise(move || tell.send(()).unwrap());
     let head = driver.request(0, 0, 0, 0, 512);
-    driver.queue.offer(head);
+    // One that needs no device: when it is back, the first was taken.
+    let asking = driver.request(1, 8, 0, 4096, 20);
+    driver.queue.kick();
+    assert_eq!(driver.queue.wait_used().0, asking);
+    driver.queue.offer_in_flight(head);
     driver.queue.kick();
     told.recv().unwrap();
     assert!(blk.stats().snapshot().fault.is_some_and(|fault| fault.contains("in flight")));

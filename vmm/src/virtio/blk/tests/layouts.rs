@@ -3,7 +3,7 @@
 use super::*;
 
 /// Each driver writes its own sectors from many requests at once and reads them back, compared.
-fn hammer(driver: &mut BlkDriver, first_sector: u64, rounds: u64) {
+pub(super) fn hammer(driver: &mut BlkDriver, first_sector: u64, rounds: u64) {
     const DEPTH: u16 = 16;
     for round in 0..rounds {
         for kind in [1, 0] {
