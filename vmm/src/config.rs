@@ -161,7 +161,7 @@ pub enum CacheMode {
 }
 
 /// QEMU's `aio` words: how requests reach the host's block layer.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Engine {
     IoUring,

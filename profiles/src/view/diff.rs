@@ -10,7 +10,7 @@ use std::collections::BTreeMap;
 use serde::Serialize;
 use vmprof_document::format_size;
 
-use crate::plan::{Diagnostic, DiskPlan, NetPlan, Plan};
+use crate::plan::{Diagnostic, DiskPlan, NetPlan, Plan, SqPollPlan};
 use crate::topology::{CpuSet, NodeSet};
 
 use super::disks;
@@ -178,7 +178,14 @@ fn things(plan: &Plan) -> Vec<Thing<'_>> {
         all.push(thing(Kind::Vcpu, v.id.to_string(), &v.because, vec![cpus(&v.cpus), node(v.node)]));
     }
     for i in &plan.iothreads {
-        let fields = vec![cpus(&i.cpus), node(i.node), ("poll_max_ns", i.poll_max_ns.to_string())];
+        let sqpoll = |sqpoll: SqPollPlan| format!("cpu {}, {} ms", sqpoll.cpu, sqpoll.idle_ms);
+        let fields = vec![
+            cpus(&i.cpus),
+            node(i.node),
+            ("poll_max_ns", i.poll_max_ns.to_string()),
+            ("registered_memory", i.registered_memory.to_string()),
+            ("sqpoll", i.sqpoll.map_or_else(|| "none".to_owned(), sqpoll)),
+        ];
         all.push(thing(Kind::Iothread, i.id.to_string(), &i.because, fields));
     }
     let e = &plan.emulator;

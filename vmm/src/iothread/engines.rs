@@ -44,6 +44,7 @@ pub(super) struct Engines {
     files: Vec<Option<Arc<File>>>,
     /// Ended without having begun.
     refused: Vec<Completion<Token>>,
+    in_flight: usize,
     name: String,
     cpus: Vec<u32>,
     has_threads: bool,
@@ -73,6 +74,7 @@ impl Engines {
             place,
             files: Vec::new(),
             refused: Vec::new(),
+            in_flight: 0,
             name: name(),
             cpus: config.cpus.clone(),
             has_threads: config.engines.contains(&Engine::Threads),
@@ -157,7 +159,13 @@ impl Engines {
         }
     }
 
+    /// Operations that were started and not taken back.
+    pub(super) fn in_flight(&self) -> usize {
+        self.in_flight
+    }
+
     pub(super) fn start(&mut self, opened: Opened, operation: Operation, buffers: Buffers, token: Token) {
+        self.in_flight += 1;
         match (opened, &mut self.place) {
             (Opened::Ring(id), Place::Ring(ring)) => ring.start(id, operation, buffers, token),
             (Opened::Native(index) | Opened::Threads(index), _) => {
@@ -256,6 +264,7 @@ impl Engines {
 
     /// Takes every completion that is there.
     pub(super) fn reap(&mut self, into: &mut Vec<Completion<Token>>) {
+        let before = into.len();
         into.append(&mut self.refused);
         match &mut self.place {
             Place::Ring(ring) => ring.reap(into),
@@ -267,6 +276,8 @@ impl Engines {
         if let Some(pool) = &mut self.pool {
             pool.reap(into);
         }
+        let ended = into[before..].iter().filter(|completion| matches!(completion, Completion::Done { .. }));
+        self.in_flight -= ended.count();
     }
 }
 

@@ -18,6 +18,11 @@ thread_local! {
     static OVER: Cell<Over> = const { Cell::new(Over::IoUring) };
 }
 
+/// Has the rest of this test run over an engine.
+pub(crate) fn run_over(over: Over) {
+    OVER.set(over);
+}
+
 /// An IOThread with the engine that this test is run over, and waiting in epoll where that is not io_uring.
 pub(crate) fn iothread(id: u32, name: &str) -> IoThread {
     let plain = IoThread::named(id, name);

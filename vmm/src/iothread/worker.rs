@@ -18,7 +18,7 @@ use vmprof_sys::vring::RingError;
 
 use super::counters::IoThreadCounters;
 use super::engines::{Engines, Watch};
-use super::poll::PollWindow;
+use super::poll::Windows;
 use super::service::{Begin, Drained, Io, QueueService, Token};
 use super::{Command, IoThreadError, Positions, QueueKey, Queues};
 use crate::config;
@@ -80,7 +80,7 @@ pub(super) struct Worker {
     commands: mpsc::Receiver<Command>,
     commanded: bool,
     stopping: bool,
-    window: PollWindow,
+    windows: Windows,
     counters: Arc<IoThreadCounters>,
     done: Vec<Completion<Token>>,
 }
@@ -105,7 +105,7 @@ impl Worker {
             commands,
             commanded: true,
             stopping: false,
-            window: PollWindow::new(config.polling),
+            windows: Windows::new(config.polling),
             counters,
             done: Vec::new(),
         })
@@ -223,15 +223,16 @@ impl Worker {
 
     /// Nothing is left to take: looks for a while if that has paid, then sleeps.
     fn idle(&mut self, wait: Wait) -> io::Result<()> {
-        if !self.window.adapts() {
-            return self.sleep(wait);
-        }
+        let awaits_device = self.engines.in_flight() > 0;
+        let Some(window) = self.windows.of(awaits_device) else { return self.sleep(wait) };
         let begun = Instant::now();
-        let window = self.window.length();
+        let window = window.length();
         if window.is_zero() || !self.poll(begun, window)? {
             self.sleep(wait)?;
         }
-        self.window.waited(begun.elapsed());
+        if let Some(window) = self.windows.of(awaits_device) {
+            window.waited(begun.elapsed());
+        }
         Ok(())
     }
 

@@ -163,10 +163,13 @@ impl SplitRing {
         }
     }
 
-    /// Lets the driver stop notifying. A hint: a notification may come all the same. With EVENT_IDX there is nothing to
-    /// write, since an avail_event that was passed once stays passed.
+    /// Lets the driver stop notifying. A hint: a notification may come all the same.
     pub fn disarm(&mut self) {
-        if !self.event_idx {
+        if self.event_idx {
+            // Half the indices away: passed by none of the next heads. Left where it was armed, the next one would ring.
+            let event = self.next_available.wrapping_add(1 << 15).to_le();
+            self.field(self.used, self.event_at(USED_ELEMENT_BYTES)).store(event, Ordering::Relaxed);
+        } else {
             self.field(self.used, 0).store(USED_NO_NOTIFY.to_le(), Ordering::Relaxed);
         }
     }

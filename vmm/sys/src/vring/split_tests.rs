@@ -178,6 +178,25 @@ fn arming_names_the_next_head_and_sees_one_that_came_meanwhile() {
 }
 
 #[test]
+fn a_disarmed_ring_is_not_rung_for_the_next_heads_and_an_armed_one_is() {
+    let ram = ram();
+    let mut ring = ring(&ram, 8, true);
+    let rings = |old: u16, new: u16| crossed(u16_at(&ram, USED + 4 + 8 * 8), new, old);
+    ring.arm();
+    assert!(rings(0, 1));
+    ring.disarm();
+    for heads in 1..=8 {
+        assert!(!rings(0, heads), "{heads} at once");
+    }
+    offer(&ram, 8, 0, &[0, 1]);
+    pop(&mut ring).unwrap();
+    assert!(!rings(1, 2), "the driver asks after the device has taken it");
+    pop(&mut ring).unwrap();
+    ring.arm();
+    assert!(!rings(1, 2) && rings(2, 3));
+}
+
+#[test]
 fn events_are_passed_across_the_wrap_of_the_index() {
     assert!(crossed(u16::MAX, 0, u16::MAX));
     assert!(crossed(u16::MAX, 3, u16::MAX - 1));

@@ -1,6 +1,7 @@
 //! What a request costs the IOThread, in system calls and CPU time: no test, a measurement, to be run alone and in a release
 //! build (`cargo test --release -p vmprof-vmm costs -- --ignored --nocapture`). The file is made in TMPDIR, which should
-//! have direct I/O.
+//! have direct I/O. The environment chooses: `RUNS`, `DEPTHS=1,32`, `AIO` (io_uring, sqpoll, registered, native, threads),
+//! `POLL` in nanoseconds, `SEQUENTIAL`, `SCALE` (a divisor of the number of requests).
 
 use std::time::Duration;
 
@@ -70,11 +71,26 @@ fn costs_of_a_request() {
     let file = std::fs::File::create(&path).unwrap();
     (0..DISK_BYTES >> 20).for_each(|at| file.write_all_at(&zeros, at << 20).unwrap());
     file.sync_all().unwrap();
-    let runs: u32 = std::env::var("RUNS").map_or(3, |runs| runs.parse().unwrap());
-    println!("depth      iops   cpu ns  enters  sleeps  interrupts  kicks");
-    for run in 0..runs {
-        for (depth, total) in [(1, 10_000), (32, 60_000), (128, 60_000)] {
-            let (ram, thread) = (mock::ram(4 * MIB), iothread(0, 0));
+    let number =
+        |name: &str, unsaid: u64| std::env::var(name).map_or(unsaid, |text| text.parse::<u64>().unwrap());
+    let aio = std::env::var("AIO").unwrap_or_else(|_| "io_uring".to_owned());
+    tested::run_over(match aio.as_str() {
+        "io_uring" | "registered" => tested::Over::IoUring,
+        "sqpoll" => tested::Over::SqPoll,
+        "native" => tested::Over::Native,
+        "threads" => tested::Over::Threads,
+        other => panic!("AIO={other}"),
+    });
+    let depths = std::env::var("DEPTHS").unwrap_or_else(|_| "1,32,128".to_owned());
+    println!("depth      iops   cpu ns  enters  sleeps  interrupts  kicks  poll hits  misses");
+    for _ in 0..number("RUNS", 3) {
+        for depth in depths.split(',').map(|depth| depth.parse::<u16>().unwrap()) {
+            let total = if depth == 1 { 10_000 } else { 60_000 } / number("SCALE", 1) as u32;
+            let polling = config::Polling { max_ns: number("POLL", 0), ..config::Polling::default() };
+            let mut own = config::IoThread { polling, ..tested::iothread(0, "iothread0") };
+            own.ring.registered_memory = aio == "registered";
+            let (ram, thread) = (mock::ram(4 * MIB), IoThread::spawn(&own).unwrap());
+            thread.register_memory(&ram).unwrap();
             let config = config::Disk { queue_size: 512, ..disk_config(&path, CacheMode::None, &[0]) };
             let mut blk = Blk::new(&config, std::slice::from_ref(&thread)).unwrap();
             let mut driver = BlkDriver::new(&ram, 0, 512);
@@ -88,17 +104,17 @@ fn costs_of_a_request() {
             let (cpu, after) = (cpu_time(thread.tid()) - cpu, thread.snapshot());
             let counts = blk.stats().snapshot().virtqueues[0].clone();
             let each = |count: u64| count as f64 / f64::from(total);
-            if run + 1 == runs || runs < 4 {
-                println!(
-                    "{depth:5} {:9.0} {:8.0} {:7.3} {:7.3} {:11.3} {:6.3}",
-                    f64::from(total) / time.as_secs_f64(),
-                    each(cpu),
-                    each(after.enters - before.enters),
-                    each(after.wakeups - before.wakeups),
-                    each(counts.interrupts - counted.interrupts),
-                    each(driver.queue.kicks - kicks),
-                );
-            }
+            println!(
+                "{depth:5} {:9.0} {:8.0} {:7.3} {:7.3} {:11.3} {:6.3} {:10.3} {:7.3}",
+                f64::from(total) / time.as_secs_f64(),
+                each(cpu),
+                each(after.enters - before.enters),
+                each(after.wakeups - before.wakeups),
+                each(counts.interrupts - counted.interrupts),
+                each(driver.queue.kicks - kicks),
+                each(after.poll_hits - before.poll_hits),
+                each(after.poll_misses - before.poll_misses),
+            );
         }
     }
 }
