@@ -17,6 +17,7 @@ use super::bells::Bells;
 use super::pool::Pool;
 use super::service::Token;
 use crate::config::{self, Engine};
+use crate::thread;
 
 /// A bell that an IOThread hears, to end it by.
 #[derive(Debug, Clone, Copy)]
@@ -298,10 +299,8 @@ fn ring(config: &config::IoThread) -> Result<Ring<Token>, IoThreadError> {
 /// Whether this host has an engine, tried on a thread of its own: what [`IoThread::spawn`](super::IoThread::spawn) would say.
 pub fn probe(engine: Engine) -> Result<(), IoThreadError> {
     let config = config::IoThread { engines: vec![engine], ..config::IoThread::named(0, "probe") };
-    std::thread::scope(|scope| {
-        let tried = scope.spawn(|| Engines::new(&config).map(drop)).join();
-        tried.unwrap_or_else(|_| {
-            Err(IoThreadError::Ended { name: config.name.clone(), how: "it panicked".to_owned() })
-        })
-    })
+    let name = config.name.clone();
+    let tried = thread::spawn(&name, &[], move || Engines::new(&config).map(drop));
+    let tried = tried.map_err(|source| IoThreadError::Thread { name: name.clone(), source })?;
+    tried.join().unwrap_or_else(|how| Err(IoThreadError::Ended { name, how }))
 }

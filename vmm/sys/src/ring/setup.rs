@@ -3,7 +3,7 @@
 use std::io;
 use std::os::fd::{AsRawFd as _, RawFd};
 
-use io_uring::IoUring;
+use io_uring::{IoUring, Probe, opcode};
 
 /// Operations that wait to be submitted; the rest waits in a list of ours.
 const SUBMISSION_ENTRIES: u32 = 256;
@@ -108,7 +108,23 @@ fn checked(uring: IoUring) -> Result<IoUring, SetupError> {
         // The same release brought polls that fire more than once, which have no feature bit.
         (params.is_feature_resource_tagging(), "polls that fire more than once"),
     ];
-    match features.into_iter().find(|(there, _)| !there) {
+    if let Some((_, feature)) = features.into_iter().find(|(there, _)| !there) {
+        return Err(SetupError::TooOld { feature });
+    }
+    // A kernel may be new enough and yet lack one: each that is used is asked for.
+    let mut probe = Probe::new();
+    uring.submitter().register_probe(&mut probe).map_err(|source| SetupError::Other { source })?;
+    let operations = [
+        (opcode::Read::CODE, "reads"),
+        (opcode::Readv::CODE, "reads into several pieces"),
+        (opcode::Write::CODE, "writes"),
+        (opcode::Writev::CODE, "writes from several pieces"),
+        (opcode::Fsync::CODE, "fdatasync"),
+        (opcode::Fallocate::CODE, "fallocate"),
+        (opcode::PollAdd::CODE, "polls"),
+        (opcode::AsyncCancel::CODE, "cancellations"),
+    ];
+    match operations.into_iter().find(|(code, _)| !probe.is_supported(*code)) {
         Some((_, feature)) => Err(SetupError::TooOld { feature }),
         None => Ok(uring),
     }
