@@ -147,8 +147,9 @@ impl Context {
             return None;
         }
         let slot = (head % self.entries) as usize;
+        let events = self.header.as_ptr().wrapping_add(1).cast::<Event>();
         // SAFETY: the kernel's mapping holds `entries` events right behind the header, and `slot` is below that.
-        let event = unsafe { self.header.add(1).cast::<Event>().add(slot).read() };
+        let event = unsafe { events.wrapping_add(slot).read() };
         // Release: the kernel may use the place again only once it was read.
         header.head.store((head + 1) % self.entries, Ordering::Release);
         Some(event)
