@@ -45,11 +45,18 @@ pub fn serve(arguments: &VhostUserBlkArguments, report: Report) -> Result<(), Fa
 type Counts = vmprof_vmm::iothread::counters::QueueSnapshot;
 
 fn config(arguments: &VhostUserBlkArguments) -> ServerConfig {
+    let engine = match arguments.aio {
+        AioWord::IoUring => config::Engine::IoUring,
+        AioWord::Native => config::Engine::Native,
+        AioWord::Threads => config::Engine::Threads,
+    };
     let iothread = |(id, cpus): (u32, Vec<u32>)| config::IoThread {
         id,
         name: format!("iothread{id}"),
         cpus,
         polling: config::Polling { max_ns: arguments.poll_max_ns, ..config::Polling::default() },
+        engines: vec![engine],
+        ring: config::RingOptions::default(),
     };
     let threads = u32::from(arguments.iothreads);
     ServerConfig {
@@ -65,14 +72,12 @@ fn config(arguments: &VhostUserBlkArguments) -> ServerConfig {
                 CacheWord::Writethrough => config::CacheMode::Writethrough,
                 CacheWord::Unsafe => config::CacheMode::Unsafe,
             },
-            engine: match arguments.aio {
-                AioWord::IoUring => config::Engine::IoUring,
-                AioWord::Native => config::Engine::Native,
-                AioWord::Threads => config::Engine::Threads,
-            },
+            engine,
             queue_size: arguments.queue_size,
             logical_block_bytes: None,
             physical_block_bytes: None,
+            // A client over this protocol sets up split rings.
+            packed: false,
             // Round robin, as the planner deals them out.
             virtqueues: (0..u32::from(arguments.queues)).map(|queue| queue % threads).collect(),
         },

@@ -17,7 +17,7 @@ use vmprof_vmm::kvm::Usable;
 use vmprof_vmm::vm::{Control, StartError};
 use vmprof_vmm::{BuildError, Channels, Port, Vm, thread};
 
-use super::{Guest, Patience, Upping, promises, sources};
+use super::{Guest, Patience, Upping, engines, promises, sources};
 use crate::failure::{Failure, Kind};
 use crate::lower;
 use crate::profile;
@@ -42,21 +42,13 @@ pub fn up(upping: &Upping, kvm: &Usable) -> Result<u8, Failure> {
     let plan = upping.plan(&host)?;
     promises::of_plan(&plan)?;
     report.text(&host.text(&plan, false));
-    for disk in &plan.disks {
-        if let Some(taken) = promises::engine(disk).filter(|taken| *taken != disk.aio) {
-            let (first, taken) = (promises::engine_word(disk.aio), promises::engine_word(taken));
-            report.notice(format_args!(
-                "disk `{}`: the machine has no aio={first}; its fallback aio={taken} is taken",
-                disk.name
-            ));
-        }
-    }
 
     if arguments.dry_run {
         report.data(&plan.to_json())?;
         return Ok(0);
     }
 
+    let engines = engines::choose(&plan, report)?;
     let store = Store::open(&upping.places.store)?;
     let Guest { image, filesystems, work, held: _held } = upping.guest(&store)?;
     let disks = sources::make(&upping.profile, &paths)?;
@@ -74,7 +66,7 @@ pub fn up(upping: &Upping, kvm: &Usable) -> Result<u8, Failure> {
         false => Streams::Ports,
     };
     let job = lower::job(&plan, &image, &filesystems, &work, streams);
-    let config = lower::machine(&upping.name, &plan, &image, &paths);
+    let config = lower::machine(&upping.name, &plan, &image, &paths, &engines);
     let job = append_archive(&[(JOB_PATH, 0o600, vmprof_job::line(&job))])?;
 
     // This thread, and with it everything that is no vCPU and no IOThread, belongs where the plan has the emulator.
@@ -157,8 +149,8 @@ impl Serial {
 /// What the plan asks for and this host does not give is the host's; a disk that somebody uses is not.
 fn not_built(error: BuildError) -> Failure {
     let (kind, help) = match &error {
-        BuildError::Disk(DiskError::EngineNotHere { .. }) => {
-            (Kind::HostCannot, "write aio=io_uring, or leave aio out")
+        BuildError::Disk(DiskError::NativeNeedsDirect { .. }) => {
+            (Kind::HostCannot, "write cache=none, or aio=io_uring, which goes with every cache mode")
         }
         BuildError::Disk(DiskError::NoDirect { .. }) => (
             Kind::HostCannot,

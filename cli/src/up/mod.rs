@@ -1,5 +1,6 @@
 //! `vmprof up`: plan, build what is missing, boot; here, or in the lab.
 
+mod engines;
 mod filesystems;
 mod here;
 mod image;
@@ -30,6 +31,7 @@ use crate::run::supervise::Outcome;
 use crate::run::verdict::{Ran, verdict};
 use crate::saved::SavedPlan;
 
+pub use engines::Engines;
 pub use filesystems::Filesystems;
 pub use image::BootImage;
 pub use patience::Patience;

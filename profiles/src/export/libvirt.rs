@@ -54,6 +54,7 @@ pub fn libvirt(plan: &Plan, files: &BootFiles) -> Exported {
     domain.add(devices);
     remarks.boot(files);
     remarks.topology(plan);
+    remarks.iothreads(plan);
     let (text, unwritable) = document(domain);
     for value in unwritable {
         remarks.warn(

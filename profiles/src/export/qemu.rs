@@ -66,6 +66,7 @@ pub fn qemu(plan: &Plan, files: &BootFiles) -> Exported {
     line.option("-serial", "stdio");
     remarks.boot(files);
     remarks.topology(plan);
+    remarks.iothreads(plan);
     if plan.guest.threads_per_core > 1 {
         remarks.warn(
             "amd_siblings",

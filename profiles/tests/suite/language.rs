@@ -141,6 +141,8 @@ fn every_node_comes_to_its_fields() {
         (iothreads.poll_max_ns, iothreads.poll_grow, iothreads.poll_shrink),
         (Some(32768), Some(3), Some(2))
     );
+    let sqpoll = iothreads.sqpoll.as_ref().map(|sqpoll| (sqpoll.cpus.value.to_string(), sqpoll.idle_ms));
+    assert_eq!((iothreads.registered_memory, sqpoll), (true, Some(("14-15".to_owned(), 20))));
     let [data, more] = profile.disks.as_slice() else { panic!() };
     assert_eq!(
         (data.cache, data.aio, data.aio_fallback),

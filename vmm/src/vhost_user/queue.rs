@@ -115,7 +115,7 @@ impl Queue {
                 Position { available, used: u16::from_le(used) }
             }
         };
-        let features = RingFeatures { event_idx: features & F_EVENT_IDX != 0 };
+        let features = RingFeatures { event_idx: features & F_EVENT_IDX != 0, packed: false };
         let ring =
             Vring::at(ram, &setup, features, position).map_err(|source| Refusal::Ring { queue, source })?;
         let doorbell =

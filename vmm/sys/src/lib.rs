@@ -2,7 +2,9 @@
 //! every other crate denies it. Each module opts in with a line that says why safe code will not do.
 
 pub mod affinity;
+pub mod aio;
 pub mod aligned;
+pub mod blocking;
 pub mod child;
 pub mod eventfd;
 pub mod kick;
@@ -14,4 +16,5 @@ pub mod ring;
 pub mod segments;
 pub mod shared;
 pub mod signals;
+mod slab;
 pub mod vring;

@@ -126,6 +126,10 @@ impl Blk {
             found.ok_or_else(|| DiskError::NoSuchIoThread { disk: config.name.clone(), queue, iothread: *id })
         };
         let served_by = config.virtqueues.iter().enumerate().map(iothread).collect::<Result<Vec<_>, _>>()?;
+        if let Some(lacking) = served_by.iter().find(|iothread| !iothread.has(config.engine)) {
+            let (engine, iothread) = (config.engine, lacking.name().to_owned());
+            return Err(DiskError::EngineNotHere { disk: name, engine, iothread });
+        }
         Blk::with_backing(config, id, served_by, Backing::open(config)?)
     }
 

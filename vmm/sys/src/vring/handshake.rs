@@ -103,11 +103,13 @@ impl<M: Memory> SplitEvents<'_, M> {
         }
     }
 
-    /// Lets the other side stop telling. With EVENT_IDX there is nothing to write, since an event that was passed once stays
-    /// passed.
+    /// Lets the other side stop telling, when `next` is the entry to come.
     #[inline]
-    pub fn refuse(&self) {
-        if !self.event_idx {
+    pub fn refuse(&self, next: u16) {
+        if self.event_idx {
+            // Half the indices away: none of the next entries passes it. Left where it was asked for, the next one would.
+            self.event.store(next.wrapping_add(1 << 15).to_le(), Ordering::Relaxed);
+        } else {
             self.flags.store(NOT_WANTED.to_le(), Ordering::Relaxed);
         }
     }

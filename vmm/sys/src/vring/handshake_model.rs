@@ -94,7 +94,7 @@ trait Direction: Send + Sync + 'static {
     fn wanted(&self, at: u16, count: u16) -> bool;
     fn look(&self, at: u16) -> bool;
     fn ask(&self, at: u16);
-    fn refuse(&self);
+    fn refuse(&self, at: u16);
 }
 
 /// The index is about to wrap around.
@@ -137,8 +137,8 @@ impl Direction for Split {
     fn ask(&self, at: u16) {
         self.events().ask(SPLIT_START.wrapping_add(at));
     }
-    fn refuse(&self) {
-        self.events().refuse();
+    fn refuse(&self, at: u16) {
+        self.events().refuse(SPLIT_START.wrapping_add(at));
     }
 }
 
@@ -188,7 +188,7 @@ impl Direction for Packed {
     fn ask(&self, at: u16) {
         self.events().ask(Self::place(at));
     }
-    fn refuse(&self) {
+    fn refuse(&self, _at: u16) {
         self.events().refuse();
     }
 }
@@ -209,7 +209,7 @@ fn show_all<M: Memory>(ring: &impl Direction, bell: &Bell, batches: &[u16]) {
 /// slept for ever before it had them.
 fn take_all<M: Memory>(rings: &[Arc<impl Direction>], bell: &Bell, total: u16) -> bool {
     let mut taken: Vec<u16> = rings.iter().map(|_| 0).collect();
-    rings.iter().for_each(|ring| ring.refuse());
+    rings.iter().for_each(|ring| ring.refuse(0));
     loop {
         for (ring, at) in rings.iter().zip(&mut taken) {
             while *at < total && ring.look(*at) {
@@ -227,7 +227,7 @@ fn take_all<M: Memory>(rings: &[Arc<impl Direction>], bell: &Bell, total: u16) -
         if !found && !bell.wait() {
             return false;
         }
-        rings.iter().for_each(|ring| ring.refuse());
+        rings.iter().zip(&taken).for_each(|(ring, at)| ring.refuse(*at));
     }
 }
 

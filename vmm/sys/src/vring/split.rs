@@ -148,7 +148,7 @@ impl SplitRing {
 
     /// Lets the driver stop notifying. A hint: a notification may come all the same.
     pub fn disarm(&mut self) {
-        self.events(self.used, USED_ELEMENT_BYTES).refuse();
+        self.events(self.used, USED_ELEMENT_BYTES).refuse(self.next_available);
     }
 
     /// Where the side that writes `ring`, whose elements have `element_bytes`, says when it wants to be told.

@@ -180,6 +180,29 @@ fn arming_names_the_next_head_and_sees_one_that_came_meanwhile() {
 }
 
 #[test]
+fn a_disarmed_ring_is_not_rung_for_the_next_heads_and_an_armed_one_is() {
+    let ram = ram();
+    let mut ring = ring(&ram, 8, true);
+    // virtio 1.3, 2.7.10: as a driver decides.
+    let rings = |old: u16, new: u16| {
+        let event = u16_at(&ram, USED + 4 + 8 * 8);
+        new.wrapping_sub(event).wrapping_sub(1) < new.wrapping_sub(old)
+    };
+    ring.arm();
+    assert!(rings(0, 1));
+    ring.disarm();
+    for heads in 1..=8 {
+        assert!(!rings(0, heads), "{heads} at once");
+    }
+    offer(&ram, 8, 0, &[0, 1]);
+    pop(&mut ring).unwrap();
+    assert!(!rings(1, 2), "the driver asks after the device has taken it");
+    pop(&mut ring).unwrap();
+    ring.arm();
+    assert!(!rings(1, 2) && rings(2, 3));
+}
+
+#[test]
 fn a_chain_is_read_through_its_indirect_table() {
     let ram = ram();
     descriptor(&ram, TABLE, 2, 0x20000, 16, 1, 5);
