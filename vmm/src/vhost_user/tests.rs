@@ -38,12 +38,7 @@ impl Served {
         let source = directory.path().join("disk.raw");
         std::fs::File::create(&source).unwrap().set_len(DISK_BYTES).unwrap();
         let path = directory.path().join("s");
-        let iothread = |id| config::IoThread {
-            id,
-            name: format!("iothread{id}"),
-            cpus: Vec::new(),
-            polling: config::Polling::default(),
-        };
+        let iothread = |id| config::IoThread::named(id, &format!("iothread{id}"));
         let mut disk = config::Disk {
             name: "disk.raw".into(),
             path: source,
@@ -53,6 +48,7 @@ impl Served {
             queue_size: 128,
             logical_block_bytes: None,
             physical_block_bytes: None,
+            packed: false,
             virtqueues: (0..queues).map(|queue| queue % iothreads).collect(),
         };
         change(&mut disk);
@@ -408,14 +404,10 @@ fn a_disk_is_served_once() {
             queue_size: 128,
             logical_block_bytes: None,
             physical_block_bytes: None,
+            packed: false,
             virtqueues: vec![0],
         },
-        iothreads: vec![config::IoThread {
-            id: 0,
-            name: "iothread0".into(),
-            cpus: Vec::new(),
-            polling: config::Polling::default(),
-        }],
+        iothreads: vec![config::IoThread::named(0, "iothread0")],
     };
     let error = Server::start(&config).unwrap_err();
     assert!(matches!(error, ServerError::Disk(crate::backing::DiskError::InUse { .. })), "{error}");

@@ -14,7 +14,7 @@ use vmm_sys_util::eventfd::EventFd;
 use vmprof_sys::eventfd::borrowed;
 use vmprof_sys::memory::{Binding, GuestRam, Range, allocate};
 
-use crate::virtio::mock::{Driver, readable, writable};
+use crate::virtio::mock::{Driver, Form, readable, writable};
 
 pub(super) mod request {
     pub(in super::super) const GET_FEATURES: u32 = 1;
@@ -195,7 +195,7 @@ impl Frontend {
     /// Everything but the kick and the word to begin.
     pub(super) fn set_up(&mut self, disk: &Disk, base: u32) {
         let index = disk.index;
-        self.state(SET_VRING_NUM, index, disk.queue.size.into()).unwrap();
+        self.state(SET_VRING_NUM, index, disk.queue.setup().size.into()).unwrap();
         self.state(SET_VRING_BASE, index, base).unwrap();
         self.set_addresses(index, disk.addresses()).unwrap();
         self.notifier(SET_VRING_CALL, index.into(), Some(&disk.queue.interrupt)).unwrap();
@@ -237,24 +237,22 @@ pub(super) struct Disk {
 
 impl Disk {
     pub(super) fn new(frontend: &Frontend, index: u32) -> Disk {
-        Disk { index, queue: Driver::new(&frontend.ram, AREA * u64::from(index), 64, true) }
+        Disk { index, queue: Driver::of(Form::default(), &frontend.ram, AREA * u64::from(index), 64, true) }
     }
 
     /// One that wants an interrupt for each batch.
     pub(super) fn without_events(frontend: &Frontend, index: u32) -> Disk {
-        Disk { index, queue: Driver::new(&frontend.ram, AREA * u64::from(index), 64, false) }
+        Disk { index, queue: Driver::of(Form::default(), &frontend.ram, AREA * u64::from(index), 64, false) }
     }
 
     fn base(&self) -> u64 {
         AREA * u64::from(self.index)
     }
 
-    /// As `Driver` lays the ring out (virtio 1.3, 2.7), at our user addresses.
+    /// Where `Driver` has the parts of its ring, at our user addresses.
     pub(super) fn addresses(&self) -> [u64; 3] {
-        let size = u64::from(self.queue.size);
-        let available = self.base() + 16 * size;
-        let used = available + (6 + 2 * size).next_multiple_of(4);
-        [USER + self.base(), USER + used, USER + available]
+        let setup = self.queue.setup();
+        [setup.descriptors, setup.device, setup.driver].map(|address| USER + address)
     }
 
     /// Makes a request available, and does not kick.

@@ -33,7 +33,7 @@ fn reads(driver: &mut BlkDriver, depth: u16, total: u32, sequential: bool) {
         }
         false => place(),
     };
-    let mut tags = vec![0; usize::from(driver.queue.size)];
+    let mut tags = vec![0; usize::from(driver.queue.setup().size)];
     let mut offered = 0;
     for tag in 0..depth {
         let head = driver.request(tag, 0, sector(), BLOCK * u64::from(tag), BLOCK as u32);
