@@ -100,12 +100,23 @@ fn on_path(builder: &Builder<'_>, program: &Path) -> Result<Option<Emulator>> {
     Ok((parse(&version) >= Some(WANTED)).then_some(Emulator { argv, version }))
 }
 
+/// The store's own, whatever is on PATH, and the directory with all that it needs: what can be put into another root.
+pub fn packaged(builder: &Builder<'_>) -> Result<(Emulator, PathBuf)> {
+    let realised = realise_packages(builder)?;
+    let directory = realised.path("");
+    Ok((emulator(&realised), directory))
+}
+
 fn realise(builder: &Builder<'_>) -> Result<Emulator> {
     if !builder.is_offline() && builder.store().recall_record(TOOLSET.inputs()).is_none() {
         let Version(major, minor) = WANTED;
         builder.progress().note(&format!("no {PROGRAM} of at least {major}.{minor} is on PATH"));
     }
-    let realised = TOOLSET.realise_checked(builder, |realised| {
+    realise_packages(builder).map(|realised| emulator(&realised))
+}
+
+fn realise_packages(builder: &Builder<'_>) -> Result<Realised> {
+    TOOLSET.realise_checked(builder, |realised| {
         let version = ask(builder, &argv(realised))?;
         if parse(&version) < Some(WANTED) {
             return Err(EmulatorError::Version {
@@ -115,8 +126,11 @@ fn realise(builder: &Builder<'_>) -> Result<Emulator> {
             .into());
         }
         Ok(vec![("version", version)])
-    })?;
-    Ok(Emulator { argv: argv(&realised), version: realised.fact("version").unwrap_or_default().to_owned() })
+    })
+}
+
+fn emulator(realised: &Realised) -> Emulator {
+    Emulator { argv: argv(realised), version: realised.fact("version").unwrap_or_default().to_owned() }
 }
 
 fn argv(realised: &Realised) -> Vec<OsString> {

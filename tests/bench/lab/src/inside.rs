@@ -1,0 +1,304 @@
+//! In the emulated host: the devices, the pairs of machines, and in turns what one and the other take for the same work.
+
+use std::collections::BTreeMap;
+use std::fs::{self, File};
+use std::io::{self, Write as _};
+use std::path::Path;
+use std::process::Command;
+
+use rustix::mount::MountFlags;
+use serde_json::Value;
+
+use crate::counters::{Memory, Role, Snapshot};
+use crate::machine::{Machine, Shape};
+use crate::record::{Pair, Record, Window};
+use crate::settings::{BACKING_MIB, Backing, Point, Settings, Vmm, place};
+use crate::{Outcome, trace};
+
+/// The word that makes this program the driver.
+pub const WORD: &str = "inside";
+
+pub fn run() -> Outcome<()> {
+    let settings: Settings = serde_json::from_slice(&fs::read(place::SETTINGS)?)?;
+    let devices = Devices::make(&settings)?;
+    tell(&host()?)?;
+    for (index, &backing) in settings.backing.iter().enumerate() {
+        for (step, &iothreads) in settings.iothreads.iter().enumerate() {
+            // Neither is always the first to boot.
+            let order = order((index + step) as u32);
+            measure(&settings, &devices, Pair { backing, iothreads }, order)?;
+        }
+    }
+    let (Some(&backing), Some(&iothreads)) = (settings.backing.first(), settings.iothreads.first()) else {
+        return Ok(());
+    };
+    for round in 0..settings.boots {
+        for vmm in order(round) {
+            drop(start(&settings, &devices, Pair { backing, iothreads }, vmm)?);
+        }
+    }
+    Ok(())
+}
+
+fn order(round: u32) -> [Vmm; 2] {
+    let [one, other] = Vmm::BOTH;
+    if round.is_multiple_of(2) { [one, other] } else { [other, one] }
+}
+
+fn tell(record: &Record) -> Outcome<()> {
+    let mut line = serde_json::to_vec(record)?;
+    line.push(b'\n');
+    Ok(io::stdout().lock().write_all(&line)?)
+}
+
+/// Each VMM has its own of each kind, for either locks what it opens.
+struct Devices(BTreeMap<(Vmm, Backing), String>);
+
+impl Devices {
+    fn make(settings: &Settings) -> Outcome<Devices> {
+        for (what, at) in [
+            ("debugfs", "/sys/kernel/debug"),
+            ("tracefs", "/sys/kernel/tracing"),
+            ("configfs", "/sys/kernel/config"),
+        ] {
+            mount(what, at, what)?;
+        }
+        let mut devices = BTreeMap::new();
+        for vmm in Vmm::BOTH {
+            if settings.backing.contains(&Backing::Null) {
+                devices.insert((vmm, Backing::Null), null_block(vmm)?);
+            }
+        }
+        if settings.backing.contains(&Backing::File) {
+            fs::create_dir_all(place::FILES)?;
+            mount(place::FILES_DISK, place::FILES, "ext4")?;
+            for vmm in Vmm::BOTH {
+                devices.insert((vmm, Backing::File), cached_file(vmm)?);
+            }
+        }
+        Ok(Devices(devices))
+    }
+}
+
+fn mount(source: &str, at: &str, kind: &str) -> Outcome<()> {
+    match rustix::mount::mount(source, at, kind, MountFlags::empty(), c"") {
+        Ok(()) | Err(rustix::io::Errno::BUSY) => Ok(()),
+        Err(error) => Err(format!("{kind} cannot be mounted at {at}: {error}").into()),
+    }
+}
+
+/// A null_blk device that completes in its softirq, a queue for each of two CPUs, and room for all that is in flight.
+fn null_block(vmm: Vmm) -> Outcome<String> {
+    let directory = format!("/sys/kernel/config/nullb/{vmm}");
+    fs::create_dir(&directory)?;
+    let set = |name: &str, value: &str| {
+        fs::write(format!("{directory}/{name}"), value)
+            .map_err(|error| format!("null_blk: {name}={value}: {error}"))
+    };
+    set("size", "4096")?;
+    set("submit_queues", "2")?;
+    set("hw_queue_depth", "1024")?;
+    set("power", "1")?;
+    let index = fs::read_to_string(format!("{directory}/index"))?;
+    let node = format!("/dev/nullb{}", index.trim());
+    if !Path::new(&node).exists() {
+        return Err(format!("null_blk made no {node}").into());
+    }
+    Ok(node)
+}
+
+/// Written, flushed and read again: all of it is in the page cache, and clean.
+fn cached_file(vmm: Vmm) -> Outcome<String> {
+    let path = format!("{}/{vmm}.raw", place::FILES);
+    let mut file = File::create(&path)?;
+    let mut piece = vec![0_u8; 1 << 20];
+    for mib in 0..BACKING_MIB {
+        piece.iter_mut().enumerate().for_each(|(at, byte)| *byte = (at as u32 ^ mib) as u8);
+        file.write_all(&piece)?;
+    }
+    file.sync_all()?;
+    io::copy(&mut File::open(&path)?, &mut io::sink())?;
+    Ok(path)
+}
+
+fn host() -> Outcome<Record> {
+    let cpuinfo = fs::read_to_string("/proc/cpuinfo")?;
+    let processor = cpuinfo.lines().find_map(|line| line.strip_prefix("model name")?.split_once(": "));
+    let version = Command::new(place::VMPROF).arg("--version").output()?;
+    Ok(Record::Host {
+        kernel: rustix::system::uname().release().to_string_lossy().into_owned(),
+        processor: processor.map_or_else(String::new, |(_, name)| name.to_owned()),
+        cpus: std::thread::available_parallelism()?.get(),
+        vmprof: String::from_utf8_lossy(&version.stdout).trim().to_owned(),
+        cmdline: crate::machine::cmdline(),
+    })
+}
+
+fn start(settings: &Settings, devices: &Devices, pair: Pair, vmm: Vmm) -> Outcome<Machine> {
+    let source = devices.0.get(&(vmm, pair.backing)).ok_or("no such device was made")?;
+    let shape = Shape { vmm, iothreads: pair.iothreads, backing: pair.backing, source };
+    let machine = Machine::start(shape, settings)?;
+    let ms = machine.init_after.as_secs_f64() * 1e3;
+    eprintln!("{vmm}, {}, {} IOThreads: /init after {ms:.0} ms", pair.backing, pair.iothreads);
+    tell(&Record::Boot { vmm, pair, ms })?;
+    Ok(machine)
+}
+
+/// What the guest's shell can do: find the disk; run fio, wait until it really runs and until it is told to count, and say
+/// what the disk has done at the beginning and at the end of the seconds that count.
+const WORDS: &str = r#"
+for s in /sys/block/*/serial; do x=; read -r x <$s || :; if [ "$x" = data ]; then dev=${s%/serial}; dev=${dev##*/}; fi; done
+n() { read -r r _ _ _ w _ </sys/block/$dev/stat; n=$((r + w)); }
+go() {
+    n; before=$n
+    fio --name=w --filename=/dev/$dev --ioengine=libaio --rw=$1 --bs=4k --direct=1 --numjobs=$2 --iodepth=$3 --cpus_allowed=0-$(($2 - 1)) --cpus_allowed_policy=split --time_based --runtime=600 --size=$4m --randrepeat=0 --norandommap --group_reporting --output=/dev/null </dev/null &
+    fio=$!
+    until n; [ $n -gt $((before + 100)) ]; do sleep 0.1; done
+    sleep 1
+    echo "steady"; read -r _
+    n; echo "A $n"
+    sleep $5
+    n; echo "B $n"
+    kill -INT $fio; wait $fio; echo "C"
+}
+read -r line </proc/cmdline
+echo "up $line"
+"#;
+
+fn measure(settings: &Settings, devices: &Devices, pair: Pair, order: [Vmm; 2]) -> Outcome<()> {
+    let mut machines = Vec::new();
+    for vmm in order {
+        let mut machine = start(settings, devices, pair, vmm)?;
+        machine.tell(WORDS)?;
+        let given = machine.hear("up ")?;
+        if given != crate::machine::cmdline() {
+            return Err(format!("{vmm} gave its guest another command line: {given}").into());
+        }
+        machines.push(machine);
+    }
+    for round in 0..settings.rounds {
+        for point in &settings.points {
+            for index in [round as usize % 2, (round as usize + 1) % 2] {
+                let Some(machine) = machines.get_mut(index) else { continue };
+                let window = window(machine, settings, pair, point, round)?;
+                eprintln!(
+                    "{}, {}, {} IOThreads, {point}, round {}: {} requests",
+                    window.vmm,
+                    pair.backing,
+                    pair.iothreads,
+                    round + 1,
+                    window.requests
+                );
+                tell(&Record::Window(window))?;
+            }
+        }
+    }
+    for machine in &mut machines {
+        let memory = Memory::of(machine.pid())?;
+        tell(&Record::Memory { vmm: machine.vmm, pair, memory })?;
+    }
+    trace::start()?;
+    for point in &settings.points {
+        for machine in &mut machines {
+            tell(&traced(machine, settings, pair, point)?)?;
+        }
+    }
+    trace::stop()
+}
+
+/// The number of requests that the guest tells with a word.
+fn requests(machine: &mut Machine, word: &str) -> Outcome<u64> {
+    let said = machine.hear(word)?;
+    said.parse().map_err(|_| format!("its guest said `{word}{said}`, which is no number").into())
+}
+
+/// Returns when fio runs in the guest, which waits for a line to begin counting.
+fn begin(machine: &mut Machine, settings: &Settings, point: &Point) -> Outcome<()> {
+    let Point { rw, jobs, depth } = point;
+    machine.tell(&format!("go {rw} {jobs} {depth} {BACKING_MIB} {}", settings.seconds))?;
+    machine.hear("steady").map(drop)
+}
+
+fn window(
+    machine: &mut Machine,
+    settings: &Settings,
+    pair: Pair,
+    point: &Point,
+    round: u32,
+) -> Outcome<Window> {
+    let pid = machine.pid();
+    begin(machine, settings, point)?;
+    // Asking vmprof is work for it: outside of what is counted.
+    let own_before = own(machine.vmm)?;
+    machine.tell("now")?;
+    let before = requests(machine, "A ")?;
+    let first = Snapshot::take(pid)?;
+    let after = requests(machine, "B ")?;
+    let last = Snapshot::take(pid)?;
+    let own_after = own(machine.vmm)?;
+    machine.hear("C")?;
+    let own = own_after.into_iter().map(|(name, now)| {
+        let then = own_before.get(&name).copied().unwrap_or(0);
+        (name, now.saturating_sub(then))
+    });
+    Ok(Window {
+        vmm: machine.vmm,
+        pair,
+        point: point.clone(),
+        round,
+        requests: after.saturating_sub(before),
+        counts: last.since(&first),
+        own: own.collect(),
+    })
+}
+
+fn traced(machine: &mut Machine, settings: &Settings, pair: Pair, point: &Point) -> Outcome<Record> {
+    let mut roles = BTreeMap::new();
+    for task in fs::read_dir(format!("/proc/{}/task", machine.pid()))? {
+        let task = task?;
+        let name = fs::read_to_string(task.path().join("comm")).unwrap_or_default();
+        if let Ok(tid) = task.file_name().to_string_lossy().parse::<u32>() {
+            roles.insert(tid, Role::of(name.trim_end()));
+        }
+    }
+    begin(machine, settings, point)?;
+    machine.tell("now")?;
+    let before = requests(machine, "A ")?;
+    trace::clear()?;
+    let after = requests(machine, "B ")?;
+    let counts = trace::read(&roles)?;
+    machine.hear("C")?;
+    let requests = after.saturating_sub(before);
+    Ok(Record::Trace { vmm: machine.vmm, pair, point: point.clone(), requests, counts })
+}
+
+/// vmprof's own counters of the disk `data` and of its IOThreads.
+fn own(vmm: Vmm) -> Outcome<BTreeMap<String, u64>> {
+    let mut counts = BTreeMap::new();
+    if vmm != Vmm::Vmprof {
+        return Ok(counts);
+    }
+    let mut command = Command::new(place::VMPROF);
+    command.args(["stats", "bench", "--format", "json"]).env("VMPROF_RUNTIME", "/run/vmprof");
+    let output = command.env("VMPROF_STATE", "/vmprof/state").output()?;
+    let stats: Value = serde_json::from_slice(&output.stdout)
+        .map_err(|error| format!("vmprof stats: {error}: {}", String::from_utf8_lossy(&output.stderr)))?;
+    let list = |value: &Value| value.as_array().cloned().unwrap_or_default();
+    let number = |of: &Value, name: &str| of.get(name).and_then(Value::as_u64).unwrap_or(0);
+    for disk in list(&stats["disks"]).iter().filter(|disk| disk["name"] == "data") {
+        for queue in list(&disk["virtqueues"]) {
+            let requests = number(&queue, "reads") + number(&queue, "writes");
+            *counts.entry(format!("iothread{}.requests", queue["iothread"])).or_default() += requests;
+            for name in ["kicks", "interrupts"] {
+                *counts.entry(name.to_owned()).or_default() += number(&queue, name);
+            }
+        }
+    }
+    for iothread in list(&stats["iothreads"]) {
+        for name in ["enters", "wakeups"] {
+            let of = iothread["name"].as_str().unwrap_or_default();
+            counts.insert(format!("{of}.{name}"), number(&iothread, name));
+        }
+    }
+    Ok(counts)
+}
