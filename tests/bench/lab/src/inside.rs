@@ -69,9 +69,10 @@ impl Devices {
                 devices.insert((vmm, Backing::Null), null_block(vmm)?);
             }
         }
+        fs::create_dir_all(place::FILES)?;
+        mount(place::FILES_DISK, place::FILES, "ext4")?;
+        fs::copy(place::ROOT_DISK, place::ROOT)?;
         if settings.backing.contains(&Backing::File) {
-            fs::create_dir_all(place::FILES)?;
-            mount(place::FILES_DISK, place::FILES, "ext4")?;
             for vmm in Vmm::BOTH {
                 devices.insert((vmm, Backing::File), cached_file(vmm)?);
             }
@@ -89,7 +90,7 @@ fn mount(source: &str, at: &str, kind: &str) -> Outcome<()> {
 
 /// A null_blk device that completes in its softirq, a queue for each of two CPUs, and room for all that is in flight.
 fn null_block(vmm: Vmm) -> Outcome<String> {
-    let directory = format!("/sys/kernel/config/nullb/{vmm}");
+    let directory = format!("/sys/kernel/config/nullb/bench-{vmm}");
     fs::create_dir(&directory)?;
     let set = |name: &str, value: &str| {
         fs::write(format!("{directory}/{name}"), value)
@@ -99,12 +100,11 @@ fn null_block(vmm: Vmm) -> Outcome<String> {
     set("submit_queues", "2")?;
     set("hw_queue_depth", "1024")?;
     set("power", "1")?;
+    // Newer kernels name the device as the directory, older ones number it.
     let index = fs::read_to_string(format!("{directory}/index"))?;
-    let node = format!("/dev/nullb{}", index.trim());
-    if !Path::new(&node).exists() {
-        return Err(format!("null_blk made no {node}").into());
-    }
-    Ok(node)
+    let nodes = [format!("/dev/bench-{vmm}"), format!("/dev/nullb{}", index.trim())];
+    let made = nodes.iter().find(|node| Path::new(node).exists());
+    made.cloned().ok_or_else(|| format!("null_blk made neither {}", nodes.join(" nor ")).into())
 }
 
 /// Written, flushed and read again: all of it is in the page cache, and clean.

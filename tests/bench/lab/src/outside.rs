@@ -39,7 +39,7 @@ const FILES_SERIAL: &str = "bench-files";
 const DATA_SERIAL: &str = "data";
 const FILES_DISK_MIB: u64 = 1024;
 /// How long the driver may take to its next word; a stalled emulated host never says one.
-const PATIENCE: Duration = Duration::from_secs(400);
+const PATIENCE: Duration = Duration::from_secs(900);
 
 /// A run, whole: what the JSON file holds.
 #[derive(Debug, Serialize, Deserialize)]
@@ -232,7 +232,7 @@ fn hosts_job(environment: &[(String, String)]) -> Job {
         online_cpus: true,
         root: Root::Initramfs,
         disks: vec![disk(ROOT_SERIAL, None), disk(FILES_SERIAL, None)],
-        links: [(place::ROOT, ROOT_SERIAL), (place::FILES_DISK, FILES_SERIAL)]
+        links: [(place::ROOT_DISK, ROOT_SERIAL), (place::FILES_DISK, FILES_SERIAL)]
             .map(|(path, serial)| DeviceLink { path: path.to_owned(), serial: serial.to_owned() })
             .into(),
         sysctl: Vec::new(),

@@ -158,7 +158,10 @@ pub mod place {
     pub const INITRAMFS: &str = "/vmprof/initramfs";
     /// The same with the job.
     pub const INITRAMFS_WITH_JOB: &str = "/bench/initramfs";
-    pub const ROOT: &str = "/vmprof/root";
+    /// The disk with the root image.
+    pub const ROOT_DISK: &str = "/bench/root-disk";
+    /// A file with the same: QEMU's export takes the image for what it is in a store.
+    pub const ROOT: &str = "/bench/files/root";
     /// The disk with the filesystem for files.
     pub const FILES_DISK: &str = "/bench/files-disk";
     pub const FILES: &str = "/bench/files";
