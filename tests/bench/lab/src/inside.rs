@@ -71,7 +71,7 @@ impl Devices {
         }
         fs::create_dir_all(place::FILES)?;
         mount(place::FILES_DISK, place::FILES, "ext4")?;
-        fs::copy(place::ROOT_DISK, place::ROOT)?;
+        io::copy(&mut File::open(place::ROOT_DISK)?, &mut File::create(place::ROOT)?)?;
         if settings.backing.contains(&Backing::File) {
             for vmm in Vmm::BOTH {
                 devices.insert((vmm, Backing::File), cached_file(vmm)?);
