@@ -76,6 +76,9 @@ const METRICS: [Metric; 11] = [
     Metric { name: "halts", of: |w| kvm(w, "halt_exits") },
 ];
 
+/// What was counted, with how often a request of each machine.
+type Reasons<'a> = BTreeMap<&'a str, BTreeMap<Vmm, f64>>;
+
 /// The windows by what was measured, each machine's in the order of the rounds.
 struct Results<'a> {
     run: &'a Run,
@@ -156,7 +159,7 @@ impl<'a> Results<'a> {
 
     /// Exits and system calls per request, from the traced windows, what is rarer than one in 200 left out.
     fn reasons(&self) -> String {
-        let mut traces: BTreeMap<(Pair, &Point), BTreeMap<&str, BTreeMap<Vmm, f64>>> = BTreeMap::new();
+        let mut traces: BTreeMap<(Pair, &Point), Reasons<'_>> = BTreeMap::new();
         for record in &self.run.records {
             if let Record::Trace { vmm, pair, point, requests, counts } = record {
                 for (what, count) in counts {
