@@ -66,7 +66,7 @@ impl Backing {
 
 impl fmt::Display for Backing {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
+        f.pad(match self {
             Backing::Null => "null",
             Backing::File => "file",
         })
@@ -126,7 +126,7 @@ impl Vmm {
 
 impl fmt::Display for Vmm {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
+        f.pad(match self {
             Vmm::Vmprof => "vmprof",
             Vmm::Qemu => "qemu",
         })
