@@ -54,8 +54,8 @@ impl Host {
     }
 
     pub fn text(&self) -> String {
-        let versions: Vec<String> =
-            self.versions.iter().map(|(name, version)| format!("{name} {version}")).collect();
+        // A program's own line names it.
+        let versions: Vec<&str> = self.versions.values().map(String::as_str).collect();
         format!(
             "{} x {}{}, governor {}; {}; {} MiB; load before: {}\n{} on {} ({}), io scheduler {}\n{}\n",
             self.cpus,

@@ -48,6 +48,16 @@ impl Verdict {
         self.ratio.marked || between(self.least) || between(self.most)
     }
 
+    /// `1.31 (>= 1.25) holds`.
+    fn cell(&self) -> String {
+        let asked = match (self.least, self.most) {
+            (Some(least), _) => format!(">= {least}"),
+            (None, Some(most)) => format!("<= {most}"),
+            (None, None) => String::new(),
+        };
+        format!("{:.2} ({asked}) {}", self.ratio.middle.median, self.word())
+    }
+
     fn word(&self) -> &'static str {
         match (self.holds(), self.is_doubtful()) {
             (true, false) => "holds",
@@ -130,24 +140,27 @@ pub fn summaries(all: &[Summary], points: &[Point]) -> String {
     text
 }
 
+/// A line for each of our subjects at each point, a column for each kind of target.
 pub fn verdicts(all: &[Verdict]) -> String {
-    let mut rows = vec![cells(["target", "ours", "against", "found", "middle half", "asked", ""])];
+    let mut kinds: Vec<&str> = Vec::new();
+    let mut lines: Vec<(Point, &str)> = Vec::new();
     for verdict in all {
-        let Middle { median, low, high } = verdict.ratio.middle;
-        let asked = match (verdict.least, verdict.most) {
-            (Some(least), _) => format!(">= {least}"),
-            (None, Some(most)) => format!("<= {most}"),
-            (None, None) => String::new(),
+        if !kinds.contains(&verdict.what) {
+            kinds.push(verdict.what);
+        }
+        let line = (verdict.point, verdict.ours.as_str());
+        if !lines.contains(&line) {
+            lines.push(line);
+        }
+    }
+    let heading = ["targets", ""].into_iter().chain(kinds.iter().copied()).map(str::to_owned).collect();
+    let mut rows: Vec<Vec<String>> = vec![heading];
+    for (point, ours) in lines {
+        let cell = |kind: &&str| {
+            let found = all.iter().find(|one| one.point == point && one.ours == ours && one.what == *kind);
+            found.map_or_else(String::new, Verdict::cell)
         };
-        rows.push(vec![
-            format!("{}: {}", verdict.point, verdict.what),
-            verdict.ours.clone(),
-            verdict.against.clone(),
-            format!("{median:.2}"),
-            format!("{low:.2}..{high:.2}"),
-            asked,
-            verdict.word().to_owned(),
-        ]);
+        rows.push([point.to_string(), ours.to_owned()].into_iter().chain(kinds.iter().map(cell)).collect());
     }
     table(&rows)
 }
@@ -189,6 +202,14 @@ mod tests {
         assert_eq!(verdict(1.2, 1.1, 1.3, false).word(), "missed?");
         let most = Verdict { least: None, most: Some(0.8), ..verdict(0.7, 0.6, 0.75, false) };
         assert_eq!(most.word(), "holds");
+    }
+
+    #[test]
+    fn targets_of_one_subject_at_one_point_stand_in_one_line() {
+        let cpu = Verdict { what: "CPU", least: None, most: Some(2.0), ..verdict(1.3, 1.2, 1.4, false) };
+        let text = verdicts(&[verdict(1.3, 1.26, 1.4, false), cpu]);
+        assert_eq!(text.lines().count(), 2, "{text}");
+        assert!(text.contains("1.30 (>= 1.25) holds  1.30 (<= 2) holds"), "{text}");
     }
 
     #[test]

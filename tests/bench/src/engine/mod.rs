@@ -218,9 +218,9 @@ pub fn verdicts(all: &[Measurement], points: &[Point]) -> Vec<Verdict> {
                 }));
             };
             if point.depth >= 32 {
-                add(Subject::Bare, "IOPS", |one| one.iops, Some(0.95), None);
+                add(Subject::Bare, "IOPS / bare", |one| one.iops, Some(0.95), None);
             }
-            add(Subject::Epoll, "CPU per request", |one| one.cpu_us, None, Some(0.8));
+            add(Subject::Epoll, "CPU / epoll", |one| one.cpu_us, None, Some(0.8));
         }
     }
     verdicts

@@ -163,7 +163,9 @@ impl<'run> Bench<'run> {
         if *subject == Subject::Fio {
             // fio has no queues: it is measured where there is one.
             return match point.queues {
-                1 => fio::measure(self.tools, settings, &self.disk, point, round, seed),
+                1 => self
+                    .pin_client()
+                    .and_then(|()| fio::measure(self.tools, settings, &self.disk, point, round, seed)),
                 _ => Ok(None),
             };
         }
