@@ -260,9 +260,7 @@ impl<'ram> Client<'ram> {
     fn sleep(&self) -> Result<(), Error> {
         let mut space = [const { MaybeUninit::uninit() }; 4];
         match epoll::wait(&self.interrupts, &mut space, Some(&LOST)) {
-            Ok((found, _)) if found.is_empty() => {
-                Err(Error::Asked(format!("no request completed for {} s", LOST.tv_sec)))
-            }
+            Ok(([], _)) => Err(Error::Asked(format!("no request completed for {} s", LOST.tv_sec))),
             Ok(_) | Err(rustix::io::Errno::INTR) => Ok(()),
             Err(errno) => Err(errno).doing(|| "the client could not wait for an interrupt".to_owned()),
         }

@@ -54,7 +54,7 @@ impl Disk {
             }
         }
         if bytes != 2 * area_bytes || !is_whole(&file, area_bytes) {
-            eprintln!("writing {} MiB to {}", 2 * area_bytes >> 20, path.display());
+            eprintln!("writing {} MiB to {}", (2 * area_bytes) >> 20, path.display());
             write(&mut file, 2 * area_bytes).doing(|| doing("written"))?;
         }
         file.sync_all().doing(|| doing("made durable"))?;

@@ -162,7 +162,7 @@ pub struct Summary {
 }
 
 /// The rounds to be believed: the good ones if there are enough, or all.
-pub fn chosen<'all, T>(all: &'all [T], spoilt: impl Fn(&T) -> bool) -> (Vec<&'all T>, bool) {
+pub fn chosen<T>(all: &[T], spoilt: impl Fn(&T) -> bool) -> (Vec<&T>, bool) {
     let good: Vec<&T> = all.iter().filter(|one| !spoilt(one)).collect();
     let enough = good.len() >= ENOUGH.min(all.len());
     if enough { (good, false) } else { (all.iter().collect(), true) }

@@ -137,7 +137,7 @@ mod tests {
         let mut seen = [false; 16];
         for _ in 0..1000 {
             let place = places.next();
-            assert!(place % 4096 == 0 && place < 64 << 10, "{place}");
+            assert!(place.is_multiple_of(4096) && place < 64 << 10, "{place}");
             seen[(place / 4096) as usize] = true;
         }
         assert_eq!(seen, [true; 16]);

@@ -56,7 +56,7 @@ mod tests {
         let points: Vec<Point> =
             [1, 32, 128].map(|depth| Point { workload: Workload::RandRead, queues: 1, depth }).to_vec();
         let mut seen = Vec::new();
-        let measure = |turn: &Turn<'_, &str>| {
+        let measure = |turn: &Turn<'_, &'static str>| {
             seen.push((turn.round, turn.point.depth, *turn.subject, turn.seed));
             Ok(None)
         };
