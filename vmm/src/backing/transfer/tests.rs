@@ -26,6 +26,8 @@ fn backing(size_bytes: u64, alignment: Alignment) -> Backing {
         queue_size: 64,
         logical_block_bytes: None,
         physical_block_bytes: None,
+        discard: false,
+        on_error: Default::default(),
         virtqueues: vec![0],
     };
     Backing::new(&disk, file, size_bytes, alignment).unwrap()

@@ -34,6 +34,8 @@ fn disk_config(path: &Path, cache: CacheMode, virtqueues: &[u32]) -> config::Dis
         queue_size: 64,
         logical_block_bytes: None,
         physical_block_bytes: None,
+        discard: false,
+        on_error: Default::default(),
         virtqueues: virtqueues.to_vec(),
     }
 }
