@@ -20,6 +20,13 @@ pub enum News {
     },
     /// A clean stop has begun.
     Stopping,
+    /// The guest stands still: because of a request that failed, or because somebody asked for it.
+    Paused {
+        failure: Option<String>,
+    },
+    Resumed,
+    /// A clean stop was asked of a guest that stands still.
+    CannotStopPaused,
 }
 
 /// Of which run the news are.
@@ -58,6 +65,14 @@ impl Teller {
                 seconds(self.stop_within)
             )),
             News::Stopping => None,
+            News::Paused { failure: Some(failure) } => {
+                Some(format!("{name} is paused: {failure}; `vmprof resume {name}` tries it again"))
+            }
+            News::Paused { failure: None } => Some(format!("{name} is paused, until `vmprof resume {name}`")),
+            News::Resumed => Some(format!("{name} goes on")),
+            News::CannotStopPaused => Some(format!(
+                "{name} is paused and cannot end cleanly: `vmprof resume {name}` lets it, Ctrl-C again ends it at once"
+            )),
         }
     }
 
@@ -68,6 +83,7 @@ impl Teller {
             (News::Ready { .. }, Ran::Serving) => Some(State::Serving),
             (News::Ready { .. }, _) => Some(State::Running),
             (News::Stopping, _) => Some(State::Stopping),
+            (News::Paused { .. } | News::Resumed | News::CannotStopPaused, _) => None,
         }
     }
 }
@@ -145,6 +161,18 @@ mod tests {
     fn the_time_to_stop_is_said_where_there_is_something_to_stop() {
         assert!(teller(Ran::Serving, true).line(&News::Stopping).unwrap().contains("30.0 s"));
         assert_eq!(teller(Ran::Recipe, false).line(&News::Stopping), None);
+    }
+
+    #[test]
+    fn a_pause_says_why_and_what_ends_it() {
+        let line = |news| teller(Ran::Serving, true).line(&news).unwrap();
+        let failure = "disk `data`, virtqueue 0, head 3: write of sector 8 failed: no space".to_owned();
+        let paused = line(News::Paused { failure: Some(failure.clone()) });
+        assert!(paused.contains(&failure) && paused.contains("`vmprof resume db`"), "{paused}");
+        for news in [News::Paused { failure: None }, News::CannotStopPaused] {
+            assert!(line(news).contains("`vmprof resume db`"));
+        }
+        assert_eq!(line(News::Resumed), "db goes on");
     }
 
     #[test]

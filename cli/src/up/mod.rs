@@ -180,6 +180,13 @@ impl Upping {
             if let (Some(keeper), Some(state)) = (&mut keeper, teller.state(&news)) {
                 keeper.is_at(state);
             }
+            match (&mut keeper, &news) {
+                (Some(keeper), News::Paused { failure }) => {
+                    keeper.is_paused(Some(failure.clone().unwrap_or_default()));
+                }
+                (Some(keeper), News::Resumed) => keeper.is_paused(None),
+                _ => {}
+            }
             if let Some(line) = teller.line(&news) {
                 report.notice(format_args!("{line}{end}"));
             }

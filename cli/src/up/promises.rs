@@ -2,7 +2,7 @@
 //! anything is built or booted; `plan` shows it, since a plan may be made for another program.
 
 use miette::Diagnostic;
-use vmprof_profiles::{Aio, DiskPlan, ErrorPolicy, Plan, Profile};
+use vmprof_profiles::{Aio, DiskPlan, Plan, Profile};
 use vmprof_vmm::config::{FEWEST_QUEUE_ENTRIES, LARGEST_LOGICAL_BLOCK_BYTES, LARGEST_PHYSICAL_BLOCK_BYTES};
 
 use crate::failure::{Failure, Kind};
@@ -38,9 +38,6 @@ pub fn of_profile(profile: &Profile) -> Result<(), Failure> {
         name: &disk.name.value,
         aio: disk.aio,
         aio_fallback: disk.aio_fallback,
-        discard: disk.discard,
-        rerror: disk.rerror,
-        werror: disk.werror,
         logical_block_bytes: disk.logical_block_bytes,
         physical_block_bytes: disk.physical_block_bytes,
         queue_size: disk.queue_size,
@@ -54,9 +51,6 @@ pub fn of_plan(plan: &Plan) -> Result<(), Failure> {
         name: &disk.name,
         aio: disk.aio,
         aio_fallback: disk.aio_fallback,
-        discard: disk.discard,
-        rerror: disk.rerror,
-        werror: disk.werror,
         logical_block_bytes: disk.logical_block_bytes,
         physical_block_bytes: disk.physical_block_bytes,
         queue_size: disk.queue_size,
@@ -103,9 +97,6 @@ struct Wish<'a> {
     name: &'a str,
     aio: Aio,
     aio_fallback: Option<Aio>,
-    discard: bool,
-    rerror: ErrorPolicy,
-    werror: ErrorPolicy,
     logical_block_bytes: Option<u32>,
     physical_block_bytes: Option<u32>,
     queue_size: u16,
@@ -125,22 +116,6 @@ impl Wish<'_> {
                 format!("`aio={}`, and io_uring is the engine that there is", engine_word(self.aio)),
                 "write `aio=io_uring`, which works with every cache mode, or `fallback=io_uring` beside it",
             );
-        }
-        if self.discard {
-            promise(
-                "`discard=unmap`, and the guest is offered no discard".to_owned(),
-                "write `discard=ignore`, or leave it out: what the guest frees stays allocated",
-            );
-        }
-        for (word, policy, what) in
-            [("rerror", self.rerror, "read"), ("werror", self.werror, "write and flush")]
-        {
-            if policy != ErrorPolicy::Report {
-                promise(
-                    format!("`{word}={}`, and the guest is told of every failed {what}", policy.word()),
-                    &format!("write `{word}=report`, or leave it out"),
-                );
-            }
         }
         let (most_logical, most_physical) = (LARGEST_LOGICAL_BLOCK_BYTES, LARGEST_PHYSICAL_BLOCK_BYTES);
         if let Some(bytes) = self.logical_block_bytes.filter(|bytes| *bytes > most_logical) {
@@ -169,7 +144,7 @@ impl Wish<'_> {
 
 #[cfg(test)]
 mod tests {
-    use vmprof_profiles::{Net, NetBackend, Written, read_profile};
+    use vmprof_profiles::{ErrorPolicy, Net, NetBackend, Written, read_profile};
 
     use super::*;
 
@@ -196,14 +171,14 @@ mod tests {
         let disk = &mut profile.disks[0];
         (disk.logical_block_bytes, disk.physical_block_bytes) = (Some(4096), Some(16384));
         (disk.aio, disk.aio_fallback) = (Aio::Native, Some(Aio::IoUring));
+        disk.discard = true;
+        (disk.rerror, disk.werror) = (ErrorPolicy::Stop, ErrorPolicy::Enospc);
         assert_eq!(told(&profile), [""; 0]);
     }
 
     #[test]
     fn everything_is_refused_at_once_each_with_its_disk() {
         let mut profile = profile();
-        profile.disks[0].discard = true;
-        (profile.disks[0].rerror, profile.disks[0].werror) = (ErrorPolicy::Stop, ErrorPolicy::Enospc);
         let data = profile.disks[0].name.clone();
         (profile.disks[1].aio, profile.disks[1].aio_fallback) = (Aio::Native, Some(Aio::Threads));
         (profile.disks[1].logical_block_bytes, profile.disks[1].physical_block_bytes) =
@@ -221,11 +196,8 @@ mod tests {
             mac: None,
         });
         let told = told(&profile);
-        assert_eq!(told[0], "this version of `up` cannot do 8 things that the profile asks for");
+        assert_eq!(told[0], "this version of `up` cannot do 5 things that the profile asks for");
         let expected = [
-            ("`data`", "`discard=unmap`"),
-            ("`data`", "`rerror=stop`"),
-            ("`data`", "`werror=enospc`"),
             ("`log`", "`aio=native`"),
             ("`log`", "logical blocks of 65536"),
             ("`log`", "physical blocks of 4194304"),
