@@ -13,8 +13,11 @@ use crate::config::{CacheMode, Engine};
 use crate::iothread::IoThread;
 use crate::virtio::mock::{self, Driver, readable, writable};
 
+mod erasing;
 mod faults;
 mod layouts;
+mod policies;
+mod seen;
 
 const MIB: usize = 1 << 20;
 
@@ -80,7 +83,8 @@ impl BlkDriver {
         let mut buffers = vec![readable(header, 16)];
         if len > 0 {
             let address = self.data + data;
-            buffers.push(if kind == 1 { readable(address, len) } else { writable(address, len) });
+            let given = matches!(kind, 1 | 11 | 13);
+            buffers.push(if given { readable(address, len) } else { writable(address, len) });
         }
         buffers.push(writable(header + 16, 1));
         self.queue.add(&buffers).unwrap()
