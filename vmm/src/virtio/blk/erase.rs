@@ -146,7 +146,11 @@ mod tests {
 
     const CAPACITY: u64 = 1 << 40;
 
-    fn list(ranges: &[(u64, u32, u32)]) -> Vec<u8> {
+    /// Sector, sectors, flags.
+    type Ranges<'a> = &'a [(u64, u32, u32)];
+    type Pieces<'a> = &'a [(u64, u64, How)];
+
+    fn list(ranges: Ranges<'_>) -> Vec<u8> {
         let bytes = |(sector, sectors, flags): &(u64, u32, u32)| {
             let sector = sector.to_le_bytes();
             [&sector[..], &sectors.to_le_bytes(), &flags.to_le_bytes()].concat()
@@ -154,7 +158,7 @@ mod tests {
         ranges.iter().flat_map(bytes).collect()
     }
 
-    fn pieces(ranges: &[(u64, u32, u32)], zero: bool, block: u64) -> Result<Vec<(u64, u64, How)>, Status> {
+    fn pieces(ranges: Ranges<'_>, zero: bool, block: u64) -> Result<Vec<(u64, u64, How)>, Status> {
         let mut erasure = Erasure::default();
         erasure.fill(&list(ranges), zero, CAPACITY, &Erase::new(block, block))?;
         let mut found = Vec::new();
@@ -167,7 +171,7 @@ mod tests {
 
     #[test]
     fn whole_blocks_are_given_back_and_edges_are_written_only_when_they_must_be_zero() {
-        let cases: [(&[(u64, u32, u32)], bool, u64, &[(u64, u64, How)]); 9] = [
+        let cases: [(Ranges<'_>, bool, u64, Pieces<'_>); 9] = [
             (&[(8, 8, 0)], false, 512, &[(4096, 4096, How::Punch)]),
             (&[(8, 8, 0)], true, 512, &[(4096, 4096, How::Zero)]),
             (&[(8, 8, 1)], true, 512, &[(4096, 4096, How::Punch)]),
@@ -190,7 +194,7 @@ mod tests {
 
     #[test]
     fn what_cannot_be_is_refused_before_anything_is_touched() {
-        let cases: [(&[(u64, u32, u32)], bool, Status); 9] = [
+        let cases: [(Ranges<'_>, bool, Status); 9] = [
             (&[(0, 8, 1)], false, Status::Unsupported),
             (&[(0, 8, 2)], true, Status::Unsupported),
             (&[(u64::MAX, 8, 0), (0, 8, 1 << 31)], true, Status::Unsupported),

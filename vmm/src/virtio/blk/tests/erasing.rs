@@ -12,14 +12,17 @@ const SECURE_ERASE_KIND: u32 = 14;
 const IO_ERROR: u8 = 1;
 const UNSUPPORTED: u8 = 2;
 
-fn list(ranges: &[(u64, u32, u32)]) -> Vec<u8> {
+/// Sector, sectors, flags.
+type Ranges<'a> = &'a [(u64, u32, u32)];
+
+fn list(ranges: Ranges<'_>) -> Vec<u8> {
     let bytes = |(sector, sectors, flags): &(u64, u32, u32)| {
         [&sector.to_le_bytes()[..], &sectors.to_le_bytes(), &flags.to_le_bytes()].concat()
     };
     ranges.iter().flat_map(bytes).collect()
 }
 
-fn erase(driver: &mut BlkDriver, kind: u32, ranges: &[(u64, u32, u32)]) -> u8 {
+fn erase(driver: &mut BlkDriver, kind: u32, ranges: Ranges<'_>) -> u8 {
     let list = list(ranges);
     driver.put(0, &list);
     driver.run(kind, 0, 0, list.len() as u32).0
@@ -119,7 +122,7 @@ fn edges_finer_than_a_block_are_zeroed_by_writing_and_left_alone_by_discards() {
     let backing = Backing::new(&config, opened(&path), MIB as u64, blocks).unwrap();
     let (_blk, mut driver) = active(&config, erased_by(backing, 4096, 4096));
     assert_eq!(erase(&mut driver, DISCARD_KIND, &[(1, 20, 0)]), 0);
-    let mut expected = vec![4096..8192];
+    let mut expected: Vec<_> = std::iter::once(4096..8192).collect();
     assert!(std::fs::read(&path).unwrap() == zeroed(&expected));
     for (sector, sectors, unmap) in [(65, 30, 1), (129, 30, 0), (193, 3, 1), (257, 600, 0)] {
         assert_eq!(erase(&mut driver, WRITE_ZEROES_KIND, &[(sector, sectors, unmap)]), 0);
@@ -135,7 +138,7 @@ fn lists_that_cannot_be_are_refused_and_change_nothing() {
     let path = full_of_pattern(&directory, "disk");
     let config = config::Disk { discard: true, ..disk_config(&path, CacheMode::Writeback, &[0]) };
     let (_blk, mut driver) = active(&config, Backing::open(&config).unwrap());
-    let cases: [(&str, u32, &[(u64, u32, u32)], u8); 9] = [
+    let cases: [(&str, u32, Ranges<'_>, u8); 9] = [
         ("a discard that unmaps", DISCARD_KIND, &[(0, 8, 1)], UNSUPPORTED),
         ("an unknown flag behind a good range", WRITE_ZEROES_KIND, &[(0, 8, 1), (8, 8, 6)], UNSUPPORTED),
         ("across the end", DISCARD_KIND, &[(2047, 2, 0)], IO_ERROR),
