@@ -5,12 +5,14 @@ use std::path::Path;
 use miette::{Diagnostic, Severity, SourceCode};
 use serde::Serialize;
 use vmprof_guests::{Lock, Recipe};
-use vmprof_profiles::Problems;
+use vmprof_profiles::{Problem, Problems};
 
 use crate::args::{CheckArguments, Format};
 use crate::failure::{Failure, Kind};
 use crate::profile;
 use crate::report::Report;
+
+const NO_GUEST: &str = "vmprof::profile::no_guest";
 
 /// What `--format json` prints.
 #[derive(Serialize)]
@@ -113,8 +115,19 @@ fn read(path: &Path) -> (bool, Option<Box<dyn Diagnostic + Send + Sync>>) {
         _ => {}
     }
     match profile::read(path) {
-        Ok((_, profile)) => {
-            let remarks = profile.remarks();
+        Ok((path, profile)) => {
+            let mut remarks = profile.remarks();
+            // A profile without its guest can be planned, and no more.
+            match profile::recipe(&path, &profile) {
+                Ok(_) => {}
+                Err(Failure { problem, .. })
+                    if problem.code().is_some_and(|code| code.to_string() == NO_GUEST) =>
+                {
+                    let help = problem.help().map(|help| help.to_string()).unwrap_or_default();
+                    remarks.push(Problem::warning(NO_GUEST, problem.to_string()).help(help));
+                }
+                Err(failure) => return (false, Some(failure.problem)),
+            }
             let told = !remarks.is_empty();
             let warnings = Problems::new("vmprof::profile", profile.source().clone(), remarks);
             (true, told.then(|| Box::new(warnings) as Box<_>))
@@ -124,8 +137,15 @@ fn read(path: &Path) -> (bool, Option<Box<dyn Diagnostic + Send + Sync>>) {
 }
 
 fn read_guest(path: &Path) -> (bool, Option<Box<dyn Diagnostic + Send + Sync>>) {
-    match Recipe::read(path) {
-        Ok(Recipe { warnings, .. }) => (true, (!warnings.is_empty()).then(|| Box::new(warnings) as Box<_>)),
+    let read = Recipe::read_with_files(path).and_then(|recipe| {
+        // Without a lock one will be made; one for other packages is in the way of every build.
+        if recipe.distribution.is_some() && recipe.lock_path.exists() {
+            Lock::read(&recipe.lock_path)?.check(&recipe)?;
+        }
+        Ok(recipe.warnings)
+    });
+    match read {
+        Ok(warnings) => (true, (!warnings.is_empty()).then(|| Box::new(warnings) as Box<_>)),
         Err(error) => (false, Some(Failure::from(error).problem)),
     }
 }

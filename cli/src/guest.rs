@@ -6,7 +6,7 @@ use serde::Serialize;
 use vmprof_guests::{Builder, Recipe, Store};
 
 use crate::args::{BuildArguments, Format, LockArguments, Sources};
-use crate::export;
+use crate::export::Target;
 use crate::failure::{Failure, Kind};
 use crate::places::Places;
 use crate::profile;
@@ -153,16 +153,28 @@ struct Built<'a> {
 
 /// The recipe that `file` is, or whose profile it is.
 pub fn recipe_of(file: &Path) -> Result<Recipe, Failure> {
-    match profile::is_guest(file)? {
-        true => Ok(Recipe::read(file)?),
-        false => {
+    match first_node(file)?.as_deref() {
+        Some("guest") => Ok(Recipe::read_with_files(file)?),
+        Some("lock") => {
+            let message = format!("{} is a lock, and a guest is built from its recipe", file.display());
+            let name = file.to_string_lossy();
+            let recipe = name.strip_suffix(".lock.kdl").map(|stem| format!("{stem}.kdl"));
+            let help = match recipe.filter(|recipe| Path::new(recipe).is_file()) {
+                Some(recipe) => format!("name the recipe: {recipe}"),
+                None => "name the recipe that it was made for: that lies beside it".to_owned(),
+            };
+            Err(Failure::said(Kind::Invalid, "vmprof::build::a_lock", message, help))
+        }
+        _ => {
             let (path, profile) = profile::read(file)?;
-            profile::recipe(&path, &profile)
+            let recipe = profile::recipe(&path, &profile)?;
+            Ok(Recipe::read_with_files(&recipe.path)?)
         }
     }
 }
 
 pub fn build(arguments: &BuildArguments, report: Report) -> Result<(), Failure> {
+    let target = arguments.export.as_deref().map(|file| Target::new(file, arguments.force)).transpose()?;
     let recipe = recipe_of(&arguments.file)?;
     let (store, stages) = (open_store()?, Stages::new(report));
     let _interruptible = stages.interruptible()?;
@@ -172,8 +184,8 @@ pub fn build(arguments: &BuildArguments, report: Report) -> Result<(), Failure> 
         builder.check(&recipe)?;
         report.notice(format_args!("{}: built again, the same bytes", recipe.name));
     }
-    if let Some(file) = &arguments.export {
-        export::root_disk(&store, &image, file, arguments.force)?;
+    if let Some(target) = target {
+        target.write(&image, &stages)?;
     }
     let root = image.root.as_ref();
     match (arguments.format, &arguments.export) {

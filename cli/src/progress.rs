@@ -1,12 +1,13 @@
 //! Progress of locking, fetching and building: a bar for each stage that runs where somebody watches, a line a stage
 //! elsewhere.
 
-use std::sync::Arc;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
 use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
-use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGXFSZ};
 use signal_hook::iterator::{Handle, Signals};
 use vmprof_guests::{Progress, Stage, Total};
 
@@ -19,6 +20,54 @@ pub struct Stages {
     bars: MultiProgress,
     /// How many bars are drawn, one a line.
     drawn: Arc<AtomicUsize>,
+    unfinished: Shared,
+}
+
+/// Work of which nothing is kept when it is interrupted.
+#[derive(Debug)]
+pub struct Unfinished {
+    /// What the interruption says.
+    pub told: String,
+    /// A file that must not stay.
+    pub remove: Option<PathBuf>,
+}
+
+/// The thread that works and the one that waits for signals meet here.
+type Shared = Arc<Mutex<Option<Unfinished>>>;
+
+/// While it lives, an interruption knows of the work.
+#[derive(Debug)]
+pub struct Working(Shared);
+
+impl Working {
+    /// Says it before the file is made: what is not there is not missed.
+    pub fn removes(&self, path: &Path) {
+        if let Some(unfinished) = &mut *held(&self.0) {
+            unfinished.remove = Some(path.to_owned());
+        }
+    }
+}
+
+impl Drop for Working {
+    fn drop(&mut self) {
+        *held(&self.0) = None;
+    }
+}
+
+fn held(shared: &Shared) -> MutexGuard<'_, Option<Unfinished>> {
+    shared.lock().unwrap_or_else(|broken| broken.into_inner())
+}
+
+/// What becomes of the work, once a signal has come. Nothing goes on with it after that.
+fn given_up(shared: &Shared) -> String {
+    match held(shared).take() {
+        None => "interrupted: what is finished is kept, the next build goes on from there".to_owned(),
+        Some(Unfinished { told, remove }) => {
+            // Not there before it was begun, and after it got its name.
+            remove.map(std::fs::remove_file);
+            told
+        }
+    }
 }
 
 #[derive(Debug)]
@@ -41,16 +90,26 @@ impl Stages {
             true => ProgressDrawTarget::stderr(),
             false => ProgressDrawTarget::hidden(),
         };
-        Stages { report, bars: MultiProgress::with_draw_target(target), drawn: Arc::default() }
+        let bars = MultiProgress::with_draw_target(target);
+        Stages { report, bars, drawn: Arc::default(), unfinished: Arc::default() }
+    }
+
+    /// What an interruption says and removes, until the returned value is dropped.
+    pub fn unfinished(&self, work: Unfinished) -> Working {
+        *held(&self.unfinished) = Some(work);
+        Working(self.unfinished.clone())
     }
 
     /// Until the returned value is dropped, a signal that ends vmprof takes the bars off the terminal first and says what
     /// becomes of the work.
     pub fn interruptible(&self) -> Result<Interruptible, Failure> {
         let failed = |error| Failure::os("signals cannot be watched", error);
+        // Heard at all, it does not kill: past a limit on a file's size writing fails as on a full disk, and is told like it.
+        signal_hook::flag::register(SIGXFSZ, Arc::default()).map_err(failed)?;
         let mut signals = Signals::new([SIGINT, SIGTERM, SIGHUP]).map_err(failed)?;
         let handle = signals.handle();
         let (report, bars, drawn) = (self.report, self.bars.clone(), self.drawn.clone());
+        let unfinished = self.unfinished.clone();
         std::thread::spawn(move || {
             if let Some(signal) = signals.forever().next() {
                 // A bar that is drawn once more would stay.
@@ -58,7 +117,7 @@ impl Stages {
                 if report.is_terminal() {
                     report.text(&erasing(drawn.load(Ordering::Relaxed), signal));
                 }
-                report.notice("interrupted: what is finished is kept, the next build goes on from there");
+                report.notice(given_up(&unfinished));
                 // Ends this process as the signal itself would have, so that a shell or make sees an interruption.
                 let _ = signal_hook::low_level::emulate_default_handler(signal);
                 std::process::exit(128 + signal);
@@ -143,6 +202,21 @@ impl Drop for Running {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_interruption_removes_what_is_half_done_and_says_so() {
+        let keep = tempfile::tempdir().unwrap();
+        let half = keep.path().join(".vmprof-1");
+        let stages = Stages::new(Report::new());
+        let working = stages.unfinished(Unfinished { told: "not written".to_owned(), remove: None });
+        working.removes(&half);
+        std::fs::write(&half, "half").unwrap();
+        assert_eq!(given_up(&stages.unfinished), "not written");
+        assert!(!half.exists());
+        drop(working);
+        drop(stages.unfinished(Unfinished { told: "not written".to_owned(), remove: None }));
+        assert!(given_up(&stages.unfinished).contains("what is finished is kept"), "nothing is half done");
+    }
 
     #[test]
     fn an_interruption_leaves_no_bar_on_the_terminal() {

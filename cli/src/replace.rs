@@ -28,7 +28,7 @@ pub fn replace(path: &Path, bytes: &[u8]) -> io::Result<()> {
 }
 
 /// Gives a temporary file, which is its owner's alone, the permissions that any new file has.
-pub fn as_new(file: &File) -> io::Result<()> {
+fn as_new(file: &File) -> io::Result<()> {
     let umask = rustix::process::umask(rustix::fs::Mode::empty());
     rustix::process::umask(umask);
     Ok(rustix::fs::fchmod(file, rustix::fs::Mode::from_raw_mode(0o666) & !umask)?)

@@ -201,7 +201,36 @@ struct LeftAnswer<'a> {
     because: &'a str,
 }
 
+/// What nothing but a build makes; packages alone are what a failed one fetched.
+const BUILT: [&str; 4] = ["kernel", "initramfs", "root image", "toolset"];
+
+/// Who keeps what is written down since some version; a store that is older says of nothing that it is kept.
+fn refuse_to_empty(store: &Store) -> Result<(), Failure> {
+    if store.roots()?.iter().any(|found| !matches!(found.root.kept_by, Keeper::Vm(_))) {
+        return Ok(());
+    }
+    let listing = store.list()?;
+    let built = listing.entries.iter().filter(|listed| BUILT.contains(&listed.kind.as_str())).count();
+    if built == 0 {
+        return Ok(());
+    }
+    let message = format!(
+        "nobody is known to keep anything in {}: gc would remove all {}, {} of them built",
+        store.root().display(),
+        count(listing.entries.len(), "entry", "entries"),
+        built,
+    );
+    let help = "the store is older than this vmprof, which writes down who keeps what: `vmprof build` first what you want to keep, which takes no time. `vmprof store gc --all` removes everything";
+    Err(Failure::said(Kind::Failure, "vmprof::store::no_keepers", message, help))
+}
+
 fn gc(store: &Store, sweep: Sweep, format: Format, report: Report) -> Result<(), Failure> {
+    if !sweep.all {
+        match (refuse_to_empty(store), sweep.dry_run) {
+            (Err(failure), true) => report.notice(&failure.problem),
+            (other, _) => other?,
+        }
+    }
     let collected = store.gc(sweep, &waiting(report))?;
     for (name, because) in &collected.left {
         report.notice(format_args!("{name} stays, although nobody keeps it: {because}"));

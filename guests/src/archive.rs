@@ -16,6 +16,8 @@ use pax::Records;
 
 /// What extended headers and long names may take; xattrs of one file have 64 KiB each.
 const MOST_EXTENSION_BYTES: u64 = 1 << 20;
+/// What headers that hold for all members may take together: each of them looks there, and a few words are usual.
+const MOST_GLOBAL_BYTES: usize = 64 << 10;
 
 /// A member as it stands in the archive; contents are still the archive's bytes.
 #[derive(Debug, Clone)]
@@ -188,6 +190,9 @@ impl<'a> Reader<'a> {
                 b'g' => {
                     let records = Records::parse(self.extension(&header)?)?;
                     self.global.extend(records);
+                    if self.global.bytes() > MOST_GLOBAL_BYTES {
+                        return Err(format!("its global headers have more than {MOST_GLOBAL_BYTES} bytes"));
+                    }
                 }
                 _ => {
                     let records = self.global.with(local.unwrap_or_default());

@@ -3,6 +3,7 @@
 
 mod boot;
 mod check;
+mod difference;
 mod disk;
 mod locking;
 mod packages;
@@ -19,7 +20,7 @@ use crate::apt::Prepare;
 use crate::digest::Inputs;
 use crate::error::{GuestError, Result};
 use crate::fetch;
-use crate::lock::{Lock, LockedPackage};
+use crate::lock::{Lock, LockError, LockedPackage};
 use crate::progress::{Progress, Stage, Total};
 use crate::recipe::{Conduct, Image, Recipe};
 use crate::store::{Entry, Record, Root as StoreRoot, Store, Using};
@@ -140,7 +141,9 @@ impl<'a> Builder<'a> {
         let recalling = Builder { recalling: true, frozen: true, ..*self };
         match recalling.locked(recipe).and_then(|lock| recalling.realise(recipe, &lock)) {
             Ok((image, _)) => Ok(Some(image)),
-            Err(GuestError::NotBuilt | GuestError::NoLock { .. } | GuestError::StaleLock { .. }) => Ok(None),
+            Err(
+                GuestError::NotBuilt | GuestError::Lock(LockError::Missing { .. } | LockError::Stale { .. }),
+            ) => Ok(None),
             Err(error) => Err(error),
         }
     }

@@ -1,8 +1,8 @@
 //! Newc cpio archives, the form of an initramfs: written sorted, with times 0 and inodes counted from 1, and read back to
 //! compare two of them. The kernel reads several archives one after another, so one can be appended in memory.
 
-use crate::error::{GuestError, Result};
-use crate::tree::{Kind, Node, Origin, Tree};
+use crate::error::Result;
+use crate::tree::{Kind, Node, Origin, Tree, TreeError};
 
 const MAGIC: &[u8] = b"070701";
 const TRAILER: &str = "TRAILER!!!";
@@ -49,7 +49,7 @@ fn write_member(out: &mut Vec<u8>, inode: u32, path: &str, node: &Node) -> Resul
         Kind::BlockDevice { major, minor } => (S_IFBLK, &[], (*major, *minor)),
         Kind::Fifo => (S_IFIFO, &[], (0, 0)),
     };
-    let size = u32::try_from(data.len()).map_err(|_| GuestError::BadPath {
+    let size = u32::try_from(data.len()).map_err(|_| TreeError::BadPath {
         path: path.to_owned(),
         by: "an initramfs".to_owned(),
         reason: "a file in a cpio archive is smaller than 4 GiB".to_owned(),

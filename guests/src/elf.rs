@@ -6,7 +6,6 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use object::read::elf::{Dyn as _, ElfFile64, FileHeader as _, ProgramHeader as _};
 use object::{Endianness, elf};
 
-use crate::error::MissingLibrary;
 use crate::tree::{Kind, Node, Tree};
 
 /// Debian's ld.so, compiled in.
@@ -48,6 +47,13 @@ pub(crate) fn needs(content: &[u8]) -> Option<Needs> {
         libraries: all(elf::DT_NEEDED).collect(),
         search: search.flat_map(|dirs| dirs.split(':').map(str::to_owned).collect::<Vec<_>>()).collect(),
     })
+}
+
+/// A library that a program names and the image lacks.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct MissingLibrary {
+    pub library: String,
+    pub needed_by: String,
 }
 
 /// The libraries that programs on the usual paths need, over any number of steps, and that are not in the tree.

@@ -3,6 +3,8 @@
 //!
 //! Its packages are locked on the spot: backports drop a version when the next one comes, and any from 11.1 on will do.
 
+mod error;
+
 use std::ffi::OsString;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
@@ -10,9 +12,11 @@ use std::process::{Command, Stdio};
 
 use crate::builder::Builder;
 use crate::digest::Inputs;
-use crate::error::{GuestError, Result};
+use crate::error::Result;
 use crate::store::Record;
 use crate::toolset::{Realised, Toolset};
+
+pub use error::EmulatorError;
 
 /// The least version that emulates nested KVM right.
 const WANTED: Version = Version(11, 1);
@@ -104,10 +108,11 @@ fn realise(builder: &Builder<'_>) -> Result<Emulator> {
     let realised = TOOLSET.realise_checked(builder, |realised| {
         let version = ask(builder, &argv(realised))?;
         if parse(&version) < Some(WANTED) {
-            return Err(GuestError::EmulatorVersion {
+            return Err(EmulatorError::Version {
                 found: version,
                 wanted: format!("{}.{}", WANTED.0, WANTED.1),
-            });
+            }
+            .into());
         }
         Ok(vec![("version", version)])
     })?;
@@ -125,7 +130,7 @@ fn argv(realised: &Realised) -> Vec<OsString> {
 /// What `--version` says.
 fn ask(builder: &Builder<'_>, argv: &[OsString]) -> Result<String> {
     let program = PathBuf::from(&argv[0]);
-    let broken = |output: String| GuestError::EmulatorBroken { program: program.clone(), output };
+    let broken = |output: String| EmulatorError::Broken { program: program.clone(), output }.into();
     let mut command = Command::new(&argv[0]);
     command.args(&argv[1..]).arg("--version").stdin(Stdio::null());
     let output = (builder.prepare())(&mut command).output().map_err(|error| broken(error.to_string()))?;
@@ -150,8 +155,10 @@ mod tests {
     use std::os::unix::fs::PermissionsExt as _;
 
     use super::*;
+    use crate::error::GuestError;
+    use crate::fetch::FetchError;
     use crate::progress::Silent;
-    use crate::store::Store;
+    use crate::store::{Store, StoreError};
     use crate::toolset::{LIBRARIES, LOADER};
 
     fn script(directory: &Path, says: &str) -> PathBuf {
@@ -180,7 +187,7 @@ mod tests {
         for says in ["QEMU emulator version 10.0.2 (Debian)", "Segmentation fault"] {
             script(dir.path(), says);
             let error = find_with(&builder, Some(dir.path().as_os_str())).unwrap_err();
-            assert!(matches!(error, GuestError::Offline { .. }), "{error}");
+            assert!(matches!(error, GuestError::Fetch(FetchError::Offline { .. })), "{error}");
         }
     }
 
@@ -203,7 +210,10 @@ mod tests {
         std::fs::set_permissions(&libraries, std::fs::Permissions::from_mode(0o755)).unwrap();
         std::fs::remove_file(libraries.join("libz.so.1")).unwrap();
         let error = find_with(&builder, None).unwrap_err();
-        assert!(matches!(&error, GuestError::StoreDamaged { path } if *path == entry.path), "{error}");
+        assert!(
+            matches!(&error, GuestError::Store(StoreError::Damaged { path }) if *path == entry.path),
+            "{error}"
+        );
     }
 
     #[test]

@@ -25,6 +25,7 @@ use std::fs::File;
 use std::io::{BufWriter, Seek, SeekFrom, Write};
 
 use crate::error::{GuestError, Result};
+use crate::image::ImageError;
 use crate::tree::Tree;
 
 pub(crate) use read::unpack;
@@ -102,7 +103,7 @@ fn failed(error: std::io::Error) -> GuestError {
 }
 
 fn problem(problem: impl Into<String>) -> GuestError {
-    GuestError::ImageFormat { format: "erofs", problem: problem.into() }
+    ImageError::Format { format: "erofs", problem: problem.into() }.into()
 }
 
 #[cfg(test)]

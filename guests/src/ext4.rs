@@ -27,6 +27,7 @@ mod layout;
 mod population;
 mod reader;
 mod superblock;
+mod view;
 mod writer;
 mod xattr;
 
@@ -35,6 +36,7 @@ use std::fs::File;
 pub(crate) use reader::unpack;
 
 use crate::error::{GuestError, Result, failed};
+use crate::image::ImageError;
 use crate::tree::Tree;
 use identity::Identity;
 use layout::Layout;
@@ -80,7 +82,7 @@ fn given<'p, 'a>(
         Some(layout) => Ok((bytes, layout)),
         None => {
             let (needed, _) = least(population, identity, bytes)?;
-            Err(GuestError::ImageTooSmall { format: FORMAT, asked, needed })
+            Err(ImageError::TooSmall { format: FORMAT, asked, needed }.into())
         }
     }
 }
@@ -123,10 +125,11 @@ fn least<'p, 'a>(
 
 fn too_large(bytes: u64) -> GuestError {
     let (asked, most) = (bytes >> 30, MOST_BYTES >> 40);
-    GuestError::ImageFormat {
+    ImageError::Format {
         format: FORMAT,
         problem: format!("an image of {asked} GiB is larger than the {most} TiB that are supported"),
     }
+    .into()
 }
 
 #[cfg(test)]

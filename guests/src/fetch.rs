@@ -2,7 +2,9 @@
 //! at a time, and is believed only when its SHA-256 is the lock's. A package that has left its archive is looked for in
 //! apt's own cache and in every other source the host has: where it comes from does not matter, the hash decides.
 
+mod error;
 mod failure;
+mod meter;
 
 use std::path::Path;
 use std::sync::Mutex;
@@ -10,15 +12,17 @@ use std::sync::Mutex;
 use crate::apt::{self, Archives};
 use crate::builder::Builder;
 use crate::digest::{Inputs, Sha256};
-use crate::error::{GuestError, Result};
+use crate::error::Result;
 use crate::lock::LockedPackage;
-use crate::progress::Stage;
-use crate::store::{Entry, Record, Store};
+use crate::store::{Entry, Record, Store, StoreError};
 
 use failure::Attempts;
+use meter::Meter;
+
+pub use error::FetchError;
 
 /// Fetching apt processes at once, and what each is given at a time: enough to hide the start of a process, little enough
-/// for progress to move and for unpacking to begin.
+/// for unpacking to begin.
 const FETCHERS: usize = 3;
 const BATCH: usize = 6;
 const BATCH_BYTES: u64 = 4 << 20;
@@ -58,7 +62,7 @@ pub(crate) fn read(package: &LockedPackage, entry: &Entry) -> Result<Vec<u8>> {
     if Sha256::of(&bytes) == package.sha256 {
         return Ok(bytes);
     }
-    Err(GuestError::StoreDamaged { path: entry.path.clone() })
+    Err(StoreError::Damaged { path: entry.path.clone() }.into())
 }
 
 /// The entries of all `packages`, in their order, fetching what is missing from archives that have `suite`.
@@ -88,7 +92,7 @@ pub(crate) fn missing(
     }
     if builder.is_offline() {
         let names = lacking.iter().map(|package| package.name.clone()).collect();
-        return Err(GuestError::Offline { names });
+        return Err(FetchError::Offline { names }.into());
     }
     let store = builder.store();
     // One builder fetches at a time: guests share packages, and nothing is fetched twice.
@@ -145,10 +149,11 @@ fn from_archives(
 ) -> Result<()> {
     let bytes = packages.iter().map(|p| p.size).sum();
     let stage = builder.download(&format!("fetching {}", count(packages.len())), bytes);
+    let meter = Meter::new(&*stage);
     let mut attempts = Attempts::default();
     let mut left = packages;
     for base in archives.likely.iter().chain(&archives.others) {
-        let (still, said) = one_archive(builder, left, base, &*stage, arrived)?;
+        let (still, said) = one_archive(builder, left, base, &meter, arrived)?;
         left = still;
         if left.is_empty() {
             return Ok(());
@@ -179,7 +184,7 @@ fn one_archive<'a>(
     builder: &Builder<'_>,
     packages: Vec<&'a LockedPackage>,
     base: &str,
-    stage: &dyn Stage,
+    meter: &Meter<'_>,
     arrived: Arrived<'_>,
 ) -> Result<(Vec<&'a LockedPackage>, Vec<String>)> {
     let store = builder.store();
@@ -192,16 +197,20 @@ fn one_archive<'a>(
         let dir = store.temp_dir()?;
         let (mut left, mut said) = (Vec::new(), Vec::new());
         while let Some(batch) = next() {
+            for package in &batch {
+                meter.begins(package, &dir.path().join(package.file_name()));
+            }
             let fetched = apt::fetch(base, &batch, dir.path(), builder.prepare())?;
             let before = left.len();
             for package in batch {
                 let file = dir.path().join(package.file_name());
                 if !came(package, &file, fetched.whole) {
+                    meter.left(&file);
                     left.push(package);
                     continue;
                 }
+                meter.came(package, &file);
                 adopt(store, package, &file)?;
-                stage.advance(package.size);
                 if !arrived(package) {
                     open.lock().unwrap_or_else(|broken| broken.into_inner()).clear();
                     return Ok((left, said));
@@ -213,9 +222,13 @@ fn one_archive<'a>(
         }
         Ok((left, said))
     };
+    let (running, ended) = std::sync::mpsc::channel();
     let results = std::thread::scope(|scope| {
+        scope.spawn(move || meter.watch(&ended));
         let threads: Vec<_> = (0..FETCHERS).map(|_| scope.spawn(fetcher)).collect();
-        threads.into_iter().map(|thread| thread.join()).collect::<Vec<_>>()
+        let results = threads.into_iter().map(|thread| thread.join()).collect::<Vec<_>>();
+        drop(running);
+        results
     });
     let (mut left, mut said) = (Vec::new(), Vec::new());
     for result in results {

@@ -1,11 +1,15 @@
 //! A distribution's kernel as a VMM likes to start it: vmlinuz is a small program that unpacks an ELF file; here that
 //! happens once, on the building machine, instead of at every boot of every guest.
 
+mod error;
+
 use object::Endianness;
 use object::elf::NoteType;
 use object::read::elf::{ElfFile64, FileHeader as _, ProgramHeader as _};
 
 use crate::packed::Packing;
+
+pub use error::KernelError;
 
 /// Offsets in the boot protocol's setup header (Documentation/arch/x86/boot.rst).
 const SETUP_SECTS: usize = 0x1f1;

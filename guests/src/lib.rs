@@ -1,7 +1,7 @@
 //! Guests: from a recipe to an image whose bytes depend on nothing but the recipe, its lock and this crate.
 //!
 //! ```text
-//! NAME.kdl ──► Recipe ──► Lock ──► packages in the Store ──► Tree ──► squashfs ─┐
+//! NAME.kdl ──► Recipe ──► Lock ──► packages in the Store ──► Tree ──► image ────┐
 //!               words      which      by hash, through         sorted,          ├─► GuestImage
 //!                          exactly    the host's apt           no times         │
 //!                          kernel package ──► vmlinux, modules ──► initramfs ───┘
@@ -17,7 +17,6 @@ mod abilities;
 mod accounts;
 mod apt;
 mod archive;
-mod base;
 mod builder;
 mod cpio;
 mod deb;
@@ -28,6 +27,8 @@ mod erofs;
 mod error;
 mod ext4;
 mod fetch;
+#[cfg(feature = "fuzzing")]
+pub mod fuzzing;
 mod image;
 mod init;
 mod initramfs;
@@ -51,20 +52,28 @@ mod toolset;
 mod tree;
 
 pub use abilities::Abilities;
+pub use apt::AptError;
 pub use builder::{Builder, GuestImage, Locked, RootImage, Update};
 pub use cpio::append_archive;
 pub use digest::{Inputs, NotASha256, Sha256};
-pub use emulator::Emulator;
-pub use error::{FailureClass, GuestError, MissingLibrary, Result};
+pub use elf::MissingLibrary;
+pub use emulator::{Emulator, EmulatorError};
+pub use error::{FailureClass, GuestError, Result};
+pub use fetch::FetchError;
+pub use image::ImageError;
+pub use kernel::KernelError;
 pub use lab::{LabHost, lab_host};
-pub use lock::{Asked, Change, Lock, LockedPackage, Release};
+pub use lock::{Asked, Change, Lock, LockError, LockedPackage, Release};
+pub use oci::OciError;
 pub use progress::{Progress, Silent, Stage, Total};
 pub use recipe::{
     Compression, Conduct, Distribution, Format, Group, GuestMount, Image, ImageConfig, Init, Kernel,
     Packages, Place, Placed, Recipe, Root, User,
 };
+pub use root::RootError;
 pub use store::{
     Chain, Claim, Collected, Entry, Fault, FoundRoot, Hold, Keeper, Listed, Listing, Record, RecordEntry,
-    Root as StoreRoot, Store, Sweep, TempDir, TempFile, Using, Verified,
+    Root as StoreRoot, Store, StoreError, Sweep, TempDir, TempFile, Using, Verified,
 };
 pub use toolset::{Realised, Toolset};
+pub use tree::TreeError;

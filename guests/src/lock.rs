@@ -2,15 +2,17 @@
 //! that a change reads well in a diff; no host is named, the hash decides. `lock/file.rs` reads and writes the text.
 
 mod changes;
+mod error;
 pub(crate) mod file;
 
 use std::path::Path;
 
 use crate::digest::Sha256;
-use crate::error::{GuestError, Result, read_text};
+use crate::error::{Result, read_text};
 use crate::recipe::{Kernel, Recipe};
 
 pub use changes::{Change, changes};
+pub use error::LockError;
 
 /// A resolved recipe.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -132,11 +134,10 @@ impl Lock {
     pub fn check(&self, recipe: &Recipe) -> Result<()> {
         match self.asked.difference(&Asked::by(recipe)) {
             None => Ok(()),
-            Some(changed) => Err(GuestError::StaleLock {
-                guest: recipe.name.clone(),
-                path: recipe.lock_path.clone(),
-                changed,
-            }),
+            Some(changed) => {
+                Err(LockError::Stale { guest: recipe.name.clone(), path: recipe.lock_path.clone(), changed }
+                    .into())
+            }
         }
     }
 }

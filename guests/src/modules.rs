@@ -8,6 +8,7 @@ use std::sync::Arc;
 use object::{Object as _, ObjectSection as _};
 
 use crate::error::{GuestError, Result};
+use crate::kernel::KernelError;
 use crate::packed::unpack;
 
 /// The modules of one kernel.
@@ -143,11 +144,12 @@ impl Modules {
             return Ok(());
         }
         let Some((file, packed)) = self.files.get(name) else {
-            return Err(GuestError::NoModule {
+            return Err(KernelError::NoModule {
                 name: name.to_owned(),
                 release: self.release.clone(),
                 needed_by: needed_by.map(str::to_owned),
-            });
+            }
+            .into());
         };
         let bad = |problem: String| GuestError::BadArchive { what: format!("kernel module {file}"), problem };
         let packed: Arc<[u8]> = match packed {
@@ -161,11 +163,12 @@ impl Modules {
         let info = Info::read(&content).map_err(bad)?;
         // The kernel would refuse it at boot, when nobody can do anything about it.
         if let Some(found) = info.release.filter(|found| *found != self.release) {
-            return Err(GuestError::ForeignModule {
+            return Err(KernelError::ForeignModule {
                 name: name.to_owned(),
                 found,
                 release: self.release.clone(),
-            });
+            }
+            .into());
         }
         for dependency in info.depends {
             self.add(&normal_name(&dependency), Some(name), order, done)?;

@@ -2,6 +2,7 @@
 //! form (`manifest.json` beside layers) and its new one (a layout besides). An image is named by its digest, every blob is
 //! checked against the digest that names it, and every layer once more, unpacked, against the image's config.
 
+mod error;
 mod layers;
 mod layout;
 mod spec;
@@ -15,6 +16,8 @@ use crate::recipe::ImageConfig;
 use crate::tree::Tree;
 use layout::Layout;
 use spec::{Config, Descriptor, Document, Manifest};
+
+pub use error::OciError;
 
 /// How deep an index may lie in an index.
 const MOST_LEVELS: u32 = 4;
@@ -39,7 +42,7 @@ pub(crate) fn read(path: &Path, digest: Sha256) -> Result<Image> {
         .map_err(|error| bad(format!("the config of image {digest} is not one: {error}")))?;
     if config.os != OS || config.architecture != ARCHITECTURE {
         let platform = format!("{}/{}", config.os, config.architecture);
-        return Err(GuestError::ImagePlatform { path: path.to_owned(), digest, platform });
+        return Err(OciError::Platform { path: path.to_owned(), digest, platform }.into());
     }
     let ids = &config.rootfs.diff_ids;
     if ids.len() != found.layers.len() {
@@ -77,10 +80,13 @@ enum Layer {
 }
 
 fn find(layout: &Layout, digest: Sha256, level: u32) -> Result<Found> {
-    let no_image = || GuestError::NoSuchImage {
-        path: layout.path().to_owned(),
-        digest,
-        there: layout.images().unwrap_or_default(),
+    let no_image = || {
+        OciError::NoSuchImage {
+            path: layout.path().to_owned(),
+            digest,
+            there: layout.images().unwrap_or_default(),
+        }
+        .into()
     };
     if level > MOST_LEVELS {
         return Err(layout.bad(format!("more than {MOST_LEVELS} indexes lie in each other")));
@@ -100,11 +106,9 @@ fn find(layout: &Layout, digest: Sha256, level: u32) -> Result<Found> {
                     let platforms: Vec<String> =
                         all.iter().filter_map(|one| one.platform.as_ref().map(ToString::to_string)).collect();
                     let platform = platforms.join(", ");
-                    return Err(GuestError::ImagePlatform {
-                        path: layout.path().to_owned(),
-                        digest,
-                        platform,
-                    });
+                    return Err(
+                        OciError::Platform { path: layout.path().to_owned(), digest, platform }.into()
+                    );
                 }
             };
             find(layout, sha256(&ours.digest).map_err(|problem| layout.bad(problem))?, level + 1)
@@ -122,12 +126,13 @@ fn find(layout: &Layout, digest: Sha256, level: u32) -> Result<Found> {
 fn of_manifest(layout: &Layout, manifest: Manifest) -> Result<Found> {
     for layer in &manifest.layers {
         if let Some(reason) = layer.refused_as_layer() {
-            return Err(GuestError::ImageLayer {
+            return Err(OciError::Layer {
                 path: layout.path().to_owned(),
                 digest: layer.digest.clone(),
                 media_type: layer.media_type.clone(),
                 reason,
-            });
+            }
+            .into());
         }
     }
     let config = layout.blob(&manifest.config)?;

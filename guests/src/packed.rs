@@ -4,7 +4,7 @@
 use std::io::{Cursor, Read};
 
 /// What anything may unpack to: several times the largest kernel package, and less than would take a builder's memory.
-pub(crate) const MOST_BYTES: u64 = 4 << 30;
+pub(crate) const MOST_BYTES: u64 = if cfg!(feature = "fuzzing") { 8 << 20 } else { 4 << 30 };
 
 /// How bytes are packed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -215,12 +215,22 @@ const MOST_BYTES_READ: u64 = 1 << 20;
 impl Recipe {
     /// Reads and validates the recipe at `path` and those it extends: either a whole recipe, or all that is wrong with it.
     pub fn read(path: &Path) -> Result<Self> {
+        Self::read_looking(path, false)
+    }
+
+    /// As [`Recipe::read`]; files of this machine that it names (`from=`, a kernel, a root) must be there, too.
+    pub fn read_with_files(path: &Path) -> Result<Self> {
+        Self::read_looking(path, true)
+    }
+
+    fn read_looking(path: &Path, looked_at: bool) -> Result<Self> {
         let text = text_of(path).map_err(|error| match error.get_ref().and_then(|e| e.downcast_ref()) {
             Some(Utf8 { at }) => GuestError::NotText { path: path.to_owned(), at: *at },
             None => failed("read the guest", path)(error),
         })?;
         // A file that it extends is named relative to its own directory.
-        Self::parse_with(path, &text, &|name| text_of(&path.with_file_name(name)))
+        let beside = |name: &str| text_of(&path.with_file_name(name));
+        decode::recipe(path, &text, Some(&beside), looked_at).map_err(|problems| Box::new(problems).into())
     }
 
     /// The kernel's package, unless the kernel is a file.
@@ -233,12 +243,12 @@ impl Recipe {
 
     /// As [`Recipe::read`], from text that belongs to `path` and extends nothing.
     pub fn parse(path: &Path, text: &str) -> Result<Self> {
-        decode::recipe(path, text, None).map_err(|problems| Box::new(problems).into())
+        decode::recipe(path, text, None, false).map_err(|problems| Box::new(problems).into())
     }
 
     /// As [`Recipe::parse`]; `load` gives the text of an extended file, named relative to the directory of `path`.
     pub fn parse_with(path: &Path, text: &str, load: &Load<'_>) -> Result<Self> {
-        decode::recipe(path, text, Some(load)).map_err(|problems| Box::new(problems).into())
+        decode::recipe(path, text, Some(load), false).map_err(|problems| Box::new(problems).into())
     }
 
     /// Everything in the recipe that decides the root's tree besides its packages, the format and the contents of files, or

@@ -1,7 +1,9 @@
 //! A recipe and its packages, or an archive, as one tree: the skeleton of every guest of packages, their files, less what the
-//! recipe excludes, then what the recipe declares; and whether everything that it names is there. Pure; packing and
-//! publishing is `builder`'s business.
+//! recipe excludes, then what the recipe declares; and whether everything that it names is there. Pure but for reading an
+//! archive, in `base`; packing and publishing is `builder`'s business.
 
+mod base;
+mod error;
 mod people;
 mod programs;
 mod systemd;
@@ -9,9 +11,13 @@ mod systemd;
 use crate::accounts::Accounts;
 use crate::deb::Deb;
 use crate::elf;
-use crate::error::{GuestError, Result};
+use crate::error::Result;
 use crate::recipe::{ImageConfig, Init, Place, Recipe, Root};
 use crate::tree::{Node, Origin, Tree};
+
+pub(crate) use base::Base;
+
+pub use error::RootError;
 
 /// Since bookworm the whole system lies under /usr (Debian's merged /usr); packages may still ship the old paths.
 const MERGED: [(&str, &str); 4] =
@@ -43,27 +49,6 @@ const DIRECTORIES: [(&str, u16); 17] = [
 /// What no guest can be without: the guest's first process mounts something on these, and a command starts in `root`.
 const NEEDED: [&str; 6] = ["dev", "proc", "root", "run", "sys", "tmp"];
 const NSSWITCH: &str = "passwd: files\ngroup: files\nshadow: files\nhosts: files dns\n";
-
-/// What the root's files come from, before what the recipe declares.
-#[derive(Debug)]
-pub(crate) enum Base {
-    Packages(Vec<Deb>),
-    /// The tree of an archive, as it is, and what its image says of how it is run.
-    Archive {
-        tree: Tree,
-        config: ImageConfig,
-    },
-}
-
-impl Base {
-    /// What an image says of how it is run.
-    pub(crate) fn config(&self) -> Option<&ImageConfig> {
-        match self {
-            Self::Packages(_) => None,
-            Self::Archive { config, .. } => Some(config),
-        }
-    }
-}
 
 /// Puts the root filesystem together. `contents` are the contents of the recipe's files, in the recipe's order of `placed`
 /// (empty for what is not a file). The second value names exclusions that met nothing.
@@ -100,7 +85,7 @@ pub(crate) fn assemble(
     if !recipe.packages.without.is_empty() || !exclude.is_empty() && recipe.root == Root::Packages {
         let missing = elf::missing_libraries(&tree);
         if !missing.is_empty() {
-            return Err(GuestError::MissingLibraries { guest: recipe.name.clone(), missing });
+            return Err(RootError::MissingLibraries { guest: recipe.name.clone(), missing }.into());
         }
     }
     Ok((tree, unmet))

@@ -9,13 +9,16 @@ use backhand::compression::{CompressionOptions, Compressor, Lz4, Zstd};
 use backhand::{FilesystemCompressor, FilesystemReader, FilesystemWriter, InnerNode, NodeHeader};
 
 use crate::error::{GuestError, Result};
+use crate::image::ImageError;
 use crate::recipe::Compression;
-use crate::tree::{Kind, Node, Origin, Tree};
+use crate::tree::{Kind, Node, Origin, Tree, TreeError};
 
 /// Of a data block. Larger packs tighter, smaller reads less for a page: 128 KiB is what mksquashfs takes, too.
 const BLOCK_BYTES: u32 = 128 << 10;
 /// What backhand packs zstd with, and what the image says of itself.
 const ZSTD_LEVEL: u32 = 3;
+/// Of a link: backhand writes no longer one, and panics where it meets it.
+const LONGEST_TARGET: usize = 255;
 
 /// Packs the tree.
 pub(crate) fn pack(tree: &Tree, compression: Compression) -> Result<Vec<u8>> {
@@ -28,7 +31,7 @@ pub(crate) fn pack(tree: &Tree, compression: Compression) -> Result<Vec<u8>> {
     writer.set_compressor(compressor(compression)?);
     for (path, node) in tree.iter() {
         if let Some(name) = node.xattrs.keys().next() {
-            return Err(GuestError::SquashfsXattr { path: path.to_owned(), name: name.clone() });
+            return Err(ImageError::SquashfsXattr { path: path.to_owned(), name: name.clone() }.into());
         }
         let header = NodeHeader { permissions: node.mode, uid: node.uid, gid: node.gid, mtime: 0 };
         if path.is_empty() {
@@ -38,6 +41,7 @@ pub(crate) fn pack(tree: &Tree, compression: Compression) -> Result<Vec<u8>> {
         let pushed = match &node.kind {
             Kind::Directory => writer.push_dir(path, header),
             Kind::File(content) => writer.push_file(Cursor::new(Arc::clone(content)), path, header),
+            Kind::Link(target) if target.len() > LONGEST_TARGET => return Err(too_long(path, target).into()),
             Kind::Link(target) => writer.push_symlink(target, path, header),
             Kind::CharDevice { major, minor } => {
                 writer.push_char_device(device(path, *major, *minor)?, path, header)
@@ -65,11 +69,22 @@ fn compressor(compression: Compression) -> Result<FilesystemCompressor> {
     FilesystemCompressor::new(id, Some(options)).map_err(failed)
 }
 
+fn too_long(path: &str, target: &str) -> TreeError {
+    let bytes = target.len();
+    let reason = format!(
+        "it is a link to a path of {bytes} bytes, and vmprof's squashfs holds links of {LONGEST_TARGET}; `format erofs` and \
+         `format ext4` hold every link"
+    );
+    TreeError::BadPath { path: path.to_owned(), by: "the guest".to_owned(), reason }
+}
+
 /// Linux's 32-bit form of a device number.
 fn device(path: &str, major: u32, minor: u32) -> Result<u32> {
     if major >= 1 << 12 || minor >= 1 << 20 {
         let reason = format!("{major}:{minor} is no device number");
-        return Err(GuestError::BadPath { path: path.to_owned(), by: "the device node".to_owned(), reason });
+        return Err(
+            TreeError::BadPath { path: path.to_owned(), by: "the device node".to_owned(), reason }.into()
+        );
     }
     Ok((minor & 0xff) | (major << 8) | ((minor & !0xff) << 12))
 }
@@ -91,16 +106,17 @@ pub(crate) fn unpack(image: &[u8]) -> Result<Tree> {
             }
             InnerNode::NamedPipe => Kind::Fifo,
             InnerNode::Socket => {
-                return Err(GuestError::Squashfs {
+                return Err(ImageError::Squashfs {
                     problem: format!("{path} is a socket, which no build makes"),
-                });
+                }
+                .into());
             }
             InnerNode::File(file) => {
                 let mut content = Vec::new();
                 let mut content_reader = reader.file(file).reader();
                 content_reader
                     .read_to_end(&mut content)
-                    .map_err(|error| GuestError::Squashfs { problem: error.to_string() })?;
+                    .map_err(|error| ImageError::Squashfs { problem: error.to_string() })?;
                 Kind::File(Arc::from(content))
             }
         };
@@ -116,7 +132,7 @@ fn number(device: u32, kind: impl FnOnce(u32, u32) -> Kind) -> Kind {
 }
 
 fn failed(error: backhand::BackhandError) -> GuestError {
-    GuestError::Squashfs { problem: error.to_string() }
+    ImageError::Squashfs { problem: error.to_string() }.into()
 }
 
 #[cfg(test)]
@@ -162,6 +178,21 @@ mod tests {
         let error = pack(&tree, Compression::Lz4).unwrap_err();
         let said = "squashfs: /usr/bin/ping has the extended attribute security.capability, which vmprof's squashfs cannot hold";
         assert_eq!(error.to_string(), said);
+    }
+
+    #[test]
+    fn a_link_too_long_for_the_writer_is_refused_and_the_longest_comes_back() {
+        let mut tree = tree();
+        let longest = "x".repeat(LONGEST_TARGET);
+        tree.put("longest", Node::link(longest.clone()), &Origin::Recipe).unwrap();
+        let back = unpack(&pack(&tree, Compression::Lz4).unwrap()).unwrap();
+        assert_eq!(back.at("longest"), Some(&Node::link(longest.clone())));
+        tree.put("longer", Node::link(longest + "x"), &Origin::Recipe).unwrap();
+        let error = pack(&tree, Compression::Lz4).unwrap_err().to_string();
+        assert!(
+            error.contains("longer") && error.contains("256 bytes") && error.contains("erofs"),
+            "{error}"
+        );
     }
 
     #[test]

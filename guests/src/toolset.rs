@@ -13,9 +13,10 @@ use crate::builder::{BUILDER_VERSION, Builder, role};
 use crate::deb::Deb;
 use crate::digest::Inputs;
 use crate::error::{GuestError, Result};
+use crate::fetch::FetchError;
 use crate::lock::{Asked, Lock, LockedPackage};
 use crate::progress::Stage;
-use crate::store::{Entry, Record, Root, Store};
+use crate::store::{Entry, Record, Root, Store, StoreError};
 use crate::tree::{Kind, Node, Origin, Tree};
 use crate::{elf, fetch, parallel};
 
@@ -106,7 +107,7 @@ impl Toolset {
         // Hashing all of it would take longer than starting it. That a file is gone or cut short shows in the sum of sizes.
         let bytes = builder.store().size_of(&entry)?.to_string();
         if record.facts.get("bytes").is_some_and(|then| *then != bytes) {
-            return Err(GuestError::StoreDamaged { path: entry.path });
+            return Err(StoreError::Damaged { path: entry.path }.into());
         }
         if let Some(lock) = self.kept_lock(builder.store()) {
             builder.keep(&using, Root::of_toolset(self.name), &lock, [inputs, self.lock_inputs()])?;
@@ -139,7 +140,7 @@ impl Toolset {
         }
         let names: Vec<String> = self.packages.iter().map(|name| (*name).to_owned()).collect();
         if builder.is_offline() {
-            return Err(GuestError::Offline { names });
+            return Err(FetchError::Offline { names }.into());
         }
         builder.progress().note(&format!(
             "taking the {} from Debian's {} into the store",
@@ -334,6 +335,9 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let store = Store::open(directory.path().join("store")).unwrap();
         let error = TRIAL.realise(&Builder::new(&store, &Silent).offline(true)).unwrap_err();
-        assert!(matches!(&error, GuestError::Offline { names, .. } if names == &["trial"]), "{error:?}");
+        assert!(
+            matches!(&error, GuestError::Fetch(FetchError::Offline { names, .. }) if names == &["trial"]),
+            "{error:?}"
+        );
     }
 }

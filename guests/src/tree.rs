@@ -2,109 +2,20 @@
 //! the building machine is ever the source, so neither its times, its owners, its umask nor the order it lists files in
 //! can reach an image.
 
+mod error;
+mod manifest;
+mod node;
+mod origin;
+mod path;
+
 use std::collections::BTreeMap;
-use std::sync::Arc;
 
-use crate::error::{GuestError, Result};
+use crate::error::Result;
 
-/// What is at one path.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Node {
-    pub kind: Kind,
-    /// Permission bits, setuid, setgid and sticky included.
-    pub mode: u16,
-    pub uid: u32,
-    pub gid: u32,
-    /// Extended attributes by their whole name: `security.capability`.
-    pub xattrs: BTreeMap<String, Vec<u8>>,
-    /// Nodes with the same word are one inode under several names (hard links); a word is made of where it came from.
-    pub inode: Option<Arc<str>>,
-}
-
-#[derive(Clone, PartialEq, Eq)]
-pub enum Kind {
-    Directory,
-    File(Arc<[u8]>),
-    Link(String),
-    CharDevice { major: u32, minor: u32 },
-    BlockDevice { major: u32, minor: u32 },
-    Fifo,
-}
-
-impl std::fmt::Debug for Kind {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match self {
-            Self::Directory => f.write_str("Directory"),
-            Self::File(content) => write!(f, "File({} bytes)", content.len()),
-            Self::Link(target) => write!(f, "Link({target})"),
-            Self::CharDevice { major, minor } => write!(f, "CharDevice({major}:{minor})"),
-            Self::BlockDevice { major, minor } => write!(f, "BlockDevice({major}:{minor})"),
-            Self::Fifo => f.write_str("Fifo"),
-        }
-    }
-}
-
-impl Node {
-    /// Root's, without extended attributes or further names.
-    pub fn new(kind: Kind, mode: u16) -> Self {
-        Self { kind, mode, uid: 0, gid: 0, xattrs: BTreeMap::new(), inode: None }
-    }
-
-    /// Whether it is the same file, under whatever other names.
-    fn is_like(&self, other: &Self) -> bool {
-        let of = |node: &Self| (node.mode, node.uid, node.gid);
-        self.kind == other.kind && of(self) == of(other) && self.xattrs == other.xattrs
-    }
-
-    pub fn directory(mode: u16) -> Self {
-        Self::new(Kind::Directory, mode)
-    }
-
-    pub fn file(mode: u16, content: impl Into<Arc<[u8]>>) -> Self {
-        Self::new(Kind::File(content.into()), mode)
-    }
-
-    pub fn link(target: impl Into<String>) -> Self {
-        Self::new(Kind::Link(target.into()), 0o777)
-    }
-}
-
-#[derive(Debug, Clone)]
-struct Placed {
-    node: Node,
-    by: Origin,
-}
-
-/// Who put something at a path, which decides who may put something else there.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Origin {
-    /// The builder's own skeleton: anyone may take its place.
-    Builder,
-    Package {
-        name: String,
-        replaces: Arc<[String]>,
-    },
-    /// The recipe: takes anything's place.
-    Recipe,
-}
-
-impl Origin {
-    fn name(&self) -> &str {
-        match self {
-            Self::Builder => "the builder",
-            Self::Package { name, .. } => name,
-            Self::Recipe => "the recipe",
-        }
-    }
-
-    fn yields_to(&self, other: &Self) -> bool {
-        match (self, other) {
-            (Self::Builder, _) | (_, Self::Recipe) => true,
-            (Self::Package { name, .. }, Self::Package { replaces, .. }) => replaces.contains(name),
-            _ => false,
-        }
-    }
-}
+pub use error::TreeError;
+pub use node::{Kind, Node};
+pub use origin::Origin;
+use path::impossible;
 
 /// Paths without a leading slash; the root is the empty path and always there.
 #[derive(Debug, Clone)]
@@ -112,31 +23,11 @@ pub struct Tree {
     nodes: BTreeMap<String, Placed>,
 }
 
-/// Linux's NAME_MAX, and PATH_MAX less the closing zero: nothing longer could be opened in the guest.
-const LONGEST_NAME: usize = 255;
-const LONGEST_PATH: usize = 4095;
-
-/// Why no Linux filesystem can hold that, if it cannot.
-fn impossible(path: &str, kind: &Kind) -> Option<String> {
-    if path.len() > LONGEST_PATH || path.split('/').any(|name| name.len() > LONGEST_NAME) {
-        return Some(format!("a name ends at {LONGEST_NAME} bytes and a path at {LONGEST_PATH}"));
-    }
-    if path.contains('\0') {
-        return Some("a path holds no zero byte".to_owned());
-    }
-    if path.trim_matches('/').is_empty() && *kind != Kind::Directory {
-        return Some("the root is a directory".to_owned());
-    }
-    match kind {
-        Kind::Link(target) if target.is_empty() || target.len() > LONGEST_PATH || target.contains('\0') => {
-            Some(format!("a link's target has 1 to {LONGEST_PATH} bytes, none of them zero"))
-        }
-        _ => None,
-    }
+#[derive(Debug, Clone)]
+struct Placed {
+    node: Node,
+    by: Origin,
 }
-
-/// As many links on one path as Linux follows.
-const MOST_LINKS: u32 = 40;
 
 impl Default for Tree {
     fn default() -> Self {
@@ -152,7 +43,7 @@ impl Tree {
     /// that declares `Replaces`), or the image would depend on the order of packages.
     pub fn put(&mut self, path: &str, node: Node, by: &Origin) -> Result<()> {
         if let Some(reason) = impossible(path, &node.kind) {
-            return Err(GuestError::BadPath { path: path.to_owned(), by: by.name().to_owned(), reason });
+            return Err(TreeError::BadPath { path: path.to_owned(), by: by.name().to_owned(), reason }.into());
         }
         let path = self.place_of(path, by)?;
         let Some(there) = self.nodes.get_mut(&path) else {
@@ -181,7 +72,7 @@ impl Tree {
         }
         if !both_directories && there.node.kind == Kind::Directory && self.has_children(&path) {
             let reason = format!("{} has a directory there, with files in it", there.by.name());
-            return Err(GuestError::BadPath { path, by: by.name().to_owned(), reason });
+            return Err(TreeError::BadPath { path, by: by.name().to_owned(), reason }.into());
         }
         if there.by.yields_to(by) {
             self.nodes.insert(path, Placed { node, by: by.clone() });
@@ -190,11 +81,8 @@ impl Tree {
         if by.yields_to(&there.by) {
             return Ok(());
         }
-        Err(GuestError::FileConflict {
-            path,
-            first: there.by.name().to_owned(),
-            second: by.name().to_owned(),
-        })
+        Err(TreeError::Conflict { path, first: there.by.name().to_owned(), second: by.name().to_owned() }
+            .into())
     }
 
     /// Puts a node at a path as a layer of an image does: links above it are followed, a directory keeps what is in it and
@@ -262,44 +150,6 @@ impl Tree {
         self.nodes.iter().map(|(path, placed)| (path.as_str(), &placed.node))
     }
 
-    /// The hash of everything in it, independent of how an image lays it out: UUIDs and seeds of images come from it. Which
-    /// names share an inode counts, not the word they share.
-    pub fn manifest_hash(&self) -> blake3::Hash {
-        let mut hasher = blake3::Hasher::new();
-        let mut field = |bytes: &[u8]| {
-            hasher.update(&(bytes.len() as u64).to_le_bytes());
-            hasher.update(bytes);
-        };
-        let mut names: BTreeMap<&str, u32> = BTreeMap::new();
-        for inode in self.iter().filter_map(|(_, node)| node.inode.as_deref()) {
-            *names.entry(inode).or_default() += 1;
-        }
-        let mut first: BTreeMap<&str, &str> = BTreeMap::new();
-        for (path, node) in self.iter() {
-            field(path.as_bytes());
-            let (kind, value) = match &node.kind {
-                Kind::Directory => ("directory", Vec::new()),
-                Kind::File(content) => ("file", blake3::hash(content).as_bytes().to_vec()),
-                Kind::Link(target) => ("link", target.as_bytes().to_vec()),
-                Kind::CharDevice { major, minor } => ("char", format!("{major}:{minor}").into_bytes()),
-                Kind::BlockDevice { major, minor } => ("block", format!("{major}:{minor}").into_bytes()),
-                Kind::Fifo => ("fifo", Vec::new()),
-            };
-            field(kind.as_bytes());
-            field(&value);
-            field(format!("{:o} {} {}", node.mode, node.uid, node.gid).as_bytes());
-            for (name, value) in &node.xattrs {
-                field(name.as_bytes());
-                field(value);
-            }
-            // A name whose others are all gone is a file like any other.
-            if let Some(inode) = node.inode.as_deref().filter(|inode| names.get(inode) > Some(&1)) {
-                field(first.entry(inode).or_insert(path).as_bytes());
-            }
-        }
-        hasher.finalize()
-    }
-
     fn below<'a>(&'a self, path: &str) -> impl Iterator<Item = &'a str> + use<'a> {
         let start = format!("{path}/");
         let prefix = start.clone();
@@ -311,74 +161,6 @@ impl Tree {
 
     fn has_children(&self, path: &str) -> bool {
         self.below(path).next().is_some()
-    }
-
-    /// Where a new node of that path goes: its directory with links followed, made where it is missing.
-    fn place_of(&mut self, path: &str, by: &Origin) -> Result<String> {
-        let path = path.trim_matches('/');
-        let Some((parent, name)) = path.rsplit_once('/') else { return Ok(path.to_owned()) };
-        let bad = |reason: &str| GuestError::BadPath {
-            path: path.to_owned(),
-            by: by.name().to_owned(),
-            reason: reason.to_owned(),
-        };
-        let mut at =
-            self.resolve(parent, true).ok_or_else(|| bad("a link above it leads in a circle or nowhere"))?;
-        // Missing directories are made one by one: each may lie behind a link of its own.
-        let mut made = String::new();
-        for part in at.clone().split('/').filter(|part| !part.is_empty()) {
-            if !made.is_empty() {
-                made.push('/');
-            }
-            made.push_str(part);
-            match self.nodes.get(&made).map(|placed| &placed.node.kind) {
-                Some(Kind::Directory) => {}
-                Some(_) => return Err(bad("something above it is not a directory")),
-                None => {
-                    let placed = Placed { node: Node::directory(0o755), by: Origin::Builder };
-                    self.nodes.insert(made.clone(), placed);
-                }
-            }
-        }
-        if !at.is_empty() {
-            at.push('/');
-        }
-        at.push_str(name);
-        Ok(at)
-    }
-
-    /// The path without links in it; of the last part too when `follow_last`. Parts that are not there are taken as
-    /// plain names. `None`: links in a circle.
-    fn resolve(&self, path: &str, follow_last: bool) -> Option<String> {
-        let mut left: Vec<String> = path.split('/').rev().map(str::to_owned).collect();
-        let mut at: Vec<String> = Vec::new();
-        let mut followed = 0;
-        while let Some(part) = left.pop() {
-            match part.as_str() {
-                "" | "." => continue,
-                ".." => {
-                    at.pop();
-                    continue;
-                }
-                _ => at.push(part),
-            }
-            let is_last = left.iter().all(|part| part.is_empty());
-            if is_last && !follow_last {
-                break;
-            }
-            if let Some(Kind::Link(target)) = self.nodes.get(&at.join("/")).map(|placed| &placed.node.kind) {
-                followed += 1;
-                if followed > MOST_LINKS {
-                    return None;
-                }
-                at.pop();
-                if target.starts_with('/') {
-                    at.clear();
-                }
-                left.extend(target.split('/').rev().map(str::to_owned));
-            }
-        }
-        Some(at.join("/"))
     }
 }
 

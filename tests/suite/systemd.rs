@@ -18,6 +18,7 @@ fn systemd_boots_with_journal_and_network_and_a_command_has_its_own_streams_and_
                   /usr/lib/systemd/systemd-networkd-wait-online --quiet --interface=dummy0 --timeout=120 || exit 1\n\
                   networkctl --no-legend --no-pager list dummy0\n\
                   journalctl --boot --quiet --no-pager --output=cat --unit=multi-user.target\n\
+                  systemd-run --quiet --unit=late sh -c 'echo why >&2; exit 4'\n\
                   cat /proc/1/comm; echo err >&2; exit 7";
     let words =
         ["up", "--on", "lab", "--name", "systemd", profile.to_str().unwrap(), "--", "sh", "-c", script];
@@ -31,6 +32,7 @@ fn systemd_boots_with_journal_and_network_and_a_command_has_its_own_streams_and_
     assert_eq!(first, &["systemd"]);
     let at =
         |what: &str| finished.stderr.find(what).unwrap_or_else(|| panic!("no `{what}`: {}", finished.stderr));
+    at("late.service: failed: it exited with status 4; the last it wrote:\n  why\n");
     let order = ["systemd: starting", "systemd: ready", "its command starts", "err\n", "systemd: stopped"];
     assert!(order.map(at).is_sorted(), "{}", finished.stderr);
 }

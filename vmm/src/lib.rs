@@ -28,6 +28,7 @@ pub mod serial;
 pub mod stats;
 pub mod thread;
 mod vcpu;
+pub mod vhost_user;
 pub mod virtio;
 pub mod vm;
 

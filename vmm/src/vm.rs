@@ -97,6 +97,8 @@ impl Vm<Built> {
         }
         let mut parts = machine::assemble(host, config, devices, serial_out, serial_in, start)?;
         parts.handlers.extend(handlers);
+        let ram = parts.bus.interrupts.vm().ram();
+        iothreads.iter().try_for_each(|iothread| iothread.register_memory(ram))?;
         Ok(Vm::of(config, parts, iothreads, disk_stats, pause))
     }
 

@@ -8,10 +8,10 @@ use std::sync::mpsc::{self, Receiver, Sender};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use signal_hook::consts::SIGPIPE;
 use vmprof_job::{Bytes, Ended, FromGuest, ToGuest};
 
-use super::news::News;
+use super::news::{Because, News};
+use super::record::State;
 
 /// Everything that can happen to a run.
 #[derive(Debug)]
@@ -40,6 +40,8 @@ pub enum Event {
         failure: Option<String>,
     },
     Resumed,
+    /// What the vmprof inside an emulated host says of its own run.
+    InsideIsAt(State),
     MachineEnded,
 }
 
@@ -58,9 +60,12 @@ pub struct Manners {
     pub interrupt: ToGuest,
     /// The message that asks for one because of `vmprof stop` or the timeout.
     pub clean_stop: ToGuest,
+    /// The message that nobody reads the command's output any more.
+    pub reader_gone: ToGuest,
     /// How long a clean stop may take before the hard one.
     pub grace: Duration,
-    /// How long a guest that is being stopped may take from its last word to the machine's end, where that is later.
+    /// How much longer it may take once the guest has said its last word. What is left of its services stops in the time it
+    /// had before, and then the disks are written back.
     pub last_word: Duration,
     /// How long the whole run may take, from the machine's start.
     pub timeout: Option<Duration>,
@@ -69,6 +74,13 @@ pub struct Manners {
     /// How long the first process may leave a ping unanswered while the command runs, and how long it may take from its
     /// last word to the machine's end; `None` trusts it, as a guest with much to write back must be.
     pub silence: Option<Duration>,
+}
+
+impl Manners {
+    /// When a clean stop that began at `began` has had its time; `over`: the guest has said its last word.
+    fn hard_end(&self, began: Instant, over: bool) -> Instant {
+        began + self.grace + if over { self.last_word } else { Duration::ZERO }
+    }
 }
 
 /// What a run came to, as far as the conversation tells.
@@ -153,8 +165,8 @@ pub fn hold(
     let mut account = Account::default();
     let mut waiting: HashMap<u64, Sender<Ran>> = HashMap::new();
     let mut next_id = 0;
-    // When the clean stop has had its time.
-    let mut kill_at: Option<Instant> = None;
+    // When the clean stop began, until a hard one takes its place.
+    let mut stopping_since: Option<Instant> = None;
     let mut time_is_up = false;
     let mut pending: Vec<ToGuest> = Vec::new();
     let mut acknowledged = false;
@@ -182,6 +194,7 @@ pub fn hold(
         }
         let watched = manners.silence.filter(|_| (pinged.is_some() || acknowledged) && !account.killed);
         let awaits_output = account.ended.is_some() && !acknowledged;
+        let kill_at = stopping_since.map(|began| manners.hard_end(began, account.is_over()));
         let deadline = [
             awaits_output.then(|| Instant::now() + RECEIVED_EVERY),
             kill_at,
@@ -198,7 +211,6 @@ pub fn hold(
             Some(at) => events.recv_timeout(at.saturating_duration_since(Instant::now())),
         };
         let mut stop = None;
-        let was_over = account.is_over();
         if let Ok(Event::Said(_)) = event {
             heard_at = Instant::now();
         }
@@ -227,13 +239,14 @@ pub fn hold(
                 }
             }
             Ok(Event::Said(FromGuest::Pong)) => {}
+            Ok(Event::InsideIsAt(state)) => tell(News::InsideIsAt(state)),
             Ok(Event::Garbled(line)) => account.garbled = Some(line),
             Ok(Event::InputEnded { bytes }) => {
                 let message = ToGuest::InputEnded { bytes };
                 // Before hello nobody has opened the port, and what is written to it could be lost.
                 if account.hello_after.is_some() { say(&message) } else { pending.push(message) }
             }
-            Ok(Event::ReaderGone) => say(&ToGuest::Signal { number: SIGPIPE }),
+            Ok(Event::ReaderGone) => say(&manners.reader_gone),
             Ok(Event::RunAsked { argv, answer }) => {
                 next_id += 1;
                 waiting.insert(next_id, answer);
@@ -241,12 +254,16 @@ pub fn hold(
             }
             Ok(Event::Interrupted { signal }) => {
                 let first = account.interrupted.is_none();
-                stop = Some(if first { Stop::Clean(&manners.interrupt) } else { Stop::Hard });
+                stop = Some(if first {
+                    Stop::Clean(&manners.interrupt, Because::Interrupted)
+                } else {
+                    Stop::Hard
+                });
                 account.interrupted.get_or_insert(signal);
             }
             Ok(Event::StopAsked) => {
                 account.stop_asked = true;
-                stop = Some(Stop::Clean(&manners.clean_stop));
+                stop = Some(Stop::Clean(&manners.clean_stop, Because::Asked));
             }
             Ok(Event::Paused { failure }) => {
                 paused = true;
@@ -265,7 +282,7 @@ pub fn hold(
                     time_is_up = true;
                     // Work that was done in time stays done; what remains is hurried.
                     account.timed_out = !account.is_over();
-                    stop = Some(Stop::Clean(&manners.clean_stop));
+                    stop = Some(Stop::Clean(&manners.clean_stop, Because::TimeIsUp));
                 } else if manners.hello_within.is_some_and(|limit| started + limit <= now) {
                     account.mute = account.hello_after.is_none();
                     stop = account.mute.then_some(Stop::Hard);
@@ -277,33 +294,26 @@ pub fn hold(
                 }
             }
         }
-        if let Some(at) = &mut kill_at
-            && account.is_over()
-            && !was_over
-        {
-            // It does as it was told: what remains is the writing back of its disks.
-            *at = (*at).max(heard_at + manners.last_word);
-        }
         match stop {
             // Nobody inside listens yet: there is nothing to end cleanly.
-            Some(Stop::Clean(_)) if account.hello_after.is_none() => {
+            Some(Stop::Clean(..)) if account.hello_after.is_none() => {
                 account.killed = true;
                 machine.kill();
             }
-            Some(Stop::Clean(message)) => {
+            Some(Stop::Clean(message, because)) => {
                 say(message);
-                if kill_at.is_none() {
-                    tell(News::Stopping);
+                if stopping_since.is_none() {
+                    tell(News::Stopping { because });
                     if paused {
                         // It hears of it when it goes on; until then nothing but its time ends it.
                         tell(News::CannotStopPaused);
                     }
-                    kill_at = Some(Instant::now() + manners.grace);
+                    stopping_since = Some(Instant::now());
                 }
             }
             Some(Stop::Hard) => {
                 account.killed = true;
-                kill_at = None;
+                stopping_since = None;
                 machine.kill();
             }
             None => {}
@@ -313,7 +323,7 @@ pub fn hold(
 
 enum Stop<'a> {
     /// By this message.
-    Clean(&'a ToGuest),
+    Clean(&'a ToGuest, Because),
     Hard,
 }
 

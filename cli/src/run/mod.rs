@@ -8,6 +8,7 @@ pub mod conversation;
 pub mod copy;
 pub mod news;
 pub mod record;
+pub mod relay;
 pub mod supervise;
 pub mod terminal;
 pub mod verdict;

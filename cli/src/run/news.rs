@@ -18,8 +18,12 @@ pub enum News {
         /// From the machine's start.
         after: Duration,
     },
+    /// How far the run in the emulated host is, whose own news are told there.
+    InsideIsAt(State),
     /// A clean stop has begun.
-    Stopping,
+    Stopping {
+        because: Because,
+    },
     /// The guest stands still: because of a request that failed, or because somebody asked for it.
     Paused {
         failure: Option<String>,
@@ -27,6 +31,17 @@ pub enum News {
     Resumed,
     /// A clean stop was asked of a guest that stands still.
     CannotStopPaused,
+}
+
+/// What a clean stop began with.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Because {
+    /// A signal, or a key on the console.
+    Interrupted,
+    /// Somebody else wants it: `vmprof stop`, or the vmprof around an emulated host.
+    Asked,
+    /// `--timeout`.
+    TimeIsUp,
 }
 
 /// Of which run the news are.
@@ -37,6 +52,8 @@ pub struct Teller {
     pub ran: Ran,
     /// Whether the guest has services.
     pub serves: bool,
+    /// What interrupts it where the user is.
+    pub interrupt_key: &'static str,
     /// How long its services have for a clean stop.
     pub stop_within: Duration,
 }
@@ -60,11 +77,22 @@ impl Teller {
                     Ran::Command | Ran::Recipe | Ran::Inside { .. } => None,
                 }
             }
-            News::Stopping if self.serves && !matches!(self.ran, Ran::Inside { .. }) => Some(format!(
-                "{name} is being stopped: its services have {} (Ctrl-C again ends it at once)",
-                seconds(self.stop_within)
-            )),
-            News::Stopping => None,
+            News::InsideIsAt(_) => None,
+            News::Stopping { because } => {
+                let time =
+                    (*because == Because::TimeIsUp).then_some("the time that --timeout gives is over: ");
+                // What is left to the services, the vmprof inside says.
+                if !self.serves || matches!(self.ran, Ran::Inside { .. }) {
+                    return time.map(|time| format!("{time}{name} is being stopped"));
+                }
+                let first = if *because == Because::Interrupted { "again" } else { "twice" };
+                let key = self.interrupt_key;
+                Some(format!(
+                    "{}{name} is being stopped: its services have {} ({key} {first} ends it at once)",
+                    time.unwrap_or_default(),
+                    seconds(self.stop_within)
+                ))
+            }
             News::Paused { failure: Some(failure) } => {
                 Some(format!("{name} is paused: {failure}; `vmprof resume {name}` tries it again"))
             }
@@ -79,10 +107,12 @@ impl Teller {
     /// What the record of the run shows from then on, where it changes.
     pub fn state(&self, news: &News) -> Option<State> {
         match (news, self.ran) {
-            (News::Service { .. }, _) => None,
+            // Ready is the emulated host; its guest is not yet.
+            (News::Service { .. }, _) | (News::Ready { .. }, Ran::Inside { .. }) => None,
+            (News::InsideIsAt(state), _) => Some(*state),
             (News::Ready { .. }, Ran::Serving) => Some(State::Serving),
             (News::Ready { .. }, _) => Some(State::Running),
-            (News::Stopping, _) => Some(State::Stopping),
+            (News::Stopping { .. }, _) => Some(State::Stopping),
             (News::Paused { .. } | News::Resumed | News::CannotStopPaused, _) => None,
         }
     }
@@ -114,7 +144,13 @@ mod tests {
     use super::*;
 
     fn teller(ran: Ran, serves: bool) -> Teller {
-        Teller { name: "db".into(), ran, serves, stop_within: Duration::from_secs(30) }
+        Teller {
+            name: "db".into(),
+            ran,
+            serves,
+            interrupt_key: "Ctrl-C",
+            stop_within: Duration::from_secs(30),
+        }
     }
 
     const READY: News = News::Ready { after: Duration::from_millis(12_340) };
@@ -159,8 +195,29 @@ mod tests {
 
     #[test]
     fn the_time_to_stop_is_said_where_there_is_something_to_stop() {
-        assert!(teller(Ran::Serving, true).line(&News::Stopping).unwrap().contains("30.0 s"));
-        assert_eq!(teller(Ran::Recipe, false).line(&News::Stopping), None);
+        let line = |ran, serves, because| teller(ran, serves).line(&News::Stopping { because });
+        let said = line(Ran::Serving, true, Because::Interrupted).unwrap();
+        assert!(said.contains("30.0 s") && said.contains("Ctrl-C again"), "{said}");
+        let said = line(Ran::Serving, true, Because::Asked).unwrap();
+        assert!(said.contains("30.0 s") && said.contains("Ctrl-C twice"), "{said}");
+        let on_a_console = Teller { interrupt_key: "Ctrl-A x", ..teller(Ran::Shell, true) };
+        let said = on_a_console.line(&News::Stopping { because: Because::Interrupted }).unwrap();
+        assert!(said.contains("Ctrl-A x again"), "{said}");
+        assert_eq!(line(Ran::Recipe, false, Because::Interrupted), None);
+    }
+
+    #[test]
+    fn that_the_time_is_over_is_said_when_it_is_and_in_the_lab_outside() {
+        let line = |ran, serves, because| teller(ran, serves).line(&News::Stopping { because });
+        let said = line(Ran::Command, true, Because::TimeIsUp).unwrap();
+        assert!(said.starts_with("the time that --timeout gives is over: db is being stopped"), "{said}");
+        let (inside, short) = (
+            Ran::Inside { with_command: false },
+            "the time that --timeout gives is over: db is being stopped",
+        );
+        assert_eq!(line(inside, true, Because::TimeIsUp).unwrap(), short);
+        assert_eq!(line(Ran::Command, false, Because::TimeIsUp).unwrap(), short);
+        assert_eq!(line(inside, true, Because::Asked), None);
     }
 
     #[test]
@@ -180,8 +237,17 @@ mod tests {
         let state = |ran, news: &News| teller(ran, true).state(news);
         assert_eq!(state(Ran::Serving, &READY), Some(State::Serving));
         assert_eq!(state(Ran::Command, &READY), Some(State::Running));
-        assert_eq!(state(Ran::Serving, &News::Stopping), Some(State::Stopping));
+        assert_eq!(state(Ran::Serving, &News::Stopping { because: Because::Asked }), Some(State::Stopping));
         let started = News::Service { name: "a".into(), state: ServiceState::Starting };
         assert_eq!(state(Ran::Serving, &started), None);
+    }
+
+    #[test]
+    fn the_record_of_a_run_in_the_lab_says_what_the_run_inside_does() {
+        let teller = teller(Ran::Inside { with_command: false }, true);
+        assert_eq!(teller.state(&READY), None, "the emulated host is up, its guest is not");
+        let news = News::InsideIsAt(State::Serving);
+        assert_eq!((teller.state(&news), teller.line(&news)), (Some(State::Serving), None));
+        assert_eq!(teller.state(&News::Stopping { because: Because::Asked }), Some(State::Stopping));
     }
 }

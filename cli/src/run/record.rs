@@ -35,14 +35,14 @@ pub struct Run {
     pub disks: Vec<DiskInUse>,
 }
 
-/// How far a run is.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+/// How far a run is. It only goes forward.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum State {
     /// The machine is made, the guest boots, its services start.
     #[default]
     Starting,
-    /// The command runs; of the lab, that the vmprof inside does, whatever its guest is at.
+    /// The command runs.
     Running,
     /// Everything is ready, and goes on until it is stopped.
     Serving,
@@ -58,6 +58,12 @@ impl State {
             State::Serving => "serving",
             State::Stopping => "stopping",
         }
+    }
+
+    pub fn from_word(word: &str) -> Option<State> {
+        [State::Starting, State::Running, State::Serving, State::Stopping]
+            .into_iter()
+            .find(|state| state.word() == word)
     }
 }
 
@@ -188,7 +194,11 @@ pub struct Keeper {
 }
 
 impl Keeper {
+    /// What lies behind the run already has come too late: in the lab two sides tell of it.
     pub fn is_at(&mut self, state: State) {
+        if state <= self.run.state {
+            return;
+        }
         self.run.state = state;
         self.write();
     }
@@ -297,6 +307,9 @@ mod tests {
         assert_eq!((state(), running(&places)[0].paused.as_deref()), (State::Serving, Some("no space")));
         keeper.is_paused(None);
         assert_eq!(running(&places)[0].paused, None);
+        keeper.is_at(State::Stopping);
+        keeper.is_at(State::Serving);
+        assert_eq!(state(), State::Stopping, "a run does not go back");
     }
 
     #[test]

@@ -7,7 +7,7 @@ use std::sync::mpsc::{self, Receiver, Sender};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGUSR1};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGUSR1, SIGUSR2};
 use signal_hook::iterator::Signals;
 
 use super::channels::Channels;
@@ -22,7 +22,7 @@ use super::verdict::MachineEnd;
 pub enum Input {
     /// Our standard input, to the stdin port.
     Stdin,
-    /// Keys of our terminal, to the stdin port: the console is the inner vmprof's to serve.
+    /// Keys of our terminal, which is raw, to the stdin port: the console is the inner vmprof's to serve.
     Keys,
     /// None: the command reads an end of file.
     Nothing,
@@ -35,6 +35,8 @@ pub struct Supervision {
     heard: Receiver<Event>,
     channels: Channels,
     manners: Manners,
+    /// Dropped when the guest is ready.
+    not_ready: Vec<Sender<()>>,
 }
 
 /// What came of it.
@@ -49,32 +51,41 @@ pub struct Outcome {
 impl Supervision {
     pub fn new(channels: Channels, manners: Manners) -> Supervision {
         let (events, heard) = mpsc::channel();
-        Supervision { events, heard, channels, manners }
+        Supervision { events, heard, channels, manners, not_ready: Vec::new() }
+    }
+
+    /// Closed at its other end when the guest is ready, or never will be.
+    pub fn readiness(&mut self) -> Receiver<()> {
+        let (not_ready, readiness) = mpsc::channel();
+        self.not_ready.push(not_ready);
+        readiness
     }
 
     /// Runs until the machine has ended, which `wait` waits for on this thread. `kill` ends it hard; `tell` hears what is
     /// worth a line, on another thread.
     pub fn run(
-        self,
+        mut self,
         input: Input,
         started: Instant,
         kill: impl Fn() + Send + 'static,
         wait: impl FnOnce() -> MachineEnd,
         mut tell: impl FnMut(News) + Send + 'static,
     ) -> io::Result<Outcome> {
-        let Supervision { events, heard, channels, manners } = self;
+        // The command's output comes after the line that says that it starts; keys are not typed into a guest that boots.
+        let [stdout_begins, stderr_begins, keys_begin] = std::array::from_fn(|_| self.readiness());
+        let Supervision { events, heard, channels, manners, mut not_ready } = self;
         vmprof_sys::signals::read_a_foreign_terminal_as_an_error()?;
         // On a console the inner vmprof's own lines come on stderr; stdout carries the console, which returns its carriage.
-        let lines =
-            if let Input::Keys = input { copy::Lines::ForRawTerminal } else { copy::Lines::AsTheyAre };
-        // The command's output comes after the line that says that it starts.
-        let (ready, stdout_begins) = mpsc::channel();
-        let (ready_too, stderr_begins) = mpsc::channel();
-        let mut not_ready = Some((ready, ready_too));
+        let lines = match input {
+            Input::Keys => copy::Lines::ForRawTerminal,
+            _ => copy::Lines::AsTheyAre,
+        };
         let tell = move |news: News| {
             let is_ready = matches!(news, News::Ready { .. });
             tell(news);
-            not_ready = not_ready.take().filter(|_| !is_ready);
+            if is_ready {
+                not_ready.clear();
+            }
         };
         let stdout = copy::output(
             channels.stdout,
@@ -87,7 +98,7 @@ impl Supervision {
             copy::output(channels.stderr, rustix::stdio::stderr(), lines, stderr_begins, events.clone())?;
         match input {
             Input::Stdin => copy::input(rustix::stdio::stdin(), channels.stdin, events.clone())?,
-            Input::Keys => terminal::carry_keys(channels.stdin, true, events.clone())?,
+            Input::Keys => terminal::carry_keys(channels.stdin, true, keys_begin, events.clone())?,
             Input::Nothing => drop(events.send(Event::InputEnded { bytes: 0 })),
         }
         conversation::listen(&channels.control, events.clone())?;
@@ -124,13 +135,19 @@ impl<K: Fn()> Machine for Remote<K> {
     }
 }
 
+/// To be called before anything is written: to be told that nobody reads it (SIGUSR2) ends this process until then.
+pub fn may_lose_readers() -> io::Result<()> {
+    signal_hook::flag::register(SIGUSR2, Arc::default()).map(drop)
+}
+
 fn carry_signals(events: Sender<Event>) -> io::Result<()> {
-    let mut signals = Signals::new([SIGINT, SIGTERM, SIGHUP, SIGUSR1])?;
+    let mut signals = Signals::new([SIGINT, SIGTERM, SIGHUP, SIGUSR1, SIGUSR2])?;
     thread::Builder::new().name("signals".into()).spawn(move || {
         for signal in signals.forever() {
             let event = match signal {
-                // The vmprof around an emulated host has no other way to ask the one inside.
+                // The vmprof around an emulated host has no other way to ask the one inside, or to tell it.
                 SIGUSR1 => Event::StopAsked,
+                SIGUSR2 => Event::ReaderGone,
                 _ => Event::Interrupted { signal },
             };
             if events.send(event).is_err() {
@@ -187,6 +204,7 @@ mod tests {
         let manners = Manners {
             interrupt: STOP,
             clean_stop: STOP,
+            reader_gone: ToGuest::Signal { number: 13 },
             grace: Duration::from_secs(600),
             last_word: Duration::from_secs(600),
             timeout: None,

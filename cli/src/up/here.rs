@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use serde_json::Value;
+use signal_hook::consts::SIGPIPE;
 use vmprof_guests::{Store, append_archive};
 use vmprof_job::{JOB_PATH, Streams, ToGuest};
 use vmprof_profiles::{CpuSet, Plan};
@@ -17,7 +18,7 @@ use vmprof_vmm::pause::PauseNews;
 use vmprof_vmm::vm::{Control, StartError};
 use vmprof_vmm::{BuildError, Channels, Port, Vm, thread};
 
-use super::{Guest, Patience, Upping, promises, sources};
+use super::{Guest, Patience, Upping, engines, promises, sources};
 use crate::failure::{Failure, Kind};
 use crate::lower;
 use crate::profile;
@@ -26,7 +27,7 @@ use crate::run::console::WholeLines;
 use crate::run::control::{self, Answers, Request};
 use crate::run::conversation::{Event, Manners};
 use crate::run::record::{self, OwnRecord, Run};
-use crate::run::supervise::{Input, Supervision};
+use crate::run::supervise::{self, Input, Supervision};
 use crate::run::terminal::{self, RawTerminal};
 use crate::run::verdict::MachineEnd;
 use crate::stats::Stats;
@@ -34,27 +35,21 @@ use crate::verify::{PlannedThread, read_back};
 
 pub fn up(upping: &Upping, kvm: &Usable) -> Result<u8, Failure> {
     let (report, arguments) = (upping.report, &upping.arguments);
+    supervise::may_lose_readers()
+        .map_err(|error| Failure::os("a signal's handler cannot be installed", error))?;
     let directory = upping.places.disks_of(&upping.profile.name);
     let paths = sources::paths(&upping.profile, &directory);
     let host = profile::Host::live(&upping.profile, &directory, &record::running(&upping.places));
     let plan = upping.plan(&host)?;
     promises::of_plan(&plan)?;
     report.text(&host.text(&plan, false));
-    for disk in &plan.disks {
-        if let Some(taken) = promises::engine(disk).filter(|taken| *taken != disk.aio) {
-            let (first, taken) = (promises::engine_word(disk.aio), promises::engine_word(taken));
-            report.notice(format_args!(
-                "disk `{}`: the machine has no aio={first}; its fallback aio={taken} is taken",
-                disk.name
-            ));
-        }
-    }
 
     if arguments.dry_run {
         report.data(&plan.to_json())?;
         return Ok(0);
     }
 
+    let engines = engines::choose(&plan, report)?;
     let store = Store::open(&upping.places.store)?;
     let Guest { image, filesystems, work, held: _held } = upping.guest(&store)?;
     let disks = sources::make(&upping.profile, &paths)?;
@@ -72,7 +67,7 @@ pub fn up(upping: &Upping, kvm: &Usable) -> Result<u8, Failure> {
         false => Streams::Ports,
     };
     let job = lower::job(&plan, &image, &filesystems, &work, streams);
-    let config = lower::machine(&upping.name, &plan, &image, &paths);
+    let config = lower::machine(&upping.name, &plan, &image, &paths, &engines);
     let job = append_archive(&[(JOB_PATH, 0o600, vmprof_job::line(&job))])?;
 
     // This thread, and with it everything that is no vCPU and no IOThread, belongs where the plan has the emulator.
@@ -84,14 +79,15 @@ pub fn up(upping: &Upping, kvm: &Usable) -> Result<u8, Failure> {
     let manners = Manners {
         interrupt: stop.clone(),
         clean_stop: stop,
+        reader_gone: ToGuest::Signal { number: SIGPIPE },
         grace: patience.machine,
         last_word: patience.last_word,
         timeout: arguments.timeout,
         hello_within: None,
         silence: None,
     };
-    let supervision = Supervision::new(ours, manners);
-    let serial = Serial::open(arguments.console, &supervision)
+    let mut supervision = Supervision::new(ours, manners);
+    let serial = Serial::open(arguments.console, &mut supervision)
         .map_err(|error| Failure::os("the console cannot be opened", error))?;
     let channels = Channels {
         ports: ends
@@ -147,7 +143,7 @@ struct Serial {
 
 impl Serial {
     /// Shown on stderr; interactive on the terminal that stdin and stdout are.
-    fn open(interactive: bool, supervision: &Supervision) -> io::Result<Serial> {
+    fn open(interactive: bool, supervision: &mut Supervision) -> io::Result<Serial> {
         if !interactive {
             let out = File::from(rustix::stdio::stderr().try_clone_to_owned()?);
             return Ok(Serial { out: Box::new(WholeLines::new(out)), input: None, raw: None });
@@ -156,7 +152,8 @@ impl Serial {
         let (ours, theirs) = UnixStream::pair()?;
         theirs.set_nonblocking(true)?;
         let raw = RawTerminal::take()?;
-        terminal::carry_keys(ours, raw.is_some(), supervision.events.clone())?;
+        let ready = supervision.readiness();
+        terminal::carry_keys(ours, raw.is_some(), ready, supervision.events.clone())?;
         Ok(Serial { out: Box::new(out), input: Some(theirs), raw })
     }
 }
@@ -164,8 +161,8 @@ impl Serial {
 /// What the plan asks for and this host does not give is the host's; a disk that somebody uses is not.
 fn not_built(error: BuildError) -> Failure {
     let (kind, help) = match &error {
-        BuildError::Disk(DiskError::EngineNotHere { .. }) => {
-            (Kind::HostCannot, "write aio=io_uring, or leave aio out")
+        BuildError::Disk(DiskError::NativeNeedsDirect { .. }) => {
+            (Kind::HostCannot, "write cache=none, or aio=io_uring, which goes with every cache mode")
         }
         BuildError::Disk(DiskError::NoDirect { .. }) => (
             Kind::HostCannot,

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 use vmprof_guests::{Abilities, Builder, Conduct, GuestImage, Recipe, RootImage};
 
-use super::root::PrivateRoot;
+use super::root::{self, PrivateRoot};
 use crate::failure::{Failure, Kind};
 use crate::places::Places;
 
@@ -49,6 +49,8 @@ impl BootImage {
         places: &Places,
         name: &str,
     ) -> Result<(BootImage, Option<PrivateRoot>), Failure> {
+        // Whatever runs next, a killed run's copy is in the way; where it cannot be removed, the next copy says so.
+        let _ = root::sweep(&places.roots());
         let Some(root) = self.root.clone().filter(|root| root.writable && !self.private_root) else {
             return Ok((self, None));
         };

@@ -9,7 +9,7 @@ use std::sync::mpsc::{self, Sender};
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
-use signal_hook::consts::{SIGTERM, SIGUSR1};
+use signal_hook::consts::{SIGTERM, SIGUSR1, SIGUSR2};
 use vmprof_guests::{RootImage, Store, append_archive, emulator, lab_host};
 use vmprof_job::{
     Bytes, Command, DeviceLink, Ended, Init, JOB_PATH, JOB_SCHEMA, Job, Root, Streams, ToGuest,
@@ -25,6 +25,7 @@ use crate::run::channels;
 use crate::run::control::{self, Answers, Request};
 use crate::run::conversation::{Event, Manners};
 use crate::run::record::{self, DiskInUse, Keeper, OwnRecord, Run};
+use crate::run::relay;
 use crate::run::supervise::{Input, Supervision};
 use crate::run::terminal::{self, RawTerminal};
 use crate::run::verdict::{MachineEnd, Ran};
@@ -68,8 +69,10 @@ pub fn up(upping: &Upping) -> Result<u8, Failure> {
     let archive = archive(upping, image.as_ref(), &job)?;
     let initramfs = pack(&host.initramfs, &archive)?;
     drop(archive);
-    let (ours, ports) =
-        channels::open().map_err(|error| Failure::os("the channels to the lab cannot be opened", error))?;
+    let no_channels = |error| Failure::os("the channels to the lab cannot be opened", error);
+    let (ours, mut ports) = channels::open().map_err(no_channels)?;
+    let (state_inside, its_end) = relay::open().map_err(no_channels)?;
+    ports.push(its_end);
     report.notice(format_args!(
         "the lab: {} CPUs on {}, emulated by QEMU {}",
         shape.cpus(),
@@ -91,6 +94,8 @@ pub fn up(upping: &Upping) -> Result<u8, Failure> {
     let manners = Manners {
         interrupt: ToGuest::Signal { number: SIGTERM },
         clean_stop: ToGuest::Signal { number: SIGUSR1 },
+        // Not SIGPIPE, which the vmprof inside gets for much else.
+        reader_gone: ToGuest::Signal { number: SIGUSR2 },
         grace: patience.lab,
         last_word: patience.last_word,
         timeout: upping.arguments.timeout,
@@ -98,6 +103,7 @@ pub fn up(upping: &Upping) -> Result<u8, Failure> {
         silence: Some(SILENCE),
     };
     let supervision = Supervision::new(ours, manners);
+    relay::listen(state_inside, supervision.events.clone()).map_err(no_channels)?;
     if let Some(Claimed { own, .. }) = &claimed {
         let answers = Forwarded { name: upping.name.clone(), events: supervision.events.clone() };
         control::serve(own.directory(), Arc::new(answers))
@@ -105,8 +111,9 @@ pub fn up(upping: &Upping) -> Result<u8, Failure> {
     }
 
     let input = match (upping.arguments.console, upping.with_command()) {
-        (true, _) => Input::Keys,
-        (false, true) => Input::Stdin,
+        (true, _) if raw.is_some() => Input::Keys,
+        // What a console gets at the end of a file, the vmprof inside knows.
+        (true, _) | (false, true) => Input::Stdin,
         (false, false) => Input::Nothing,
     };
     let (handle, words) = (machine.handle(), machine.handle());
@@ -117,7 +124,7 @@ pub fn up(upping: &Upping) -> Result<u8, Failure> {
     };
     let ran = Ran::Inside { with_command: upping.with_command() };
     let keeper = claimed.as_mut().and_then(|claimed| claimed.keeper.take());
-    let tell = upping.teller(ran, image.as_ref(), keeper, false);
+    let tell = upping.teller(ran, image.as_ref(), keeper, raw.is_some());
     let outcome = supervision
         .run(input, started, move || handle.kill(), wait, tell)
         .map_err(|error| Failure::os("the lab cannot be supervised", error))?;

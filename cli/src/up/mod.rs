@@ -1,5 +1,6 @@
 //! `vmprof up`: plan, build what is missing, boot; here, or in the lab.
 
+mod engines;
 mod filesystems;
 mod here;
 mod image;
@@ -25,10 +26,12 @@ use crate::progress::Stages;
 use crate::report::Report;
 use crate::run::news::{News, Teller};
 use crate::run::record::Keeper;
+use crate::run::relay::Relay;
 use crate::run::supervise::Outcome;
 use crate::run::verdict::{Ran, verdict};
 use crate::saved::SavedPlan;
 
+pub use engines::Engines;
 pub use filesystems::Filesystems;
 pub use image::BootImage;
 pub use patience::Patience;
@@ -159,7 +162,7 @@ impl Upping {
         crate::guest::builder(store, stages, self.arguments.sources)
     }
 
-    /// What hears of the news of a run: the terminal, and the record. `ran` as in [`Work::ran`]; a raw terminal returns the
+    /// What hears of the news of a run: the terminal, the record, and in the lab the vmprof outside. `ran` as in [`Work::ran`]; a raw terminal returns the
     /// carriage for nobody.
     fn teller(
         &self,
@@ -172,13 +175,18 @@ impl Upping {
             name: self.name.clone(),
             ran,
             serves: image.is_some_and(|image| work::serves(&image.conduct)),
+            // On a console, Ctrl-C is the guest's.
+            interrupt_key: if self.arguments.console { "Ctrl-A x" } else { "Ctrl-C" },
             stop_within: image.map_or(Duration::ZERO, |image| Patience::with(&image.conduct).guest),
         };
         let (report, end, mut keeper) = (self.report, if raw { "\r" } else { "" }, keeper);
+        // With an image at hand this is the vmprof inside.
+        let mut relay = self.arguments.image.is_some().then(Relay::open).flatten();
         move |news| {
             // The record first: whoever reads the line may look there.
-            if let (Some(keeper), Some(state)) = (&mut keeper, teller.state(&news)) {
-                keeper.is_at(state);
+            if let Some(state) = teller.state(&news) {
+                keeper.iter_mut().for_each(|keeper| keeper.is_at(state));
+                relay.iter_mut().for_each(|relay| relay.tell(state));
             }
             match (&mut keeper, &news) {
                 (Some(keeper), News::Paused { failure }) => {

@@ -19,7 +19,8 @@ pub struct Patience {
     pub guest: Duration,
     /// To the hard end of the machine around it.
     pub machine: Duration,
-    /// From the guest's last word to that hard end.
+    /// What that gets longer by when the guest has said its last word: the services of a command that has ended stop in
+    /// their own time, and the disks are written back after it.
     pub last_word: Duration,
     /// To the hard end of the emulated host.
     pub lab: Duration,

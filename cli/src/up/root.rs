@@ -6,10 +6,10 @@ use std::io::{self, Read, Seek, SeekFrom as From};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
-use rustix::fs::SeekFrom;
+use rustix::fs::{OFlags, SeekFrom};
 use rustix::io::Errno;
 
-/// A run's copy of a root image. Dropping it removes it; what a killed run leaves, the next copy removes.
+/// A run's copy of a root image. Dropping it removes it; what a killed run leaves, the next run removes.
 #[derive(Debug)]
 pub struct PrivateRoot {
     directory: PathBuf,
@@ -52,12 +52,18 @@ impl Drop for PrivateRoot {
     }
 }
 
-/// Removes what killed runs have left.
-fn sweep(roots: &Path) -> io::Result<()> {
-    for entry in fs::read_dir(roots)? {
+/// Removes what killed runs have left: every directory that nobody holds.
+pub fn sweep(roots: &Path) -> io::Result<()> {
+    let entries = match fs::read_dir(roots) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        other => other?,
+    };
+    for entry in entries {
         let path = entry?.path();
-        // Another sweeper may have been faster.
-        let Ok(directory) = File::open(&path) else { continue };
+        // Another sweeper may have been faster; and no copy is anything but a directory.
+        let options = OFlags::DIRECTORY | OFlags::NOFOLLOW;
+        let directory = File::options().read(true).custom_flags(options.bits() as i32).open(&path);
+        let Ok(directory) = directory else { continue };
         match directory.try_lock() {
             Ok(()) => match fs::remove_dir_all(&path) {
                 Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
@@ -169,6 +175,18 @@ mod tests {
         assert_eq!(entries(&roots), 1, "the dead run's is gone");
         let second = PrivateRoot::copy(&image, &roots, "db").unwrap();
         assert!(first.path() != second.path() && first.path().exists() && second.path().exists());
+    }
+
+    #[test]
+    fn sweeping_needs_nothing_to_be_there_and_leaves_what_is_no_copy() {
+        let keep = tempfile::tempdir().unwrap();
+        let roots = keep.path().join("roots");
+        sweep(&roots).unwrap();
+        fs::create_dir_all(roots.join("dead-x1")).unwrap();
+        fs::write(roots.join("note"), "mine").unwrap();
+        std::os::unix::fs::symlink(keep.path(), roots.join("elsewhere")).unwrap();
+        sweep(&roots).unwrap();
+        assert_eq!(entries(&roots), 2, "the dead run's alone is gone");
     }
 
     #[test]

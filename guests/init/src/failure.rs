@@ -126,7 +126,7 @@ impl Failure {
 }
 
 /// What a service wrote last, below the failure.
-fn last_words(lines: &[String]) -> String {
+pub(crate) fn last_words(lines: &[String]) -> String {
     if lines.is_empty() {
         "; it wrote nothing".to_owned()
     } else {

@@ -143,8 +143,13 @@ fn within(limit: Duration, work: impl FnOnce() + Send + 'static) -> bool {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
+
+    /// What a device writes when its power button is pressed.
+    pub(crate) fn press() -> Vec<u8> {
+        event(EV_KEY, KEY_POWER, PRESSED)
+    }
 
     fn event(kind: u16, code: u16, value: i32) -> Vec<u8> {
         let mut event = vec![0xff; 16];

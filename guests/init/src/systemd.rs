@@ -4,7 +4,9 @@
 //! The control port is not closed in between: what lies in a port's queue is lost with its last opener. A third copy of the
 //! program, which does nothing else, holds it until the role takes it over.
 
+mod failed;
 mod handover;
+mod question;
 mod role;
 mod units;
 

@@ -33,6 +33,10 @@ impl Records {
         self.0.extend(more.0);
     }
 
+    pub(super) fn bytes(&self) -> usize {
+        self.0.iter().map(|(key, value)| key.len() + value.len()).sum()
+    }
+
     /// These, with a member's own behind them, which count more.
     pub(super) fn with(&self, local: Self) -> Self {
         let mut all = self.clone();

@@ -111,6 +111,23 @@ fn what_is_not_to_be_trusted_is_refused_and_says_why() {
 }
 
 #[test]
+fn global_headers_that_every_member_would_have_to_look_through_are_refused() {
+    let global = |bytes: usize| Raw { kind: b'g', ..pax_of(b"comment", &vec![b'x'; bytes]) };
+    let few = archive(&[global(30_000), global(30_000), file("x", b"1")]);
+    assert_eq!(all(&few).unwrap().len(), 1);
+    let many = archive(&[global(30_000), global(30_000), global(30_000), file("x", b"1")]);
+    assert!(all(&many).unwrap_err().contains("global headers have more than"));
+}
+
+/// A record of any length.
+fn pax_of(key: &[u8], value: &[u8]) -> Raw {
+    let body = [b" ", key, b"=", value, b"\n"].concat();
+    let length =
+        (1..9).map(|digits| body.len() + digits).find(|all| body.len() + all.to_string().len() == *all);
+    Raw { name: "pax", kind: b'x', data: [length.unwrap().to_string().as_bytes(), &body].concat(), ..FILE }
+}
+
+#[test]
 fn a_directory_said_again_is_one_and_said_otherwise_is_refused() {
     let directory = |uid: &[u8; 8]| Raw { name: "d/", kind: b'5', uid: *uid, ..FILE };
     assert_eq!(all(&archive(&[directory(b"0000001\0"), directory(b"0000001\0")])).unwrap().len(), 1);

@@ -12,6 +12,7 @@ use super::{BUILDER_VERSION, Builder, role};
 use crate::abilities;
 use crate::digest::{Inputs, InputsHasher};
 use crate::error::{GuestError, Result};
+use crate::kernel::KernelError;
 use crate::lock::{Lock, LockedPackage};
 use crate::modules::Modules;
 use crate::recipe::{Kernel, Recipe};
@@ -159,7 +160,7 @@ impl Builder<'_> {
             Source::Packages(lock) => self.kernel_package(lock, from),
             Source::File { path, bytes, modules } => {
                 let kernel = kernel::of_file(bytes)
-                    .map_err(|problem| GuestError::KernelFile { path: path.to_path_buf(), problem })?;
+                    .map_err(|problem| KernelError::File { path: path.to_path_buf(), problem })?;
                 let modules = directory_of_modules(*modules, &kernel.release)?;
                 Ok(KernelPackage { elf: kernel.elf, release: kernel.release, modules })
             }
@@ -184,9 +185,9 @@ impl Builder<'_> {
             }
         }
         let names = || packages.iter().map(|p| p.name.as_str()).collect::<Vec<_>>().join(", ");
-        let (package, image) = image.ok_or_else(|| GuestError::NotAKernel { package: names() })?;
+        let (package, image) = image.ok_or_else(|| KernelError::NotAKernel { package: names() })?;
         let kernel =
-            kernel::unpack_vmlinuz(&image).map_err(|found| GuestError::KernelFormat { package, found })?;
+            kernel::unpack_vmlinuz(&image).map_err(|found| KernelError::Format { package, found })?;
         let mut modules = Modules::new(&kernel.release);
         for (path, content) in &files {
             modules.take(path, content);

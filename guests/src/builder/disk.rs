@@ -12,7 +12,7 @@ use crate::lock::{Lock, LockedPackage};
 use crate::recipe::{Format, ImageConfig, Place, Recipe};
 use crate::root::Base;
 use crate::store::{Entry, Record};
-use crate::{base, image, root};
+use crate::{image, root};
 
 /// A root image that may be built: everything that decides its bytes, at hand.
 pub(super) struct Plan<'r> {
@@ -61,7 +61,7 @@ impl<'r> Plan<'r> {
         for path in self.exclude {
             hasher.field("exclude", path.as_bytes());
         }
-        base::inputs(&self.recipe.root, &mut hasher);
+        Base::inputs(&self.recipe.root, &mut hasher);
         hasher.field("name", self.recipe.name.as_bytes());
         for package in &self.lock.packages {
             hasher.field("package", package.sha256.to_string().as_bytes());
@@ -124,7 +124,7 @@ impl Builder<'_> {
         let stage = self.stage(&format!("reading the packages of {}", plan.recipe.name), None);
         let debs = self.open_packages(&packages, &plan.lock.asked.suite, from, &|_| true)?;
         drop(stage);
-        let base = base::read(&plan.recipe.root)?.unwrap_or(Base::Packages(debs));
+        let base = Base::of(&plan.recipe.root, debs)?;
         let config = base.config().cloned();
         let _stage = self.stage(&format!("packing the root image of {}", plan.recipe.name), None);
         let (tree, unmet) = root::assemble(plan.recipe, plan.exclude, base, plan.contents.clone())?;

@@ -5,8 +5,8 @@ use std::path::PathBuf;
 
 use super::Builder;
 use crate::apt::{Apt, Wanted};
-use crate::error::{GuestError, Result, failed};
-use crate::lock::{Asked, Change, Lock, LockedPackage, changes};
+use crate::error::{Result, failed};
+use crate::lock::{Asked, Change, Lock, LockError, LockedPackage, changes};
 use crate::recipe::{Distribution, Recipe};
 
 /// Which versions of a lock may change though the archive still has them.
@@ -45,7 +45,7 @@ impl Builder<'_> {
             return Ok(Locked { lock: Lock::of_nothing(recipe), changes: Vec::new(), differs: false });
         };
         if self.offline {
-            return Err(GuestError::LockNeedsNetwork { guest: recipe.name.clone() });
+            return Err(LockError::NeedsNetwork { guest: recipe.name.clone() }.into());
         }
         let (text, before) = self.lock_before(recipe)?;
         if let (Update::Packages(names), Some(before)) = (update, &before) {
@@ -122,7 +122,9 @@ impl Builder<'_> {
             return Ok(lock);
         }
         if self.frozen {
-            return Err(GuestError::NoLock { guest: recipe.name.clone(), path: recipe.lock_path.clone() });
+            return Err(
+                LockError::Missing { guest: recipe.name.clone(), path: recipe.lock_path.clone() }.into()
+            );
         }
         if !self.offline {
             self.progress.note(&format!("{} has no lock file yet: locking its packages", recipe.name));
@@ -158,7 +160,7 @@ fn known(names: &[String], lock: &Lock, recipe: &Recipe) -> Result<()> {
     let all: BTreeSet<&str> = lock.packages.iter().chain(&lock.kernel).map(|p| p.name.as_str()).collect();
     match names.iter().find(|name| !all.contains(name.as_str()) && **name != lock.asked.kernel) {
         None => Ok(()),
-        Some(name) => Err(GuestError::NotLocked {
+        Some(name) => Err(LockError::NotLocked {
             name: name.clone(),
             guest: lock.guest.clone(),
             is_asked_for: Asked::by(recipe).packages.contains(name),
@@ -166,7 +168,8 @@ fn known(names: &[String], lock: &Lock, recipe: &Recipe) -> Result<()> {
                 .map(str::to_owned)
                 .into_iter()
                 .collect(),
-        }),
+        }
+        .into()),
     }
 }
 

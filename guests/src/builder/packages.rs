@@ -11,7 +11,7 @@ use crate::error::{GuestError, Result};
 use crate::fetch;
 use crate::lock::LockedPackage;
 use crate::parallel::{self, Feed};
-use crate::store::{Entry, Record};
+use crate::store::{Entry, Record, StoreError};
 
 /// A fact of an unpacked package's record.
 const CONTROL: &str = "control";
@@ -124,7 +124,7 @@ impl Builder<'_> {
         let packed = crate::store::read(&entry.path)?;
         // Cheap beside unpacking, and a damaged store must not become an image.
         if blake3::hash(&packed).to_hex().as_str() != entry.digest() {
-            return Err(GuestError::StoreDamaged { path: entry.path });
+            return Err(StoreError::Damaged { path: entry.path }.into());
         }
         let mut tar = Vec::with_capacity(packed.len() * 2);
         lz4_flex::frame::FrameDecoder::new(&packed[..])

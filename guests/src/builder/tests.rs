@@ -3,10 +3,11 @@ use std::sync::Mutex;
 
 use super::*;
 use crate::error::FailureClass;
-use crate::fetch;
+use crate::fetch::{self, FetchError};
 use crate::progress::Silent;
 use crate::recipe::Compression;
 use crate::squashfs;
+use crate::store::StoreError;
 use crate::testing::{self, Thing};
 
 /// Keeps what it is told.
@@ -138,19 +139,36 @@ fn a_second_build_is_the_same_and_a_changed_image_is_found_by_its_file() {
 }
 
 #[test]
+fn a_changed_ext4_image_is_found_by_its_file_too() {
+    let (_dir, store, recipe) = site(&format!("{BODY}\n image root {{ format ext4 size=\"64MiB\" }}"));
+    let builder = Builder::new(&store, &Silent).offline(true);
+    let root = builder.check(&recipe).unwrap().root.unwrap().path;
+    let mut image = std::fs::read(&root).unwrap();
+    let at = image.windows(9).position(|window| window == b"a program").unwrap();
+    image[at + 2] = b'P';
+    std::fs::remove_file(&root).unwrap();
+    std::fs::write(&root, image).unwrap();
+    let error = builder.check(&recipe).unwrap_err();
+    assert!(error.to_string().ends_with("/usr/bin/tool: they differ first at byte 2"), "{error}");
+}
+
+#[test]
 fn offline_names_what_is_missing_and_frozen_makes_no_lock() {
     let (_dir, store, recipe) = site(BODY);
     let empty = Store::open(store.root().join("elsewhere")).unwrap();
     let builder = Builder::new(&empty, &Silent).offline(true);
     let error = builder.build(&recipe).unwrap_err();
     let wanted = ["linux-image-test", "tool"];
-    assert!(matches!(&error, GuestError::Offline { names } if names == &wanted), "{error}");
+    assert!(
+        matches!(&error, GuestError::Fetch(FetchError::Offline { names }) if names == &wanted),
+        "{error}"
+    );
 
     std::fs::remove_file(&recipe.lock_path).unwrap();
     let error = Builder::new(&store, &Silent).frozen(true).build(&recipe).unwrap_err();
-    assert!(matches!(error, GuestError::NoLock { .. }), "{error}");
+    assert!(matches!(error, GuestError::Lock(LockError::Missing { .. })), "{error}");
     let error = builder.build(&recipe).unwrap_err();
-    assert!(matches!(error, GuestError::LockNeedsNetwork { .. }), "{error}");
+    assert!(matches!(error, GuestError::Lock(LockError::NeedsNetwork { .. })), "{error}");
     assert!(!recipe.lock_path.exists());
 }
 
@@ -191,7 +209,10 @@ fn a_package_damaged_in_the_store_does_not_become_an_image() {
         std::fs::remove_file(&entry.path).unwrap();
         std::fs::write(&entry.path, bytes).unwrap();
         let error = Builder::new(&store, &Silent).offline(true).build(&recipe).unwrap_err();
-        assert!(matches!(&error, GuestError::StoreDamaged { path } if *path == entry.path), "{error}");
+        assert!(
+            matches!(&error, GuestError::Store(StoreError::Damaged { path }) if *path == entry.path),
+            "{error}"
+        );
         assert_eq!(error.class(), FailureClass::HashMismatch);
         std::fs::write(&entry.path, whole).unwrap();
         build(&store, &recipe);
@@ -210,7 +231,10 @@ fn an_unpacked_package_damaged_in_the_store_does_not_become_an_image() {
     std::fs::write(&entry.path, bytes).unwrap();
     let changed = testing::recipe(dir.path(), &BODY.replace("hello", "hullo"));
     let error = Builder::new(&store, &Silent).offline(true).build(&changed).unwrap_err();
-    assert!(matches!(&error, GuestError::StoreDamaged { path } if *path == entry.path), "{error}");
+    assert!(
+        matches!(&error, GuestError::Store(StoreError::Damaged { path }) if *path == entry.path),
+        "{error}"
+    );
 }
 
 fn find(store: &Store, ending: &str) -> Entry {
@@ -276,7 +300,9 @@ fn a_build_is_checked_against_the_packages_themselves() {
     let builder = Builder::new(&store, &Silent).offline(true);
     builder.check(&recipe).unwrap();
     forget(&store, "tool_1_amd64.deb");
-    assert!(matches!(builder.check(&recipe), Err(GuestError::Offline { names }) if names == ["tool"]));
+    assert!(
+        matches!(builder.check(&recipe), Err(GuestError::Fetch(FetchError::Offline { names })) if names == ["tool"])
+    );
 }
 
 #[test]

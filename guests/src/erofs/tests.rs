@@ -156,7 +156,7 @@ fn what_no_image_can_hold_is_refused() {
     let device = tree_of([("disk", Node::new(Kind::BlockDevice { major: 4096, minor: 0 }, 0o660))]);
     for tree in [with("system.other", 1), with("user.", 1), with("user.a", 65_536), device] {
         let error = pack(&tree, false, &mut tempfile::tempfile().unwrap()).unwrap_err();
-        assert!(matches!(error, GuestError::ImageFormat { format: "erofs", .. }), "{error}");
+        assert!(matches!(error, GuestError::Image(ImageError::Format { format: "erofs", .. })), "{error}");
     }
 }
 

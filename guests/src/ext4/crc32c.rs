@@ -2,6 +2,9 @@
 
 /// The sum of `bytes` after what gave `seed`; a new sum starts with all ones.
 pub(super) fn crc32c(seed: u32, bytes: &[u8]) -> u32 {
+    if cfg!(feature = "fuzzing") {
+        return 0;
+    }
     // The library takes and gives sums complemented, as network protocols have them.
     !::crc32c::crc32c_append(!seed, bytes)
 }

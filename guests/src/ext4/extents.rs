@@ -5,6 +5,7 @@
 use super::allocation::{Allocation, Full};
 use super::crc32c::crc32c;
 use super::fields::{Get, Put, block};
+use super::view::View;
 use super::{BLOCK, INLINE_BYTES};
 
 /// A piece of a file that is contiguous on the disk.
@@ -86,7 +87,7 @@ fn node(bytes: &mut [u8], entries: &[(u64, [u8; ENTRY_BYTES])], most: usize, dep
 
 /// The extents of a tree, in order, all within the first `end` blocks of the file. `None`: damaged. Every node must go on
 /// where the one before it ended, so a tree that leads in a circle ends, too.
-pub(super) fn decode(image: &[u8], root: &[u8], seed: u32, end: u64) -> Option<Vec<Extent>> {
+pub(super) fn decode(image: View<'_>, root: &[u8], seed: u32, end: u64) -> Option<Vec<Extent>> {
     let mut reader = Reader { image, seed, end, next: 0, found: Vec::new() };
     let depth = root.u16(6)?;
     if depth > DEEPEST {
@@ -97,7 +98,7 @@ pub(super) fn decode(image: &[u8], root: &[u8], seed: u32, end: u64) -> Option<V
 }
 
 struct Reader<'a> {
-    image: &'a [u8],
+    image: View<'a>,
     seed: u32,
     end: u64,
     /// The first block of the file that the next extent may have.
@@ -128,11 +129,11 @@ impl Reader<'_> {
                 self.found.push(Extent { logical, start, blocks });
             } else {
                 let below = u64::from(bytes.u32(at + 4)?) | u64::from(bytes.u16(at + 8)?) << 32;
-                let bytes = super::reader::block_of(self.image, below)?;
+                let bytes = self.image.block(below)?;
                 if crc32c(self.seed, bytes.get(..SUM_AT)?) != bytes.u32(SUM_AT)? {
                     return None;
                 }
-                self.node(bytes, depth - 1, false)?;
+                self.node(&bytes, depth - 1, false)?;
             }
         }
         Some(())
@@ -157,10 +158,10 @@ mod tests {
             for (at, bytes) in &tree.blocks {
                 image.put(*at as usize * BLOCK, bytes);
             }
-            assert_eq!(decode(&image, &tree.root, 5, count * 20), Some(extents));
+            assert_eq!(decode(View::whole(&image.as_slice()), &tree.root, 5, count * 20), Some(extents));
             if let Some((at, _)) = tree.blocks.first() {
                 image[*at as usize * BLOCK + 20] ^= 1;
-                assert_eq!(decode(&image, &tree.root, 5, count * 20), None);
+                assert_eq!(decode(View::whole(&image.as_slice()), &tree.root, 5, count * 20), None);
             }
         }
     }
@@ -178,6 +179,6 @@ mod tests {
         image.put(BLOCK, &bytes);
         let mut root = [0; INLINE_BYTES];
         node(&mut root, &[(0, entry); IN_INODE], IN_INODE, 2);
-        assert_eq!(decode(&image, &root, 5, 1 << 20), None);
+        assert_eq!(decode(View::whole(&image.as_slice()), &root, 5, 1 << 20), None);
     }
 }

@@ -12,7 +12,7 @@ use super::inode::{self, FLAG_EXTENTS, FLAG_INDEX, MOST_LINKS};
 use super::xattr::{self, Stored};
 use super::{BLOCK, INLINE_BYTES};
 use crate::error::{GuestError, Result};
-use crate::tree::{Kind, Node, Tree};
+use crate::tree::{Kind, Node, Tree, TreeError};
 
 pub(super) const ROOT: u32 = 2;
 /// The first number that ext4 itself has no use for; by custom that of lost+found.
@@ -176,7 +176,7 @@ fn settle<'a>(number: u32, person: Person<'a>, identity: &Identity) -> Result<In
 }
 
 fn bad(path: &str, reason: String) -> GuestError {
-    GuestError::BadPath { path: path.to_owned(), by: "the image".to_owned(), reason }
+    TreeError::BadPath { path: path.to_owned(), by: "the image".to_owned(), reason }.into()
 }
 
 /// Content without holes.

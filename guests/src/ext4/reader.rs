@@ -10,37 +10,34 @@ use super::fields::Get as _;
 use super::geometry::DESCRIPTOR_BYTES;
 use super::inode::{self, FLAG_EXTENTS, FLAG_INDEX, Record};
 use super::population::{LOST_AND_FOUND, LOST_AND_FOUND_NAME, ROOT};
+use super::view::{Bytes, View};
 use super::{BLOCK, FORMAT, INLINE_BYTES, INODE_BYTES, INODE_FIELDS, extents, groups, superblock, xattr};
 use crate::error::{GuestError, Result};
+use crate::image::ImageError;
 use crate::tree::{Kind, Node, Origin, Tree};
 
 /// All files together may be so many times as large as the image, by their holes.
 const MOST_SPARSE: u64 = 64;
 
-/// Reads an image into a tree.
-pub(crate) fn unpack(image: &[u8]) -> Result<Tree> {
-    let found = superblock::decode(image).map_err(problem)?;
+/// Reads an image into a tree. Of the image itself no more is in memory at once than one file of it.
+pub(crate) fn unpack(image: &dyn Bytes) -> Result<Tree> {
+    let view = View::whole(image);
+    let found = superblock::decode(view).map_err(problem)?;
     let mut reader = Reader {
-        image: image.get(..found.blocks as usize * BLOCK).unwrap_or(image),
+        image: view.up_to(found.blocks),
         found,
-        budget: image.len() as u64 * MOST_SPARSE,
+        budget: view.length().saturating_mul(MOST_SPARSE),
         shared: BTreeMap::new(),
     };
     reader.tree()
 }
 
-/// A block of the image, if it has it.
-pub(super) fn block_of(image: &[u8], number: u64) -> Option<&[u8]> {
-    let start = usize::try_from(number).ok()?.checked_mul(BLOCK)?;
-    image.get(start..start.checked_add(BLOCK)?)
-}
-
 fn problem(problem: String) -> GuestError {
-    GuestError::ImageFormat { format: FORMAT, problem }
+    ImageError::Format { format: FORMAT, problem }.into()
 }
 
 struct Reader<'a> {
-    image: &'a [u8],
+    image: View<'a>,
     found: superblock::Found,
     /// Bytes of content that may still be read.
     budget: u64,
@@ -113,25 +110,24 @@ impl Reader<'_> {
         }
         let index = number.checked_sub(1)?;
         let group = index.checked_div(self.found.inodes_per_group)?;
-        let at = BLOCK + usize::try_from(group).ok()? * DESCRIPTOR_BYTES;
-        let descriptor = self.image.array::<DESCRIPTOR_BYTES>(at)?;
+        let at = BLOCK as u64 + u64::from(group) * DESCRIPTOR_BYTES as u64;
+        let descriptor = self.image.at(at, DESCRIPTOR_BYTES)?.array::<DESCRIPTOR_BYTES>(0)?;
         let sums: Checksums = self.found.sums;
         if groups::descriptor_sum(&descriptor, group, sums) != descriptor.u16(0x1e)? {
             return None;
         }
-        let table = usize::try_from(descriptor.halves_u64(0x08, 0x28)?).ok()?.checked_mul(BLOCK)?;
-        let at =
-            table.checked_add(usize::try_from(index % self.found.inodes_per_group).ok()? * INODE_BYTES)?;
-        let bytes = self.image.get(at..at.checked_add(INODE_BYTES)?)?;
-        let (record, seed) = Record::decode(bytes, |generation| sums.inode_seed(number, generation))?;
+        let table = descriptor.halves_u64(0x08, 0x28)?.checked_mul(BLOCK as u64)?;
+        let inside = u64::from(index % self.found.inodes_per_group) * INODE_BYTES as u64;
+        let bytes = self.image.at(table.checked_add(inside)?, INODE_BYTES)?;
+        let (record, seed) = Record::decode(&bytes, |generation| sums.inode_seed(number, generation))?;
         if record.links == 0 {
             return None;
         }
         let mut xattrs = BTreeMap::new();
         xattr::decode_inside(bytes.get(INODE_FIELDS..)?, &mut xattrs)?;
         if record.xattr_block != 0 {
-            let block = block_of(self.image, record.xattr_block)?;
-            xattr::decode_block(block, record.xattr_block, sums, &mut xattrs)?;
+            let block = self.image.block(record.xattr_block)?;
+            xattr::decode_block(&block, record.xattr_block, sums, &mut xattrs)?;
         }
         Some(Found { number, record, seed, xattrs })
     }
@@ -189,10 +185,10 @@ impl Reader<'_> {
         let mut bytes = vec![0; usize::try_from(size).ok()?];
         for extent in extents {
             let start = usize::try_from(extent.logical).ok()? * BLOCK;
-            let places = bytes.get_mut(start..)?.chunks_mut(BLOCK);
-            for (place, number) in places.zip(extent.start..extent.start + extent.blocks) {
-                place.copy_from_slice(block_of(self.image, number)?.get(..place.len())?);
-            }
+            let place = bytes.get_mut(start..)?;
+            let length = place.len().min(usize::try_from(extent.blocks).ok()?.checked_mul(BLOCK)?);
+            let found = self.image.at(extent.start.checked_mul(BLOCK as u64)?, length)?;
+            place.get_mut(..length)?.copy_from_slice(&found);
         }
         Some(bytes)
     }

@@ -7,6 +7,7 @@ use super::fields::{Get, Put};
 use super::geometry::{BLOCKS_PER_GROUP, DESCRIPTOR_BYTES, Geometry};
 use super::identity::Identity;
 use super::population::LOST_AND_FOUND;
+use super::view::View;
 use super::{BLOCK, INLINE_BYTES, INODE_BYTES, INODE_FIELDS, journal};
 
 pub(super) const BYTES: usize = 1024;
@@ -111,8 +112,8 @@ pub(super) struct Found {
 }
 
 /// Reads the first superblock; an error says what no reader of ours knows.
-pub(super) fn decode(image: &[u8]) -> Result<Found, String> {
-    let bytes = image.get(OFFSET..OFFSET + BYTES).ok_or("the image ends before its superblock does")?;
+pub(super) fn decode(image: View<'_>) -> Result<Found, String> {
+    let bytes = &image.at(OFFSET as u64, BYTES).ok_or("the image ends before its superblock does")?;
     let found = found(bytes).ok_or("the superblock is damaged")?;
     let odd = bytes.u32(0x60).map_or(0, |features| features ^ INCOMPATIBLE);
     if odd == RECOVER {
@@ -127,7 +128,7 @@ pub(super) fn decode(image: &[u8]) -> Result<Found, String> {
     if sizes != ours || found.inodes_per_group == 0 {
         return Err("its blocks, inodes or descriptors have other sizes than the builder gives".to_owned());
     }
-    if found.blocks > (image.len() / BLOCK) as u64 {
+    if found.blocks > image.length() / BLOCK as u64 {
         return Err("the image is shorter than its superblock says".to_owned());
     }
     Ok(found)

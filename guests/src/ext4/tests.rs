@@ -15,7 +15,7 @@ use super::fields::{Get as _, Put as _};
 use super::geometry::Geometry;
 use super::population::ROOT;
 use super::*;
-use crate::tree::{Kind, Node, Origin};
+use crate::tree::{Kind, Node, Origin, TreeError};
 
 fn image(tree: &Tree, bytes: Option<u64>) -> NamedTempFile {
     let file = NamedTempFile::new().unwrap();
@@ -117,7 +117,7 @@ fn assert_clean(what: &str, file: &NamedTempFile) {
 }
 
 fn assert_read_back(what: &str, tree: &Tree, file: &NamedTempFile) {
-    let back = unpack(&bytes_of(file)).unwrap();
+    let back = unpack(&bytes_of(file).as_slice()).unwrap();
     let (back, tree) = (nodes(&back), nodes(tree));
     for (path, node) in &tree {
         assert_eq!(back.get(path), Some(node), "{what}: /{path}");
@@ -244,7 +244,7 @@ fn too_small_a_size_says_what_is_needed() {
     let tree = tree_of([("large".to_owned(), Node::file(0o644, vec![1; 20 << 20]))]);
     let file = NamedTempFile::new().unwrap();
     let needed = match pack(&tree, Some(10 << 20), "test", file.as_file()) {
-        Err(GuestError::ImageTooSmall { asked, needed, .. }) => {
+        Err(GuestError::Image(ImageError::TooSmall { asked, needed, .. })) => {
             assert_eq!(asked, 10 << 20);
             needed
         }
@@ -263,7 +263,7 @@ fn what_ext4_cannot_hold_is_refused() {
         let tree = tree_of(things.into_iter().map(|(path, node)| (path.to_owned(), node)));
         let file = NamedTempFile::new().unwrap();
         match pack(&tree, None, "test", file.as_file()) {
-            Err(GuestError::BadPath { reason, .. }) => reason,
+            Err(GuestError::Tree(TreeError::BadPath { reason, .. })) => reason,
             other => panic!("{other:?}"),
         }
     };
@@ -360,7 +360,7 @@ proptest! {
 fn a_cut_image_is_refused() {
     let whole = bytes_of(&image(&everything(), Some(8 << 20)));
     for end in [0, 1, 1024, 2047, 2048, 4096, 8192, 100_000, whole.len() / 2, whole.len() - 1] {
-        assert!(unpack(&whole[..end]).is_err(), "{end} bytes");
+        assert!(unpack(&&whole[..end]).is_err(), "{end} bytes");
     }
 }
 
@@ -370,10 +370,10 @@ fn a_changed_byte_of_an_inode_is_noticed() {
     let root = Geometry::new(8 << 20, 0).unwrap().inode_offset(ROOT) as usize;
     for at in [0, 0x28, 0x7c, 0x90, 0xff] {
         bytes[root + at] ^= 0x10;
-        assert!(unpack(&bytes).is_err(), "byte {at:#x} of the root's inode");
+        assert!(unpack(&bytes.as_slice()).is_err(), "byte {at:#x} of the root's inode");
         bytes[root + at] ^= 0x10;
     }
-    unpack(&bytes).unwrap();
+    unpack(&bytes.as_slice()).unwrap();
 }
 
 #[test]
@@ -383,7 +383,7 @@ fn a_mounted_image_is_refused_with_the_reason() {
     bytes[superblock::OFFSET + 0x60] |= 0x4;
     let sum = crc32c(u32::MAX, &bytes[superblock::OFFSET..superblock::OFFSET + 0x3fc]);
     bytes.put_u32(superblock::OFFSET + 0x3fc, sum);
-    assert!(unpack(&bytes).unwrap_err().to_string().contains("journal"));
+    assert!(unpack(&bytes.as_slice()).unwrap_err().to_string().contains("journal"));
 }
 
 static SMALL: LazyLock<Vec<u8>> = LazyLock::new(|| bytes_of(&image(&everything(), Some(8 << 20))));
@@ -408,7 +408,7 @@ proptest! {
         let sums = Identity::of(&everything().manifest_hash()).sums();
         let sum = crc32c(sums.inode_seed(number, generation), record);
         record.put_halves_u32(0x7c, 0x82, sum);
-        if let Ok(tree) = unpack(&bytes) {
+        if let Ok(tree) = unpack(&bytes.as_slice()) {
             // A directory may now show what lies in another one, but nothing is read without end.
             prop_assert!(tree.iter().count() <= 4 * everything().iter().count());
         }
@@ -422,13 +422,13 @@ proptest! {
     ) {
         let mut bytes = SMALL.clone();
         bytes.put(number * BLOCK + at, &noise);
-        if let Ok(tree) = unpack(&bytes) {
+        if let Ok(tree) = unpack(&bytes.as_slice()) {
             prop_assert_eq!(tree.iter().count(), everything().iter().count());
         }
     }
 
     #[test]
     fn arbitrary_bytes_are_refused(bytes in proptest::collection::vec(any::<u8>(), 0..5000)) {
-        prop_assert!(unpack(&bytes).is_err());
+        prop_assert!(unpack(&bytes.as_slice()).is_err());
     }
 }

@@ -4,8 +4,8 @@ use std::path::PathBuf;
 
 use rustix::io::Errno;
 
-use super::count;
-use crate::apt::encode_path;
+use super::{FetchError, count};
+use crate::apt::{AptError, encode_path};
 use crate::error::GuestError;
 use crate::lock::LockedPackage;
 
@@ -42,13 +42,14 @@ impl Attempts {
         let absent = |line: &str| ["404", "File not found", "No such file"].iter().any(|w| line.contains(w));
         let failed = |line: &&str| line.starts_with("E: Failed to fetch") && !absent(line);
         if !lines().any(|line| failed(&line)) && lines().any(absent) {
-            return GuestError::PackageGone { names: names(left), tried: self.tried };
+            return FetchError::Gone { names: names(left), tried: self.tried }.into();
         }
-        GuestError::AptFailed {
+        AptError::Failed {
             doing: format!("fetching {}", count(left.len())),
             command: "apt-helper download-file".to_owned(),
             output: reasons(&self.said),
         }
+        .into()
     }
 }
 
@@ -87,7 +88,7 @@ fn reasons(said: &[String]) -> String {
 
 /// The error for packages that are in no archive, and that nothing more is known about.
 pub(super) fn gone(packages: &[&LockedPackage]) -> GuestError {
-    GuestError::PackageGone { names: names(packages), tried: Vec::new() }
+    FetchError::Gone { names: names(packages), tried: Vec::new() }.into()
 }
 
 fn names(packages: &[&LockedPackage]) -> Vec<String> {
@@ -95,9 +96,10 @@ fn names(packages: &[&LockedPackage]) -> Vec<String> {
 }
 
 pub(super) fn mismatch(package: &LockedPackage, found: String) -> GuestError {
-    GuestError::HashMismatch {
+    FetchError::HashMismatch {
         what: format!("package {} {}", package.name, package.version),
         wanted: package.sha256,
         found,
     }
+    .into()
 }

@@ -5,7 +5,9 @@ use std::process::Command;
 use std::sync::{Arc, OnceLock};
 
 use super::*;
+use crate::apt::AptError;
 use crate::error::FailureClass;
+use crate::error::GuestError;
 use crate::progress::Silent;
 use crate::testing;
 
@@ -130,7 +132,13 @@ fn a_transfer_that_breaks_off_is_a_failure_that_says_so_and_leaves_nothing() {
     let (base, files) = archive();
     files.lock().unwrap().insert(site.package.path.clone(), Answer::Cut(BYTES.to_vec()));
     let error = site.fetch(&[&base]).unwrap_err();
-    assert!(matches!(error, GuestError::AptFailed { .. } | GuestError::HashMismatch { .. }), "{error}");
+    assert!(
+        matches!(
+            error,
+            GuestError::Apt(AptError::Failed { .. }) | GuestError::Fetch(FetchError::HashMismatch { .. })
+        ),
+        "{error}"
+    );
     assert!(site.has_nothing());
     files.lock().unwrap().insert(site.package.path.clone(), Answer::Slow(BYTES.to_vec()));
     site.fetch(&[&base]).unwrap();
@@ -153,7 +161,7 @@ fn a_package_that_is_nowhere_is_named_with_what_was_tried_and_what_to_do() {
     let ((one, _), (two, _)) = (archive(), archive());
     let error = site.fetch(&[&one, &two]).unwrap_err();
     let said = error.to_string();
-    assert!(matches!(error, GuestError::PackageGone { .. }), "{error:?}");
+    assert!(matches!(error, GuestError::Fetch(FetchError::Gone { .. })), "{error:?}");
     assert!(said.contains("other 1") && said.contains(&one) && said.contains(&two), "{said}");
     let help = miette::Diagnostic::help(&error).unwrap().to_string();
     assert!(help.contains("vmprof lock --update=other"), "{help}");
@@ -233,15 +241,15 @@ fn apts_words_become_the_error_they_mean() {
     let absent = "E: Failed to fetch x  404  Not Found";
     assert_eq!(explained(&[mismatch]).class(), FailureClass::HashMismatch);
     assert_eq!(explained(&[absent, mismatch]).class(), FailureClass::HashMismatch);
-    assert!(matches!(explained(&[absent]), GuestError::PackageGone { .. }));
+    assert!(matches!(explained(&[absent]), GuestError::Fetch(FetchError::Gone { .. })));
     let cut = "E: Failed to fetch x  Error reading from server. Remote end closed connection";
-    assert!(matches!(explained(&[absent, cut]), GuestError::AptFailed { .. }));
+    assert!(matches!(explained(&[absent, cut]), GuestError::Apt(AptError::Failed { .. })));
 
     let lost = |name: &str| {
         format!("Err:1 base {name}\nE: Failed to fetch {name}  Temporary failure\nE: Download Failed")
     };
     let said: Vec<String> = (0..100).map(|n| lost(&format!("p{n}"))).collect();
-    let GuestError::AptFailed { output, .. } =
+    let GuestError::Apt(AptError::Failed { output, .. }) =
         explained(&said.iter().map(String::as_str).collect::<Vec<_>>())
     else {
         panic!("no network is no other failure");

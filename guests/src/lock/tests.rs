@@ -1,4 +1,5 @@
 use super::*;
+use crate::error::GuestError;
 use crate::testing;
 
 fn lock() -> Lock {
@@ -24,7 +25,7 @@ fn a_recipe_that_asks_for_something_else_makes_the_lock_stale() {
     let stale = |body: &str| {
         let recipe = testing::recipe(Path::new(""), &format!("{body}\n run \"/x\""));
         match lock.check(&recipe) {
-            Err(GuestError::StaleLock { changed, .. }) => changed,
+            Err(GuestError::Lock(LockError::Stale { changed, .. })) => changed,
             other => panic!("{other:?}"),
         }
     };

@@ -278,7 +278,7 @@ fn of_an_index_the_image_for_this_platform_is_taken_and_another_alone_is_refused
     for digest in [only, arm.manifest] {
         let error = made.read(digest).unwrap_err();
         assert!(
-            matches!(&error, GuestError::ImagePlatform { platform, .. } if platform == "linux/arm64"),
+            matches!(&error, GuestError::Oci(OciError::Platform { platform, .. }) if platform == "linux/arm64"),
             "{error}"
         );
     }
@@ -298,7 +298,7 @@ fn layers_that_are_elsewhere_or_of_an_unknown_kind_are_refused() {
         let text = text.replace("application/vnd.oci.image.layer.v1.tar", kind);
         let digest = blob(&mut made.files, text.into_bytes());
         let error = made.read(digest).unwrap_err();
-        assert!(matches!(error, GuestError::ImageLayer { .. }), "{error}");
+        assert!(matches!(error, GuestError::Oci(OciError::Layer { .. })), "{error}");
     }
 }
 

@@ -1,6 +1,7 @@
 //! KDL text → [`Recipe`]: one file per kind of node below, each with its rules and what to write instead; here the guest as
 //! a whole, the rules between its nodes, and what several nodes read alike.
 
+mod beside;
 mod environment;
 mod files;
 mod foreign;
@@ -19,6 +20,7 @@ use std::sync::Arc;
 
 use vmprof_document::{Block, Document, Findings, Load, Node, Problems, Value};
 
+use self::beside::Beside;
 use super::conduct::Said;
 use super::words::{Form, HOST_NAME, MODULE, PLAIN_NAME};
 use super::{Conduct, Image, ImageConfig, Init, Kernel, Recipe, Root};
@@ -31,12 +33,19 @@ const MOUNTED_OVER: [&str; 4] = ["/dev", "/proc", "/run", "/sys"];
 /// The longest time anything may be told to wait: a week.
 const LONGEST_MS: u64 = 7 * 24 * 3_600_000;
 
-pub(super) fn recipe(path: &Path, text: &str, load: Option<&Load<'_>>) -> Result<Recipe, Problems> {
+/// `looked_at`: files that the recipe names must be there.
+pub(super) fn recipe(
+    path: &Path,
+    text: &str,
+    load: Option<&Load<'_>>,
+    looked_at: bool,
+) -> Result<Recipe, Problems> {
     let name = path.display().to_string();
     let document = Document::parse_layered(AREA, &name, text, &layering::LAYERING, load)?;
     let findings = document.findings().knowing(foreign::WORDS);
     let root = document.root(&findings);
-    let recipe = root.required("guest", "start with `guest NAME { … }`").and_then(|node| guest(path, node));
+    let recipe =
+        root.required("guest", "start with `guest NAME { … }`").and_then(|node| guest(path, node, looked_at));
     root.finish();
     let (mut recipe, warnings) = document.conclude(findings, recipe)?;
     recipe.warnings = warnings;
@@ -49,9 +58,10 @@ pub(super) fn recipe(path: &Path, text: &str, load: Option<&Load<'_>>) -> Result
     Ok(recipe)
 }
 
-fn guest(path: &Path, node: Node<'_>) -> Option<Recipe> {
+fn guest(path: &Path, node: Node<'_>, looked_at: bool) -> Option<Recipe> {
     let found = node.findings();
     let directory = path.parent().unwrap_or(Path::new(""));
+    let beside = Beside { directory, looked_at };
     let name =
         node.required_arg("its name", "write `guest NAME { … }`").and_then(|v| formed(found, v, &PLAIN_NAME));
     let body = node.children();
@@ -61,11 +71,11 @@ fn guest(path: &Path, node: Node<'_>) -> Option<Recipe> {
         body.only("description").map(|n| sole(n, "a description", |v| v.text().map(str::to_owned)));
     let lock = body.only("lock").map(|n| sole(n, "a file name", |v| v.text().map(str::to_owned)));
     let hostname = body.only("hostname").map(|n| sole(n, "a host name", |v| formed(found, v, &HOST_NAME)));
-    let root = body.only("root").map(|node| sources::root(node, directory));
+    let root = body.only("root").map(|node| sources::root(node, beside));
     let packages = sources::packages(&body, root.is_some());
     let kernel = body
         .required("kernel", "write `kernel package=linux-image-cloud-amd64`")
-        .and_then(|node| sources::kernel(node, directory));
+        .and_then(|node| sources::kernel(node, beside));
     let needs_no_archive = root.is_some() && matches!(kernel, Some((Kernel::File { .. }, _)) | None);
     let help = "write `distribution debian suite=bookworm arch=amd64`";
     let distribution = match needs_no_archive {
@@ -79,8 +89,12 @@ fn guest(path: &Path, node: Node<'_>) -> Option<Recipe> {
     let sysctl = environment::sysctl(&body);
     let init = systemd::init(&body);
     let mounts = mounts::mounts(&body, &people);
-    let placed = files::placed(&body, directory, &people, &mounts);
+    let placed = files::placed(&body, beside, &people, &mounts);
     let (services, declared) = services::services(&body, &people, &init);
+    // An archive may know anybody, and so may a file of the recipe's own.
+    if root.is_none() && !placed.iter().any(|placed| files::ACCOUNTS.contains(&placed.path.as_str())) {
+        people.check(found);
+    }
     let stop_within_ms = stop(&body, &services);
     let run = body.only("run").map(run);
     let image = match body.only("image") {

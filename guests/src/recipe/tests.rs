@@ -121,7 +121,7 @@ fn each_rule_has_its_own_code() {
         ("run \"/x\"\n modules \"a b\"", "bad_name"),
         ("run \"/x\"\n env { \"A=B\" \"c\" }", "bad_name"),
         ("run \"/x\"\n image none", "no_image"),
-        ("user a uid=1\n image none", "no_image"),
+        ("user a uid=301\n image none", "no_image"),
         ("init systemd\n image none", "no_image"),
         ("run \"/x\"\n root oci=\"i\" digest=\"sha256:1\"", "bad_hash"),
         ("run \"/x\"\n root oci=\"i\"", "missing_property"),
@@ -130,14 +130,14 @@ fn each_rule_has_its_own_code() {
         ("run \"/x\"\n user a", "missing_property"),
         ("run \"/x\"\n user Aa uid=1", "bad_name"),
         ("run \"/x\"\n user a uid=4294967295", "out_of_range"),
-        ("run \"/x\"\n user a uid=1\n user a uid=2", "duplicate_name"),
-        ("run \"/x\"\n user a uid=1\n user b uid=1", "duplicate_id"),
-        ("run \"/x\"\n group a gid=1\n group b gid=1", "duplicate_id"),
-        ("run \"/x\"\n group a gid=1\n user a uid=3 gid=2", "contradiction"),
-        ("run \"/x\"\n user a uid=1 home=\"/a:b\"", "bad_path"),
-        ("run \"/x\"\n user a uid=1 groups=\"b c\"", "bad_name"),
+        ("run \"/x\"\n user a uid=301\n user a uid=302", "duplicate_name"),
+        ("run \"/x\"\n user a uid=301\n user b uid=301", "duplicate_id"),
+        ("run \"/x\"\n group a gid=301\n group b gid=301", "duplicate_id"),
+        ("run \"/x\"\n group a gid=301\n user a uid=303 gid=302", "contradiction"),
+        ("run \"/x\"\n user a uid=301 home=\"/a:b\"", "bad_path"),
+        ("run \"/x\"\n user a uid=301 groups=\"b c\"", "bad_name"),
         ("run \"/x\"\n file \"/x\" owner=\"a:b:c\" \"y\"", "bad_owner"),
-        ("run \"/x\"\n user a uid=1\n file \"/etc/passwd\" \"y\"", "contradiction"),
+        ("run \"/x\"\n user a uid=301\n file \"/etc/passwd\" \"y\"", "contradiction"),
         ("run \"/x\"\n mount \"/srv\"", "missing_property"),
         ("run \"/x\"\n mount \"/srv\" disk=a tmpfs=\"1MiB\"", "contradiction"),
         ("run \"/x\"\n mount \"/srv\" tmpfs=\"1MiB\" format=ext4", "contradiction"),
@@ -169,6 +169,64 @@ fn each_rule_has_its_own_code() {
         ("run \"/x\"\n packages fio arch=i386", "unknown_property"),
     ] {
         assert_eq!(codes_in(body), [code], "{body}");
+    }
+}
+
+#[test]
+fn whoever_is_named_must_be_there_and_ids_must_be_free_before_any_package_is_known() {
+    for (body, code) in [
+        ("file \"/x\" \"y\" owner=\"postgers\"", "unknown_account"),
+        ("directory \"/x\" owner=\"root:wheel\"", "unknown_account"),
+        ("mount \"/srv\" disk=a owner=web", "unknown_account"),
+        ("user web uid=300 groups=\"wheel\"", "unknown_account"),
+        ("service a { exec \"/x\"; user web }", "unknown_account"),
+        ("service a { exec \"/x\"; user root group=wheel }", "unknown_account"),
+        ("service a { exec \"/x\"; prepare \"/y\" as=web }", "unknown_account"),
+        ("service a { exec \"/x\"; directory \"/run/x\" owner=web }", "unknown_account"),
+        ("user web uid=33", "taken_id"),
+        ("group web gid=4", "taken_id"),
+    ] {
+        assert_eq!(codes_in(&format!("run \"/x\"\n {body}")), [code], "{body}");
+    }
+    // Numbers need nobody, a user brings its group, and who is wrong in itself is told once.
+    for body in
+        ["file \"/x\" \"y\" owner=\"7000:7000\"", "user web uid=300\n file \"/x\" \"y\" owner=\"web:web\""]
+    {
+        parse(&format!("{HEAD} run \"/x\"\n {body}\n}}\n")).unwrap();
+    }
+    assert_eq!(codes_in("run \"/x\"\n user web\n file \"/x\" \"y\" owner=\"web\""), ["missing_property"]);
+    // An archive, or a passwd of the recipe's own, may have anybody.
+    parse(&format!("{HEAD} run \"/x\"\n file \"/etc/passwd\" \"y\"\n link \"/y\" to=x owner=web\n}}\n"))
+        .unwrap();
+}
+
+#[test]
+fn files_that_a_recipe_names_are_looked_at_where_that_is_asked_for() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("trial.kdl");
+    let hash = "0".repeat(64);
+    let text = format!(
+        "guest trial {{\n root tar=\"root.tar\" sha256=\"{hash}\"\n kernel path=\"vmlinux\" modules=\"modules\"\n \
+         run \"/x\"\n file \"/x\" from=\"tool\"\n file \"/y\" from=\".\"\n}}\n"
+    );
+    std::fs::write(&path, text).unwrap();
+    std::fs::write(dir.path().join("modules"), "").unwrap();
+    Recipe::read(&path).unwrap();
+    let Err(GuestError::Document(problems)) = Recipe::read_with_files(&path) else { panic!("it was taken") };
+    assert!(problems.iter().all(|problem| problem.code() == "vmprof::guest::missing_file"));
+    let told: Vec<&str> =
+        problems.iter().map(|problem| problem.message().rsplit('/').next().unwrap()).collect();
+    let absent = |name: &str| format!("{name} cannot be read: No such file or directory (os error 2)");
+    let expected = [
+        absent("root.tar"),
+        absent("vmlinux"),
+        "modules is not a directory".to_owned(),
+        absent("tool"),
+        " is not a file".trim_start().to_owned(),
+    ];
+    assert_eq!(told.len(), expected.len(), "{told:?}");
+    for (told, expected) in told.iter().zip(&expected) {
+        assert!(told.ends_with(expected.as_str()), "{told}");
     }
 }
 
@@ -227,7 +285,7 @@ fn each_rule_of_a_service_has_its_own_code() {
         ("prepare \"/y\" as=\"A B\"", "bad_name"),
         ("user", "missing_argument"),
         ("user \"A B\"", "bad_name"),
-        ("user a group=\"A B\"", "bad_name"),
+        ("user root group=\"A B\"", "bad_name"),
         ("working-directory \"srv\"", "bad_path"),
         ("env { \"A B\" c }", "bad_name"),
         ("kind oneshot", "unknown_word"),

@@ -1,6 +1,7 @@
 //! The accounts of a tree: its /etc/passwd, /etc/group and /etc/shadow with what the recipe declares, whom its owners stand
 //! for, and home directories.
 
+use super::RootError;
 use crate::accounts::{Accounts, Refused};
 use crate::error::{GuestError, Result};
 use crate::recipe::{Conduct, Place, Recipe, Root, steps};
@@ -34,7 +35,7 @@ pub(super) fn put(tree: &mut Tree, recipe: &Recipe, contents: &[Vec<u8>]) -> Res
     let mut accounts = Accounts::read(&passwd, &or_root(text("/etc/group"), "root:x:0:\n"));
     let shadow = text("/etc/shadow");
     accounts.add(&recipe.users, &recipe.groups).map_err(|refused| match refused {
-        Refused::Taken { what, name, id, holder } => GuestError::TakenId { what, name, id, holder },
+        Refused::Taken { what, name, id, holder } => RootError::TakenId { what, name, id, holder }.into(),
         Refused::Unknown { asked } => unknown(&accounts, "group", &asked, "`groups=` of a user"),
     })?;
     if recipe.root != Root::Packages && recipe.users.is_empty() && recipe.groups.is_empty() {
@@ -100,5 +101,5 @@ pub(super) fn check(accounts: &Accounts, conduct: &Conduct) -> Result<()> {
 
 fn unknown(accounts: &Accounts, what: &'static str, asked: &str, of: &str) -> GuestError {
     let known = if what == "user" { accounts.user_names() } else { accounts.group_names() };
-    GuestError::UnknownAccount { what, asked: asked.to_owned(), of: of.to_owned(), known }
+    RootError::UnknownAccount { what, asked: asked.to_owned(), of: of.to_owned(), known }.into()
 }

@@ -2,7 +2,8 @@
 
 use vmprof_job::Bytes;
 
-use crate::error::{GuestError, Result};
+use super::RootError;
+use crate::error::Result;
 use crate::recipe::{Conduct, steps};
 use crate::tree::{Kind, Tree};
 
@@ -34,7 +35,7 @@ pub(super) fn check(tree: &Tree, conduct: &Conduct, guest: &str) -> Result<()> {
             .is_some_and(|(_, node)| node.kind != Kind::Directory && node.mode & 0o111 != 0);
         if !found {
             let (path, filesystem) = (mount.mount.path.clone(), format.name());
-            return Err(GuestError::NoMkfs { guest: guest.to_owned(), path, filesystem, program });
+            return Err(RootError::NoMkfs { guest: guest.to_owned(), path, filesystem, program }.into());
         }
     }
     Ok(())
@@ -46,10 +47,8 @@ fn text(bytes: &Bytes) -> String {
 
 /// The program must be there, and so must the interpreter of a script.
 fn one(tree: &Tree, program: &str, path: &str, who: &str) -> Result<()> {
-    let missing = |program: &str, because: Option<String>| GuestError::NoProgram {
-        who: who.to_owned(),
-        program: program.to_owned(),
-        because,
+    let missing = |program: &str, because: Option<String>| {
+        RootError::NoProgram { who: who.to_owned(), program: program.to_owned(), because }.into()
     };
     let candidates: Vec<String> = match program.contains('/') {
         true => vec![program.to_owned()],

@@ -3,6 +3,7 @@
 
 use std::collections::BTreeSet;
 
+use super::RootError;
 use crate::error::{GuestError, Result};
 use crate::tree::{Kind, Node, Origin, Tree};
 
@@ -15,7 +16,7 @@ const MACHINE_ID: &str = "etc/machine-id";
 /// Enables and masks units. `/lib/systemd/systemd` is the same path in a merged tree.
 pub(super) fn put(tree: &mut Tree, guest: &str, enable: &[String], mask: &[String]) -> Result<()> {
     if tree.look(PROGRAM).or_else(|| tree.look("/lib/systemd/systemd")).is_none() {
-        return Err(GuestError::NoSystemd { guest: guest.to_owned() });
+        return Err(RootError::NoSystemd { guest: guest.to_owned() }.into());
     }
     let by = &Origin::Recipe;
     if tree.look(MACHINE_ID).is_none() {
@@ -30,7 +31,7 @@ pub(super) fn put(tree: &mut Tree, guest: &str, enable: &[String], mask: &[Strin
         }
         let unit = Unit::find(tree, &asked).ok_or_else(|| no_unit(tree, guest, &asked))?;
         let install = unit.install(tree);
-        let refused = |problem: String| GuestError::UnitNotEnabled { unit: asked.clone(), problem };
+        let refused = |problem: String| RootError::UnitRefused { unit: asked.clone(), problem }.into();
         if install.is_empty() {
             return Err(refused(
                 "it has no [Install] section, so that other units start it or nothing does".into(),
@@ -63,7 +64,7 @@ pub(super) fn put(tree: &mut Tree, guest: &str, enable: &[String], mask: &[Strin
         let at = format!("{CONFIGURED}/{name}");
         if tree.look(&at).is_some_and(|(path, _)| path == at) {
             let problem = format!("/{at} is a file of the image, which a mask would replace");
-            return Err(GuestError::UnitNotEnabled { unit: name.clone(), problem });
+            return Err(RootError::UnitRefused { unit: name.clone(), problem }.into());
         }
         tree.put(&at, Node::link("/dev/null"), by)?;
     }
@@ -76,7 +77,7 @@ fn no_unit(tree: &Tree, guest: &str, asked: &str) -> GuestError {
         PLACES.contains(&directory).then_some(name)
     });
     let near = vmprof_document::closest(asked, names).map(str::to_owned);
-    GuestError::NoUnit { guest: guest.to_owned(), unit: asked.to_owned(), near }
+    RootError::NoUnit { guest: guest.to_owned(), unit: asked.to_owned(), near }.into()
 }
 
 /// A unit's file.
@@ -325,9 +326,12 @@ mod tests {
         assert!(refused("s.service").contains("%H"));
         assert!(matches!(
             put_all(&mut tree(&units), &["plian.service"], &[]),
-            Err(GuestError::NoUnit { near: Some(near), .. }) if near == "plain.service"
+            Err(GuestError::Root(RootError::NoUnit { near: Some(near), .. })) if near == "plain.service"
         ));
         assert!(put_all(&mut tree(&units), &[], &["own.service"]).is_err());
-        assert!(matches!(put_all(&mut Tree::default(), &[], &[]), Err(GuestError::NoSystemd { .. })));
+        assert!(matches!(
+            put_all(&mut Tree::default(), &[], &[]),
+            Err(GuestError::Root(RootError::NoSystemd { .. }))
+        ));
     }
 }

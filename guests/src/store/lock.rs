@@ -10,7 +10,7 @@ use std::path::Path;
 use rustix::fs::{FlockOperation, Mode, OFlags, flock, open};
 use rustix::io::Errno;
 
-use super::Store;
+use super::{Store, StoreError};
 use crate::digest::Inputs;
 use crate::error::{GuestError, Result, failed};
 
@@ -50,7 +50,9 @@ impl Store {
         match self.wait_for(USING, FlockOperation::LockShared) {
             Ok(held) => Ok(Using { store: self.clone(), _held: Some(held) }),
             // Whoever may not write here can build nothing either, only find what is there.
-            Err(GuestError::StoreNotWritable { .. }) => Ok(Using { store: self.clone(), _held: None }),
+            Err(GuestError::Store(StoreError::NotWritable { .. })) => {
+                Ok(Using { store: self.clone(), _held: None })
+            }
             Err(error) => Err(error),
         }
     }
@@ -119,7 +121,7 @@ impl Store {
 fn not_locked(root: &Path, path: &Path, errno: Errno) -> GuestError {
     match errno {
         Errno::NOLCK | Errno::OPNOTSUPP | Errno::NOSYS | Errno::INVAL => {
-            GuestError::StoreNoLocks { path: root.to_owned(), source: errno.into() }
+            StoreError::NoLocks { path: root.to_owned(), source: errno.into() }.into()
         }
         errno => failed("lock", path)(errno.into()),
     }
@@ -132,8 +134,8 @@ mod tests {
     #[test]
     fn a_filesystem_without_locks_is_told_as_such() {
         let told = |errno| not_locked(Path::new("s"), Path::new("s/locks/using"), errno);
-        assert!(matches!(told(Errno::NOLCK), GuestError::StoreNoLocks { .. }));
-        assert!(matches!(told(Errno::OPNOTSUPP), GuestError::StoreNoLocks { .. }));
+        assert!(matches!(told(Errno::NOLCK), GuestError::Store(StoreError::NoLocks { .. })));
+        assert!(matches!(told(Errno::OPNOTSUPP), GuestError::Store(StoreError::NoLocks { .. })));
         assert!(matches!(told(Errno::IO), GuestError::Io { .. }));
     }
 

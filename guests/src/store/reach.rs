@@ -7,8 +7,8 @@ use std::path::Path;
 
 use serde::Serialize;
 
-use super::{Entry, Keeper, RECORD_SCHEMA, Record, Root, Store, is_digest, tree};
-use crate::error::{GuestError, Result, failed};
+use super::{Entry, Keeper, Record, Root, Store, StoreError, entry::is_digest, record::parse, tree};
+use crate::error::{Result, failed};
 
 /// Why an entry stays: the keeper, and the record in between.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize)]
@@ -104,12 +104,13 @@ impl Listing {
         }
         let digest = by(&|listed| !asked.is_empty() && listed.entry.digest().starts_with(asked));
         match digest.len() {
-            0 => Err(GuestError::NoEntry { asked: asked.to_owned() }),
+            0 => Err(StoreError::NoEntry { asked: asked.to_owned() }.into()),
             1 => Ok(digest),
-            _ => Err(GuestError::AmbiguousEntry {
+            _ => Err(StoreError::Ambiguous {
                 asked: asked.to_owned(),
                 names: digest.iter().map(|listed| abbreviated(listed)).collect(),
-            }),
+            }
+            .into()),
         }
     }
 }
@@ -207,14 +208,6 @@ impl Store {
 /// Enough of a digest to tell the entries of any store apart, with the name.
 fn abbreviated(listed: &Listed) -> String {
     format!("{}-{}", listed.entry.digest().get(..12).unwrap_or_default(), listed.short_name())
-}
-
-pub(super) fn parse(text: &[u8]) -> Result<Record, String> {
-    let record: Record = serde_json::from_slice(text).map_err(|error| error.to_string())?;
-    match record.schema == RECORD_SCHEMA {
-        true => Ok(record),
-        false => Err(format!("its schema is {}, and {RECORD_SCHEMA} is understood", record.schema)),
-    }
 }
 
 /// What a record says of the entry; without one, what its name does.

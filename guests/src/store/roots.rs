@@ -17,7 +17,7 @@ use rustix::fs::{FlockOperation, flock};
 use serde::{Deserialize, Serialize};
 
 use super::lock::Using;
-use super::{Store, sync_dir};
+use super::{Store, StoreError, sync_dir};
 use crate::digest::Inputs;
 use crate::error::{GuestError, Result, failed};
 
@@ -164,7 +164,7 @@ impl Using {
                 self.store.settle(&mut temp, &path, self.store.file_mode())?;
                 Ok(true)
             }
-            Err(GuestError::StoreNotWritable { .. }) => Ok(false),
+            Err(GuestError::Store(StoreError::NotWritable { .. })) => Ok(false),
             Err(error) => Err(error),
         }
     }
@@ -179,7 +179,7 @@ impl Using {
         add(&mut root.entries, paths.into_iter().filter_map(entry));
         let mut temp = match self.store.temp_file() {
             Ok(temp) => temp,
-            Err(GuestError::StoreNotWritable { .. }) => return Ok(Hold { _held: None }),
+            Err(GuestError::Store(StoreError::NotWritable { .. })) => return Ok(Hold { _held: None }),
             Err(error) => return Err(error),
         };
         let own = temp.path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
@@ -231,7 +231,7 @@ impl Store {
 
     /// `None` when it has just been removed.
     pub(super) fn read_root(&self, path: &Path) -> Result<Option<FoundRoot>> {
-        let bad = |problem: String| GuestError::BadRoot { path: path.to_owned(), problem };
+        let bad = |problem: String| StoreError::BadRoot { path: path.to_owned(), problem }.into();
         let text = match fs::read(path) {
             Ok(text) => text,
             Err(error) if is_gone(&error) => return Ok(None),

@@ -2,14 +2,15 @@ use std::sync::mpsc;
 use std::time::Duration;
 
 use super::*;
+use crate::digest::Inputs;
 
-fn store() -> (tempfile::TempDir, Store) {
+pub(super) fn store() -> (tempfile::TempDir, Store) {
     let dir = tempfile::tempdir().unwrap();
     let store = Store::open(dir.path().join("store")).unwrap();
     (dir, store)
 }
 
-fn inputs(text: &str) -> Inputs {
+pub(super) fn inputs(text: &str) -> Inputs {
     Inputs::of("test").field("text", text.as_bytes()).finish()
 }
 
@@ -42,7 +43,10 @@ fn a_record_whose_entry_is_gone_or_cut_is_not_recalled() {
     assert!(store.recall(inputs("a")).is_none());
     fs::write(&entry.path, b"cont").unwrap();
     assert!(store.recall(inputs("a")).is_none());
-    assert!(matches!(store.verify(&store.entries().unwrap()[0]), Err(GuestError::StoreDamaged { .. })));
+    assert!(matches!(
+        store.verify(&store.entries().unwrap()[0]),
+        Err(GuestError::Store(StoreError::Damaged { .. }))
+    ));
 }
 
 #[test]
@@ -162,6 +166,6 @@ fn a_file_in_the_stores_place_is_told_as_such() {
     let file = dir.path().join("file");
     fs::write(&file, "").unwrap();
     for place in [file.clone(), file.join("below")] {
-        assert!(matches!(Store::open(place), Err(GuestError::StoreNotADirectory { .. })));
+        assert!(matches!(Store::open(place), Err(GuestError::Store(StoreError::NotADirectory { .. }))));
     }
 }

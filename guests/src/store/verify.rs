@@ -5,7 +5,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use super::gc::take_away;
-use super::{Entry, Record, Store, sync_dir};
+use super::{Entry, Record, Store, StoreError, sync_dir};
 use crate::error::{GuestError, Result, failed};
 use crate::parallel;
 use crate::progress::{Progress, Total};
@@ -44,8 +44,8 @@ impl Fault {
         match self {
             Self::Record { path, .. } | Self::Dangling { path, .. } => Some(path),
             Self::Entry(error) | Self::Root(error) => match error {
-                GuestError::StoreDamaged { path } | GuestError::BadRoot { path, .. } => Some(path),
-                GuestError::Io { path, .. } => Some(path),
+                GuestError::Store(StoreError::Damaged { path } | StoreError::BadRoot { path, .. })
+                | GuestError::Io { path, .. } => Some(path),
                 _ => None,
             },
         }

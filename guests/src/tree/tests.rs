@@ -1,4 +1,5 @@
 use super::*;
+use crate::error::GuestError;
 
 fn package(name: &str, replaces: &[&str]) -> Origin {
     let replaces: Vec<String> = replaces.iter().map(|r| (*r).to_owned()).collect();
@@ -33,7 +34,7 @@ fn two_packages_with_different_files_at_one_path_are_refused() {
     tree.put("etc/x", Node::file(0o644, *b"one"), &package("b", &[])).unwrap();
     let error = tree.put("etc/x", Node::file(0o644, *b"two"), &package("c", &[])).unwrap_err();
     assert!(
-        matches!(error, GuestError::FileConflict { path, first, second } if path == "etc/x" && first == "a" && second == "c")
+        matches!(error, GuestError::Tree(TreeError::Conflict { path, first, second }) if path == "etc/x" && first == "a" && second == "c")
     );
 }
 
@@ -56,7 +57,7 @@ fn the_recipe_takes_anythings_place_but_not_a_full_directorys() {
     tree.put("etc/x", Node::file(0o600, *b"recipe"), &Origin::Recipe).unwrap();
     assert_eq!(tree.look("etc/x").unwrap().1, &Node::file(0o600, *b"recipe"));
     let error = tree.put("etc", Node::link("elsewhere"), &Origin::Recipe).unwrap_err();
-    assert!(matches!(error, GuestError::BadPath { .. }), "{error}");
+    assert!(matches!(error, GuestError::Tree(TreeError::BadPath { .. })), "{error}");
     let error = tree.put("etc/x/below", Node::file(0o600, *b""), &Origin::Recipe).unwrap_err();
     assert!(error.to_string().contains("not a directory"), "{error}");
 }
@@ -133,7 +134,7 @@ fn what_no_filesystem_can_hold_is_refused() {
         ("far", Node::link("y".repeat(4096))),
     ] {
         let error = tree.put(path, node, &package("evil", &[])).unwrap_err();
-        assert!(matches!(error, GuestError::BadPath { .. }), "{error}");
+        assert!(matches!(error, GuestError::Tree(TreeError::BadPath { .. })), "{error}");
     }
     assert_eq!(paths(&tree), ["", "bin", "usr", "usr/bin"]);
 }
@@ -185,4 +186,16 @@ fn two_packages_with_the_same_file_agree_however_many_names_it_has_in_one() {
         tree.put("y", linked(b"1", "a:x"), &package("a", &[])).unwrap();
         assert_eq!(tree.look("x").unwrap().1.inode.as_deref(), Some("a:x"), "{order:?}");
     }
+}
+
+#[test]
+fn links_that_add_up_to_a_path_that_nothing_could_open_are_refused() {
+    let mut tree = Tree::default();
+    tree.put("l0", Node::link("x/".repeat(1500)), &Origin::Recipe).unwrap();
+    tree.put("l1", Node::link(format!("l0/{}", "y/".repeat(1500))), &Origin::Recipe).unwrap();
+    tree.put("l0/file", Node::file(0o644, *b""), &Origin::Recipe).unwrap();
+    let before = tree.iter().count();
+    let error = tree.put("l1/file", Node::file(0o644, *b""), &Origin::Recipe).unwrap_err();
+    assert!(error.to_string().contains("a link above it leads"), "{error}");
+    assert_eq!(tree.iter().count(), before);
 }

@@ -51,9 +51,8 @@ pub struct Backing {
 impl Backing {
     /// Opens, locks and measures the disk's file.
     pub fn open(disk: &config::Disk) -> Result<Backing, DiskError> {
-        match disk.engine {
-            Engine::IoUring => {}
-            engine => return Err(DiskError::EngineNotHere { disk: disk.name.clone(), engine }),
+        if disk.engine == Engine::Native && !disk.cache.is_direct() {
+            return Err(DiskError::NativeNeedsDirect { disk: disk.name.clone(), cache: disk.cache });
         }
         let locked = lock(disk)?;
         let mut file = open(disk, disk.cache.is_direct())?;

@@ -13,6 +13,7 @@ pub(super) fn disk(path: &Path, cache: CacheMode) -> config::Disk {
         cache,
         engine: Engine::IoUring,
         queue_size: 64,
+        packed: false,
         logical_block_bytes: None,
         physical_block_bytes: None,
         discard: false,

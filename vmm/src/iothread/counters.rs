@@ -35,7 +35,7 @@ pub struct IoThreadSnapshot {
     pub name: String,
     /// The kernel's thread id.
     pub tid: i32,
-    /// Calls of io_uring_enter, and how many of them could sleep.
+    /// System calls that submit or wait, and how many times the thread could sleep in one.
     pub enters: u64,
     pub wakeups: u64,
     /// Waits that looking ended, and waits that had to sleep after looking.

@@ -5,9 +5,10 @@ use std::fs::File;
 use std::io;
 use std::sync::Arc;
 
-use vmprof_sys::ring::{Buffers, FileId, Operation, Ring};
+use vmprof_sys::ring::{Buffers, Operation};
 use vmprof_sys::vring::{Position, RingError};
 
+use super::engines::{Engines, Opened};
 use crate::config::Engine;
 
 /// Whose completion it is.
@@ -15,6 +16,8 @@ use crate::config::Engine;
 pub(super) enum Token {
     /// The thread's own commands.
     Commands,
+    /// An engine that is not the ring has completions.
+    Engine,
     Doorbell {
         slot: usize,
     },
@@ -24,10 +27,10 @@ pub(super) enum Token {
     },
 }
 
-/// The thread's io_uring, as one queue may use it.
+/// The thread's engines, as one queue may use them.
 #[derive(Debug)]
-pub struct Io<'ring> {
-    pub(super) ring: &'ring mut Ring<Token>,
+pub struct Io<'engines> {
+    pub(super) engines: &'engines mut Engines,
     pub(super) slot: usize,
     pub(super) iothread: u32,
 }
@@ -40,26 +43,23 @@ impl Io<'_> {
 
     /// Makes a file known to `engine`, which carries out what is started on it. An error: this thread has no such engine.
     pub fn open(&mut self, file: Arc<File>, engine: Engine) -> io::Result<Target> {
-        match engine {
-            Engine::IoUring => self.ring.add_file(file).map(Target),
-            Engine::Native | Engine::Threads => Err(io::ErrorKind::Unsupported.into()),
-        }
+        self.engines.open(file, engine).map(Target)
     }
 
     /// Undoes one [`open`](Self::open), once none of its user's operations is in flight.
     pub fn close(&mut self, target: Target) {
-        self.ring.remove_file(target.0);
+        self.engines.close(target.0);
     }
 
     /// Starts an operation, whose end [`QueueService::completed`] hears of under the same `tag`.
     pub fn start(&mut self, target: Target, operation: Operation, buffers: Buffers, tag: u16) {
-        self.ring.start(target.0, operation, buffers, Token::Request { slot: self.slot, tag });
+        self.engines.start(target.0, operation, buffers, Token::Request { slot: self.slot, tag });
     }
 }
 
 /// A file, as an engine of this thread knows it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Target(FileId);
+pub struct Target(Opened);
 
 /// What a pass over a queue left behind.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

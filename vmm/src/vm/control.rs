@@ -1,10 +1,7 @@
 //! The handle by which the outside reaches a running machine: its power button, its end, its threads, its counters.
 
-use std::io;
 use std::sync::mpsc::Sender;
 use std::sync::{Arc, Weak};
-
-use vmprof_sys::memory;
 
 use crate::bus::Bus;
 use crate::exit::Exit;
@@ -74,13 +71,6 @@ impl Control {
     /// Every thread of the machine: its name, and the kernel's id of it as in /proc/PID/task.
     pub fn threads(&self) -> Vec<(String, i32)> {
         self.0.threads.clone()
-    }
-
-    /// Where the guest's memory lies now: of up to `samples` pages, how many are on each NUMA node of the host. Pages that
-    /// the guest has not used are nowhere; after the end all of them are.
-    pub fn memory_nodes(&self, samples: usize) -> io::Result<Vec<(u32, usize)>> {
-        let bus = self.0.bus.upgrade();
-        bus.map_or(Ok(Vec::new()), |bus| memory::sample_nodes(bus.interrupts.vm().ram(), samples))
     }
 
     pub fn stats(&self) -> Stats {

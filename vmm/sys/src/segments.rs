@@ -7,9 +7,9 @@
 use std::sync::Arc;
 
 use libc::iovec;
-use vm_memory::{GuestAddress, GuestMemoryBackend as _};
 
 use crate::memory::GuestRam;
+use crate::regions::Regions;
 
 /// readv(2) takes no more (UIO_MAXIOV).
 pub const MOST_SEGMENTS: usize = 1_024;
@@ -28,19 +28,19 @@ pub enum SegmentError {
 /// A list of pieces of guest memory, in order, that is eaten from the front as a transfer proceeds.
 #[derive(Debug)]
 pub struct GuestBuffers {
-    ram: Arc<GuestRam>,
+    regions: Regions,
     segments: Vec<iovec>,
     /// Segments before this one are done with.
     first: usize,
     bytes: u64,
 }
 
-// SAFETY: the segments point into the mapping that `ram` keeps alive on whatever thread this is.
+// SAFETY: the segments point into the mapping that `regions` keeps alive on whatever thread this is.
 unsafe impl Send for GuestBuffers {}
 
 impl GuestBuffers {
     pub fn new(ram: &Arc<GuestRam>) -> Self {
-        GuestBuffers { ram: Arc::clone(ram), segments: Vec::new(), first: 0, bytes: 0 }
+        GuestBuffers { regions: Regions::new(ram), segments: Vec::new(), first: 0, bytes: 0 }
     }
 
     /// Empties the list and keeps its room for the next request.
@@ -52,23 +52,24 @@ impl GuestBuffers {
     /// Appends `len` bytes at `address`, which may cross from one region of guest memory into the next. After an error
     /// the list is to be cleared.
     pub fn push(&mut self, address: u64, len: u32) -> Result<(), SegmentError> {
-        for piece in self.ram.get_slices(GuestAddress(address), len as usize) {
-            let piece = piece.map_err(|_| SegmentError::OutsideMemory { address, len })?;
-            let (base, bytes) = (piece.ptr_guard_mut().as_ptr(), piece.len());
-            self.bytes += bytes as u64;
-            if let Some(last) = self.segments.last_mut()
+        let GuestBuffers { regions, segments, bytes, .. } = self;
+        let mut error = SegmentError::OutsideMemory { address, len };
+        let whole = regions.pieces(address, len.into(), |_, base, piece| {
+            *bytes += piece as u64;
+            if let Some(last) = segments.last_mut()
                 && last.iov_base.cast::<u8>().wrapping_add(last.iov_len) == base
-                && last.iov_len + bytes <= LONGEST_SEGMENT
+                && last.iov_len + piece <= LONGEST_SEGMENT
             {
-                last.iov_len += bytes;
-                continue;
+                last.iov_len += piece;
+            } else if segments.len() == MOST_SEGMENTS {
+                error = SegmentError::TooMany;
+                return false;
+            } else {
+                segments.push(iovec { iov_base: base.cast(), iov_len: piece });
             }
-            if self.segments.len() == MOST_SEGMENTS {
-                return Err(SegmentError::TooMany);
-            }
-            self.segments.push(iovec { iov_base: base.cast(), iov_len: bytes });
-        }
-        Ok(())
+            true
+        });
+        if whole { Ok(()) } else { Err(error) }
     }
 
     /// Bytes that are left.
@@ -109,7 +110,7 @@ impl GuestBuffers {
     /// Copies from `source` to the front and drops what was filled. Answers how many bytes that were.
     pub fn fill_front(&mut self, source: &[u8]) -> usize {
         self.eat(source.len(), |at, target, len| {
-            // SAFETY: `target` holds `len` bytes of guest memory that `ram` keeps mapped; `source` holds them from `at`
+            // SAFETY: `target` holds `len` bytes of guest memory that `regions` keeps mapped; `source` holds them from `at`
             // since `eat` counts to its length; our own memory never overlaps the guest's.
             unsafe { std::ptr::copy_nonoverlapping(source[at..].as_ptr(), target, len) };
         })
@@ -134,7 +135,7 @@ impl GuestBuffers {
     pub fn zero_front(&mut self, bytes: u64) {
         let bytes = usize::try_from(bytes.min(self.bytes)).expect("guest memory is addressable");
         self.eat(bytes, |_, target, len| {
-            // SAFETY: `target` holds `len` bytes of guest memory that `ram` keeps mapped.
+            // SAFETY: `target` holds `len` bytes of guest memory that `regions` keeps mapped.
             unsafe { std::ptr::write_bytes(target, 0, len) };
         });
     }
@@ -163,7 +164,7 @@ impl GuestBuffers {
 
 #[cfg(test)]
 mod tests {
-    use vm_memory::Bytes as _;
+    use vm_memory::{Bytes as _, GuestAddress};
 
     use super::*;
 

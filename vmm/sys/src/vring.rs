@@ -1,7 +1,7 @@
 //! Virtqueues in guest memory (virtio 1.3, 2.7 and 2.8), seen from the device. A [`Vring`] is one in either format: its owner
 //! takes heads with [`pop`](Vring::pop), gives them back with [`push_used`](Vring::push_used) and shows a batch of them to
-//! the driver with one [`publish`](Vring::publish). What descriptors say is read in [`chain`]; where a driver's buffers lie,
-//! in [`crate::segments`].
+//! the driver with one [`publish`](Vring::publish). What descriptors say is read in [`chain`]; who wants to be told of what is
+//! in [`handshake`]; where a driver's buffers lie, in [`crate::segments`].
 //!
 //! The guest may write anything into its rings at any time. Every value is copied out once, checked, and then used:
 //! nothing here panics, loops for ever or leaves guest memory for anything a guest writes.
@@ -12,11 +12,16 @@ use std::sync::Arc;
 use vm_memory::{GuestAddress, GuestMemoryBackend as _};
 
 use crate::memory::GuestRam;
+use crate::regions::Regions;
 
 pub mod chain;
+pub mod handshake;
+pub mod packed;
 pub mod split;
 
 pub use chain::Descriptor;
+use handshake::{Machine, Place, ask_then_look};
+pub use packed::PackedRing;
 pub use split::SplitRing;
 
 const DESCRIPTOR_BYTES: usize = 16;
@@ -39,20 +44,47 @@ pub struct RingSetup {
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct RingFeatures {
     pub event_idx: bool,
+    pub packed: bool,
 }
 
-/// Where a ring stands when nothing is in flight, to go on from there: the next available and the next used entry.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+/// Where a ring stands when nothing is in flight, to go on from there: the next available and the next used entry. In a packed
+/// ring bit 15 of both is the wrap counter (virtio 1.3, 2.8.1).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Position {
     pub available: u16,
     pub used: u16,
 }
 
+impl Position {
+    /// Where a ring of this format begins.
+    pub fn start(features: RingFeatures) -> Position {
+        let first = if features.packed { Place::START.0 } else { 0 };
+        Position { available: first, used: first }
+    }
+
+    /// As VHOST_USER_SET_VRING_BASE and VHOST_USER_GET_VRING_BASE have it: both halves of a packed ring's, and of a split
+    /// ring's only the available entry, which the used one equals when nothing is in flight.
+    pub fn from_vring_base(base: u32, features: RingFeatures) -> Position {
+        let available = base as u16;
+        let used = if features.packed { (base >> 16) as u16 } else { available };
+        Position { available, used }
+    }
+
+    pub fn vring_base(self, features: RingFeatures) -> u32 {
+        let used = if features.packed { self.used } else { 0 };
+        u32::from(used) << 16 | u32::from(self.available)
+    }
+}
+
 /// Why a ring cannot be used, or can no longer be used: the driver broke the rules, and the device needs a reset.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum RingError {
-    #[error("a queue of {0} entries: the size must be a power of two from 1 to 32768")]
+    #[error("a queue of {0} entries: the size of a split ring must be a power of two from 1 to 32768")]
     Size(u16),
+    #[error("a queue of {0} entries: the size of a packed ring must be from 1 to 32768")]
+    PackedSize(u16),
+    #[error("a packed ring of {size} entries cannot go on at entry {entry}")]
+    Position { entry: u16, size: u16 },
     #[error("the {part} is at {address:#x}, which is not a multiple of {multiple}")]
     Unaligned { part: Part, address: u64, multiple: u64 },
     #[error("the {part} at {address:#x} ({bytes} bytes) does not lie within one region of guest memory")]
@@ -67,18 +99,25 @@ pub enum RingError {
     ChainTooLong { head: u16, most: u32 },
     #[error("the chain at descriptor {head} breaks the rules of indirect tables: {rule}")]
     Indirect { head: u16, rule: &'static str },
+    #[error(
+        "the driver offers more than the {size} descriptors of the ring, so some of them again while in flight"
+    )]
+    Overrun { size: u16 },
     #[error("the driver offers descriptor {head} again while its request is in flight")]
     HeadInFlight { head: u16 },
     #[error("the chain at descriptor {head} is no request: {rule}")]
     NoRequest { head: u16, rule: &'static str },
 }
 
-/// One of the three parts of a split ring.
+/// One of the three parts of a split or of a packed ring.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Part {
     DescriptorTable,
     AvailableRing,
     UsedRing,
+    DescriptorRing,
+    DriverEvents,
+    DeviceEvents,
 }
 
 impl std::fmt::Display for Part {
@@ -87,6 +126,9 @@ impl std::fmt::Display for Part {
             Part::DescriptorTable => "descriptor table",
             Part::AvailableRing => "available ring",
             Part::UsedRing => "used ring",
+            Part::DescriptorRing => "descriptor ring",
+            Part::DriverEvents => "driver's event suppression",
+            Part::DeviceEvents => "device's event suppression",
         })
     }
 }
@@ -98,6 +140,7 @@ impl std::fmt::Display for Part {
 #[derive(Debug)]
 pub enum Vring {
     Split(SplitRing),
+    Packed(PackedRing),
 }
 
 /// The same call to whichever format it is.
@@ -105,6 +148,7 @@ macro_rules! each {
     ($self:ident, $ring:ident => $call:expr) => {
         match $self {
             Vring::Split($ring) => $call,
+            Vring::Packed($ring) => $call,
         }
     };
 }
@@ -112,7 +156,7 @@ macro_rules! each {
 impl Vring {
     /// Resolves a ring that starts anew.
     pub fn new(ram: &Arc<GuestRam>, setup: &RingSetup, features: RingFeatures) -> Result<Vring, RingError> {
-        Vring::at(ram, setup, features, Position::default())
+        Vring::at(ram, setup, features, Position::start(features))
     }
 
     /// Resolves a ring that goes on at `position`.
@@ -122,7 +166,11 @@ impl Vring {
         features: RingFeatures,
         position: Position,
     ) -> Result<Vring, RingError> {
-        SplitRing::new(ram, setup, features.event_idx, position).map(Vring::Split)
+        if features.packed {
+            PackedRing::new(ram, setup, features.event_idx, position).map(Vring::Packed)
+        } else {
+            SplitRing::new(ram, setup, features.event_idx, position).map(Vring::Split)
+        }
     }
 
     pub fn size(&self) -> u16 {
@@ -130,7 +178,13 @@ impl Vring {
     }
 
     pub fn ram(&self) -> &Arc<GuestRam> {
-        each!(self, ring => ring.ram())
+        self.regions().ram()
+    }
+
+    /// The guest's memory, as requests are looked up in it.
+    #[inline]
+    pub fn regions(&self) -> &Regions {
+        each!(self, ring => ring.regions())
     }
 
     /// Where another may go on, once every head that was taken is given back and published.
@@ -166,7 +220,8 @@ impl Vring {
     }
 
     /// Asks the driver for a notification when it next makes a request available. Sound only when a full fence and then
-    /// [`look`](Self::look) follow before anyone sleeps; [`arm_and_look`](Self::arm_and_look) is all three for one queue.
+    /// [`look`](Self::look) follow before anyone sleeps: [`ask_then_look`] is all three for any number of queues, and
+    /// [`arm_and_look`](Self::arm_and_look) for one.
     #[inline]
     pub fn arm(&mut self) {
         each!(self, ring => ring.arm())
@@ -180,17 +235,8 @@ impl Vring {
 
     /// Asks for a notification and looks once more: `true` means a request is there now and none may be sent for it.
     pub fn arm_and_look(&mut self) -> Result<bool, RingError> {
-        self.arm();
-        // virtio 1.3, 2.7.7.2: our store of the event must be seen before our load of the index, or the driver sees the
-        // old event, we see the old index, and both wait. Store before load takes a full fence; Acquire does not do it.
-        std::sync::atomic::fence(std::sync::atomic::Ordering::SeqCst);
-        self.look()
+        ask_then_look::<Machine, _, _>(self, Vring::arm, Vring::look)
     }
-}
-
-/// virtio 1.3, 2.7.7.1 and 2.7.10: whether going from `old` to `new` passed `event`, modulo 2^16.
-fn crossed(event: u16, new: u16, old: u16) -> bool {
-    new.wrapping_sub(event).wrapping_sub(1) < new.wrapping_sub(old)
 }
 
 fn resolve(
@@ -204,13 +250,8 @@ fn resolve(
         return Err(RingError::Unaligned { part, address, multiple });
     }
     let outside = RingError::OutsideMemory { part, address, bytes };
-    let host = host(ram, address, bytes).ok_or(outside)?;
+    let slice = ram.get_slice(GuestAddress(address), bytes).ok();
+    let host = slice.and_then(|slice| NonNull::new(slice.ptr_guard_mut().as_ptr())).ok_or(outside)?;
     // Regions are mapped on page boundaries of both sides, so the guest's alignment is the host's.
     if (host.as_ptr() as u64).is_multiple_of(multiple) { Ok(host) } else { Err(outside) }
-}
-
-/// The host's address of `bytes` at `address`, when one region of guest memory holds them all.
-fn host(ram: &GuestRam, address: u64, bytes: usize) -> Option<NonNull<u8>> {
-    let slice = ram.get_slice(GuestAddress(address), bytes).ok()?;
-    NonNull::new(slice.ptr_guard_mut().as_ptr())
 }

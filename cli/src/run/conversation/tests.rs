@@ -8,6 +8,7 @@ fn manners() -> Manners {
     Manners {
         interrupt: STOP,
         clean_stop: STOP,
+        reader_gone: ToGuest::Signal { number: 13 },
         grace: Duration::from_secs(600),
         last_word: Duration::from_secs(600),
         timeout: None,
@@ -82,7 +83,8 @@ fn what_services_do_is_told_as_it_happens_and_so_are_readiness_and_the_stop() {
     let (account, said, killed, told) = told_after(script, &manners());
     let service = |state| News::Service { name: "db".into(), state };
     let News::Ready { .. } = told[1] else { panic!("{told:?}") };
-    assert_eq!((&told[0], &told[2], &told[3]), (&service(starting), &News::Stopping, &service(gone)));
+    let stopping = News::Stopping { because: Because::Asked };
+    assert_eq!((&told[0], &told[2], &told[3]), (&service(starting), &stopping, &service(gone)));
     assert_eq!(told.len(), 4, "a second stop is no news: {told:?}");
     assert_eq!((account.stopped, account.stop_asked, killed), (Some(vec![]), true, false));
     assert_eq!(said, [STOP, STOP, ToGuest::Received], "a guest that has stopped is let go");
@@ -127,12 +129,23 @@ fn a_guest_that_has_said_its_last_word_gets_time_to_write_back() {
 }
 
 #[test]
+fn services_that_outlast_their_command_keep_their_time_and_the_disks_theirs() {
+    let (recipe, writing) = (Duration::from_secs(3600), Duration::from_secs(120));
+    let manners = Manners { grace: recipe, last_word: writing, ..manners() };
+    let began = Instant::now();
+    assert_eq!(manners.hard_end(began, false), began + recipe);
+    // Its command may have ended at once, and its services may still take all of their time.
+    assert_eq!(manners.hard_end(began, true), began + recipe + writing);
+}
+
+#[test]
 fn a_timeout_while_services_start_stops_cleanly() {
     let state = FromGuest::Service { name: "db".into(), state: vmprof_job::ServiceState::Starting };
     let quick = Manners { timeout: Some(Duration::ZERO), grace: Duration::from_millis(5), ..manners() };
-    let (account, said, _) = after(vec![hello(), Event::Said(state)], &quick);
+    let (account, said, _, told) = told_after(vec![hello(), Event::Said(state)], &quick);
     assert!(account.timed_out && account.ready_after.is_none());
     assert_eq!(said, [STOP]);
+    assert_eq!(told.last(), Some(&News::Stopping { because: Because::TimeIsUp }));
 }
 
 #[test]

@@ -6,6 +6,7 @@ use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::thread::JoinHandle;
 
+use rustix::fs::{CWD, FileType, Mode};
 use vmprof_job::{Bytes, Ready, Restart, RestartWhen, Service, ServiceKind, ServiceState};
 
 use super::*;
@@ -13,6 +14,7 @@ use crate::become_user::Doorway;
 use crate::cgroups::Cgroups;
 use crate::command;
 use crate::ports::Port;
+use crate::power::tests::press;
 use crate::reap::ONE_FAMILY_AT_A_TIME;
 use crate::services::tests::{service, step};
 use crate::services::{Console, Keeper, Places};
@@ -26,6 +28,8 @@ struct Outside {
     run: JoinHandle<End>,
     screen: PipeReader,
     places: tempfile::TempDir,
+    /// Whoever writes here presses the power button.
+    button: std::fs::File,
     /// What was told of services so far.
     states: Vec<(String, ServiceState)>,
     _alone: Box<dyn std::any::Any>,
@@ -63,6 +67,11 @@ fn run_with(services: Vec<Service>, argv: Option<&[&str]>, stop_within: Duration
     let (screen, console) = std::io::pipe().unwrap();
     let (root, logs) = (places.path().to_owned(), places.path().join("log"));
     let sockets = places.path().join("notify");
+    let devices = places.path().join("input");
+    std::fs::create_dir(&devices).unwrap();
+    let device = devices.join("event0");
+    rustix::fs::mknodat(CWD, &device, FileType::Fifo, Mode::RUSR | Mode::WUSR, 0).unwrap();
+    let button = std::fs::File::options().read(true).write(true).open(&device).unwrap();
     let run = std::thread::spawn(move || {
         let surroundings = Surroundings {
             environment: vec![("PATH".into(), std::env::var_os("PATH").unwrap_or_default())],
@@ -92,7 +101,7 @@ fn run_with(services: Vec<Service>, argv: Option<&[&str]>, stop_within: Duration
         let supervisor = Supervisor {
             control: Control::new(control_port),
             children: &children,
-            buttons: Buttons::default(),
+            buttons: Buttons::open(&devices),
             keeper: Keeping::Own(keeper),
             surroundings,
             everything: &everything,
@@ -113,6 +122,7 @@ fn run_with(services: Vec<Service>, argv: Option<&[&str]>, stop_within: Duration
         run,
         screen,
         places,
+        button,
         states: Vec::new(),
         _alone: Box::new(alone),
     };
@@ -407,6 +417,21 @@ fn a_guest_that_serves_is_stopped_in_order_and_says_so() {
             ("db".to_owned(), ServiceState::Stopped { killed: false })
         ]
     );
+    outside.receive();
+}
+
+#[test]
+fn the_power_button_stops_services_as_the_outside_does() {
+    let db = shell("db", &[], PATIENT);
+    let mut outside = run_with(vec![db], None, STOP_WITHIN);
+    assert_eq!(outside.hear(), FromGuest::Ready { uptime_ms: 1 });
+    while !outside.log("db").contains("up") {
+        std::thread::yield_now();
+    }
+    outside.button.write_all(&press()).unwrap();
+    assert_eq!(outside.hear(), FromGuest::Stopped { killed: vec![] });
+    let stopped = ("db".to_owned(), ServiceState::Stopped { killed: false });
+    assert_eq!(outside.states.last(), Some(&stopped));
     outside.receive();
 }
 

@@ -10,6 +10,7 @@ use rustix::event::PollFlags;
 use rustix::process::{Signal, getpid, set_child_subreaper};
 use vmprof_job::Job;
 
+use super::failed::{self, Endings};
 use super::{Units, handover};
 use crate::boot::{self, DEVICE_WAIT};
 use crate::command::Surroundings;
@@ -117,7 +118,8 @@ fn prepare() -> Result<(Job, Children, Units), Failure> {
     set_child_subreaper(Some(getpid()))
         .map_err(|errno| Failure::step("becoming the parent of orphans")(errno.into()))?;
     let last_call = LastCall::watch().map_err(Failure::step("watching for SIGTERM"))?;
-    Ok((job, children, Units::new(last_call, Surroundings::of_root())))
+    let endings = Endings::watch(Path::new(failed::ACTIVE));
+    Ok((job, children, Units::new(last_call, endings, Surroundings::of_root())))
 }
 
 /// Tells the outside; then the unit fails, and with it the guest.

@@ -1,4 +1,5 @@
 use super::*;
+use crate::error::GuestError;
 use crate::progress::Silent;
 use crate::store::Store;
 use crate::testing::{self, serve_archive};
@@ -124,11 +125,14 @@ fn updating_a_package_that_is_not_locked_is_refused_with_the_one_that_was_meant(
     site.archive(&ONE);
     site.lock("tool", &Update::Nothing);
     let error = Builder::new(&site.store, &Silent).lock(&site.recipe("tool"), &only("tooll")).unwrap_err();
-    assert!(matches!(&error, GuestError::NotLocked { near, .. } if near == &["tool"]), "{error:?}");
+    assert!(
+        matches!(&error, GuestError::Lock(LockError::NotLocked { near, .. }) if near == &["tool"]),
+        "{error:?}"
+    );
 
     let builder = Builder::new(&site.store, &Silent);
     let error = builder.lock(&site.recipe("tool other"), &only("other")).unwrap_err();
-    assert!(matches!(&error, GuestError::NotLocked { is_asked_for: true, .. }), "{error:?}");
+    assert!(matches!(&error, GuestError::Lock(LockError::NotLocked { is_asked_for: true, .. })), "{error:?}");
 }
 
 #[test]

@@ -1,20 +1,20 @@
 //! Declared paths: `directory`, `link`, `file`.
 
 use std::collections::BTreeMap;
-use std::path::Path;
 
 use vmprof_document::{Block, Node};
 
+use super::beside::{Beside, Wanted};
 use super::users::People;
 use super::{MOUNTED_OVER, absolute, covers, mode};
 use crate::recipe::{GuestMount, Place, Placed};
 
 /// What the accounts of the guest are written to.
-const ACCOUNTS: [&str; 2] = ["/etc/passwd", "/etc/group"];
+pub(super) const ACCOUNTS: [&str; 2] = ["/etc/passwd", "/etc/group"];
 
 pub(super) fn placed(
     body: &Block<'_>,
-    directory: &Path,
+    beside: Beside<'_>,
     people: &People,
     mounts: &[GuestMount],
 ) -> Vec<Placed> {
@@ -67,18 +67,21 @@ pub(super) fn placed(
         });
     }
     for node in body.all("file") {
-        place(node, &|node| file(node, directory));
+        place(node, &|node| file(node, beside));
     }
     placed
 }
 
-fn file(node: &Node<'_>, directory: &Path) -> Option<Place> {
+fn file(node: &Node<'_>, beside: Beside<'_>) -> Option<Place> {
     let mode = mode(node, 0o644);
     let from = node.prop("from");
     let text = node.arg("the file's text");
     let place = match (text, from) {
         (Some(text), None) => Place::Text { mode: mode?, text: with_newline(text.string()?) },
-        (None, Some(from)) => Place::From { mode: mode?, source: directory.join(from.text()?) },
+        (None, Some(from)) => {
+            let source = beside.path(node.findings(), from, Wanted::File);
+            Place::From { mode: mode?, source: source? }
+        }
         (None, None) => {
             let problem = node.problem("empty_file", "the file has neither text nor a source");
             node.findings().push(problem.help("write its text as second argument, or `from=\"path\"`"));

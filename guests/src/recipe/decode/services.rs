@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use vmprof_document::{Block, Findings, Node, SourceSpan, closest, one_of};
 use vmprof_job::{Bytes, Directory, Ready, Restart, RestartWhen, Service, ServiceKind, Step, Stop};
 
-use super::users::{People, runner};
+use super::users::People;
 use super::{LONGEST_MS, absolute, argv, environment, formed, mode, probes};
 use crate::recipe::Init;
 use crate::recipe::conduct::{DEFAULT_READY_MS, DEFAULT_RESTART, DEFAULT_SERVICE_STOP_MS, SIGTERM};
@@ -143,8 +143,10 @@ fn service(node: &Node<'_>, name: Option<String>, people: &People) -> Option<(Se
     let (user, group) = match body.only("user") {
         None => (Some("root".to_owned()), None),
         Some(node) => {
-            let user = node.required_arg("who runs it", "write `user NAME`").and_then(|v| runner(&node, v));
-            let group = node.prop("group").map(|v| runner(&node, v));
+            let user = node
+                .required_arg("who runs it", "write `user NAME`")
+                .and_then(|v| people.runner(&node, v, "user"));
+            let group = node.prop("group").map(|v| people.runner(&node, v, "group"));
             keep(group != Some(None));
             node.finish();
             (user, group.flatten())
@@ -182,7 +184,7 @@ fn service(node: &Node<'_>, name: Option<String>, people: &People) -> Option<(Se
     for node in body.all("prepare") {
         let mut step = surroundings.step(argv(&node));
         if let Some(value) = node.prop("as") {
-            let other = runner(&node, value);
+            let other = people.runner(&node, value, "user");
             keep(other.is_some());
             (step.user, step.group) = (other.unwrap_or_default(), None);
         }

@@ -1,9 +1,8 @@
 //! Where a guest comes from: `distribution`, `packages`, `root`, `kernel`.
 
-use std::path::Path;
-
 use vmprof_document::{Block, Node, Value};
 
+use super::beside::{Beside, Wanted};
 use super::{formed, sorted_once};
 use crate::digest::Sha256;
 use crate::recipe::words::{PACKAGE, SUITE};
@@ -88,7 +87,7 @@ pub(super) fn packages(body: &Block<'_>, other_root: bool) -> Packages {
     packages
 }
 
-pub(super) fn root(node: Node<'_>, directory: &Path) -> Option<Root> {
+pub(super) fn root(node: Node<'_>, beside: Beside<'_>) -> Option<Root> {
     let found = node.findings();
     let hash = |value: Value<'_>| {
         let text = value.text()?;
@@ -104,13 +103,13 @@ pub(super) fn root(node: Node<'_>, directory: &Path) -> Option<Root> {
         (Some(oci), None) => {
             let digest = node
                 .required_prop("digest", "write `digest=\"sha256:…\"`, the digest of the image's manifest");
-            let (path, digest) = (oci.text(), digest.and_then(hash));
-            path.zip(digest).map(|(path, digest)| Root::Oci { path: directory.join(path), digest })
+            let (path, digest) = (beside.path(found, oci, Wanted::Either), digest.and_then(hash));
+            path.zip(digest).map(|(path, digest)| Root::Oci { path, digest })
         }
         (None, Some(tar)) => {
             let sha256 = node.required_prop("sha256", "write `sha256=\"…\"`: what `sha256sum FILE` prints");
-            let (path, sha256) = (tar.text(), sha256.and_then(hash));
-            path.zip(sha256).map(|(path, sha256)| Root::Tar { path: directory.join(path), sha256 })
+            let (path, sha256) = (beside.path(found, tar, Wanted::File), sha256.and_then(hash));
+            path.zip(sha256).map(|(path, sha256)| Root::Tar { path, sha256 })
         }
         (Some(_), Some(_)) => {
             let problem = node.problem("contradiction", "the root comes from two archives at once");
@@ -129,7 +128,7 @@ pub(super) fn root(node: Node<'_>, directory: &Path) -> Option<Root> {
     root
 }
 
-pub(super) fn kernel(node: Node<'_>, directory: &Path) -> Option<(Kernel, Option<String>)> {
+pub(super) fn kernel(node: Node<'_>, beside: Beside<'_>) -> Option<(Kernel, Option<String>)> {
     let found = node.findings();
     let path = node.prop("path");
     let kernel = match path {
@@ -142,13 +141,11 @@ pub(super) fn kernel(node: Node<'_>, directory: &Path) -> Option<(Kernel, Option
                 let problem = package.problem("contradiction", "the kernel is a package and a file at once");
                 found.push(problem.help("keep `package=` or `path=`"));
             }
-            let modules = node.prop("modules").map(|v| v.text());
-            let path = path.text();
+            let modules = node.prop("modules").map(|v| beside.path(found, v, Wanted::Directory));
+            let path = beside.path(found, path, Wanted::File);
             match (path, modules) {
-                (Some(path), None) => Some(Kernel::File { path: directory.join(path), modules: None }),
-                (Some(path), Some(Some(modules))) => {
-                    Some(Kernel::File { path: directory.join(path), modules: Some(directory.join(modules)) })
-                }
+                (Some(path), None) => Some(Kernel::File { path, modules: None }),
+                (Some(path), Some(Some(modules))) => Some(Kernel::File { path, modules: Some(modules) }),
                 _ => None,
             }
         }

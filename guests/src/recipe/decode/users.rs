@@ -1,11 +1,13 @@
 //! Who there is: `user`, `group`, and what names one: `owner=`, `groups=`.
 
+use std::cell::RefCell;
 use std::collections::BTreeMap;
+use std::slice;
 
-use vmprof_document::{Block, Node, SourceSpan, Value};
+use vmprof_document::{Block, Findings, Node, SourceSpan, Value, closest};
 
 use super::{absolute, formed};
-use crate::accounts;
+use crate::accounts::{self, Accounts, Refused};
 use crate::recipe::words::ACCOUNT;
 use crate::recipe::{Group, User};
 
@@ -17,6 +19,18 @@ const LAST_ID: u64 = 0xffff_fffe;
 pub(super) struct People {
     pub(super) users: Vec<User>,
     pub(super) groups: Vec<Group>,
+    /// Where each of them stands.
+    places: BTreeMap<(&'static str, String), SourceSpan>,
+    /// Whom the recipe names elsewhere: whether they are there is known when everything is read.
+    named: RefCell<Vec<Named>>,
+}
+
+#[derive(Debug)]
+struct Named {
+    /// `user` or `group`.
+    what: &'static str,
+    name: String,
+    place: SourceSpan,
 }
 
 impl People {
@@ -54,7 +68,74 @@ impl People {
                 .push(problem.help("write `owner=\"USER:GROUP\"`, names or numbers, or the user alone"));
             return None;
         }
+        self.names("user", user, &value);
+        if let Some(group) = group {
+            self.names("group", group, &value);
+        }
         Some(format!("{user}:{}", group.map_or_else(|| self.own_group(user), str::to_owned)))
+    }
+
+    fn names(&self, what: &'static str, name: &str, value: &Value<'_>) {
+        self.named.borrow_mut().push(Named { what, name: name.to_owned(), place: value.span() });
+    }
+
+    /// A user or a group (`what` of the two) that runs something: a name or an id.
+    pub(super) fn runner(&self, node: &Node<'_>, value: Value<'_>, what: &'static str) -> Option<String> {
+        let name = account(&value)?;
+        if ACCOUNT.fits(&name) || id(&name) {
+            self.names(what, &name, &value);
+            return Some(name);
+        }
+        let problem = value.problem("bad_name", format!("`{name}` cannot be {}", ACCOUNT.what));
+        node.findings().push(problem.help(format!("it is made of {}; or write an id", ACCOUNT.made_of)));
+        None
+    }
+
+    /// Holds everyone whom the recipe names, and every id that it gives, against the accounts of a guest made of packages:
+    /// nothing that a package brings changes those.
+    pub(super) fn check(&self, found: &Findings) {
+        let mut accounts = Accounts::debian();
+        let groups = self.groups.iter().map(|group| ("group", &group.name, (None, Some(group))));
+        let users = self.users.iter().map(|user| ("user", &user.name, (Some(user), None)));
+        for (what, name, (user, group)) in groups.chain(users) {
+            let Some(place) = self.places.get(&(what, name.clone())) else { continue };
+            match accounts.add(user.map_or(&[], slice::from_ref), group.map_or(&[], slice::from_ref)) {
+                Ok(()) => {}
+                Err(Refused::Taken { what, name, id, holder }) => {
+                    let message = format!(
+                        "{what} `{name}` shall have id {id}, which {what} `{holder}` has in the image"
+                    );
+                    let problem = found.error("taken_id", message).at(*place, "declared here");
+                    found.push(problem.help(format!("give `{name}` another id")));
+                }
+                Err(Refused::Unknown { asked }) => self.unknown(found, &accounts, "group", &asked, *place),
+            }
+        }
+        for Named { what, name, place } in &*self.named.borrow() {
+            let id = if *what == "user" { accounts.uid(name) } else { accounts.gid(name) };
+            if id.is_none() {
+                self.unknown(found, &accounts, what, name, *place);
+            }
+        }
+    }
+
+    fn unknown(&self, found: &Findings, there: &Accounts, what: &'static str, name: &str, place: SourceSpan) {
+        // Declared, and wrong in itself: that is said where it stands.
+        let declared = |what| self.places.contains_key(&(what, name.to_owned()));
+        let is_wrong = declared("user") && !self.users.iter().any(|user| user.name == name);
+        if declared(what) || is_wrong {
+            return;
+        }
+        let known = if what == "user" { there.user_names() } else { there.group_names() };
+        let declare = match what {
+            "user" => format!("declare it: `user {name} uid=…`"),
+            _ => format!("declare it: `group {name} gid=…`"),
+        };
+        let help = closest(name, known.iter().map(String::as_str))
+            .map_or(declare, |near| format!("did you mean `{near}`?"));
+        let message = format!("`{name}` is no {what} of the guest");
+        let label = format!("no such {what}");
+        found.push(found.error("unknown_account", message).at(place, label).help(help));
     }
 }
 
@@ -92,25 +173,16 @@ pub(super) fn account(value: &Value<'_>) -> Option<String> {
     value.text().map(str::to_owned)
 }
 
-/// A user or a group that runs something: a name or an id.
-pub(super) fn runner(node: &Node<'_>, value: Value<'_>) -> Option<String> {
-    let name = account(&value)?;
-    if ACCOUNT.fits(&name) || id(&name) {
-        return Some(name);
-    }
-    let problem = value.problem("bad_name", format!("`{name}` cannot be {}", ACCOUNT.what));
-    node.findings().push(problem.help(format!("it is made of {}; or write an id", ACCOUNT.made_of)));
-    None
-}
-
 fn id(text: &str) -> bool {
     text.parse::<u64>().is_ok_and(|id| id <= LAST_ID)
 }
 
 pub(super) fn people(body: &Block<'_>) -> People {
     let mut groups = Vec::new();
+    let mut places = BTreeMap::new();
     let mut ids = Ids::default();
     for node in body.all("group") {
+        places.extend(node.first_text().map(|name| (("group", name.to_owned()), node.name_span())));
         let name = named(&node, "a group's name", "write `group NAME gid=110`");
         let gid = node.required_prop("gid", "write `gid=110`: ids are part of the image, so they are fixed");
         let gid = gid.and_then(id_of);
@@ -124,6 +196,7 @@ pub(super) fn people(body: &Block<'_>) -> People {
     let mut users = Vec::new();
     let mut ids = Ids::default();
     for node in body.all("user") {
+        places.extend(node.first_text().map(|name| (("user", name.to_owned()), node.name_span())));
         let user = user(&node, &groups);
         users.extend(user.filter(|user| ids.is_new(&node, &user.name, user.uid)));
         node.finish();
@@ -138,7 +211,7 @@ pub(super) fn people(body: &Block<'_>) -> People {
             body.findings().push(problem.help("leave `gid=` of the user out, or give both the same number"));
         }
     }
-    People { users, groups }
+    People { users, groups, places, named: RefCell::default() }
 }
 
 /// Names and ids so far, of users or of groups.

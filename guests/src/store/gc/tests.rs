@@ -2,18 +2,14 @@ use std::sync::mpsc;
 use std::time::Duration;
 
 use super::*;
-use crate::digest::Inputs;
 use crate::error::GuestError;
 use crate::progress::Silent;
-use crate::store::{Entry, Fault, Record, Root};
+use crate::store::tests::inputs;
+use crate::store::{Entry, Fault, Record, Root, StoreError};
 
 struct Site {
     dir: tempfile::TempDir,
     store: Store,
-}
-
-fn inputs(text: &str) -> Inputs {
-    Inputs::of("test").field("text", text.as_bytes()).finish()
 }
 
 /// A store with a recipe's image, the package it was made of, and a directory of a toolset; and one thing nobody keeps.
@@ -184,7 +180,7 @@ fn a_repair_moves_away_what_is_damaged_and_what_names_it() {
         .faults
         .iter()
         .map(|fault| match fault {
-            Fault::Entry(GuestError::StoreDamaged { path }) if *path == image.path => "entry",
+            Fault::Entry(GuestError::Store(StoreError::Damaged { path })) if *path == image.path => "entry",
             Fault::Dangling { .. } => "dangling",
             Fault::Record { .. } => "record",
             Fault::Root(_) => "root",
@@ -220,8 +216,8 @@ fn a_listing_finds_by_path_name_package_and_digest() {
     assert_eq!(found(&image.name[..12]), ["fio.squashfs"]);
     assert_eq!(found(&image.path.to_string_lossy()), ["fio.squashfs"]);
     assert_eq!(found(&find(&store, "tool").path.join("usr/bin/tool").to_string_lossy()), ["tool"]);
-    assert!(matches!(listing.find("absent"), Err(GuestError::NoEntry { .. })));
-    assert!(matches!(listing.find(""), Err(GuestError::NoEntry { .. })));
+    assert!(matches!(listing.find("absent"), Err(GuestError::Store(StoreError::NoEntry { .. }))));
+    assert!(matches!(listing.find(""), Err(GuestError::Store(StoreError::NoEntry { .. }))));
     let kinds: Vec<&str> = listing.entries.iter().map(|listed| listed.kind.as_str()).collect();
     assert_eq!(kinds, ["package", "root image", "root image", "toolset"]);
     assert_eq!(listing.entries.iter().map(Listed::roots).collect::<Vec<_>>(), [1, 1, 0, 1]);

@@ -1,15 +1,6 @@
 use super::*;
 use crate::store::Record;
-
-fn store() -> (tempfile::TempDir, Store) {
-    let dir = tempfile::tempdir().unwrap();
-    let store = Store::open(dir.path().join("store")).unwrap();
-    (dir, store)
-}
-
-fn inputs(text: &str) -> Inputs {
-    Inputs::of("test").field("text", text.as_bytes()).finish()
-}
+use crate::store::tests::{inputs, store};
 
 fn keepers(store: &Store) -> Vec<(Keeper, bool)> {
     store.roots().unwrap().into_iter().map(|found| (found.root.kept_by, found.is_alive)).collect()
@@ -85,8 +76,14 @@ fn a_root_of_another_version_is_an_error_and_not_nothing() {
         "{\"schema\":\"vmprof.root/9\",\"kept_by\":{\"vm\":\"x\"},\"records\":[],\"packages\":[],\"entries\":[]}",
     ] {
         fs::write(&path, text).unwrap();
-        assert!(matches!(store.roots(), Err(GuestError::BadRoot { .. })), "{text}");
-        assert!(matches!(store.gc(Default::default(), &|| ()), Err(GuestError::BadRoot { .. })), "{text}");
+        assert!(matches!(store.roots(), Err(GuestError::Store(StoreError::BadRoot { .. }))), "{text}");
+        assert!(
+            matches!(
+                store.gc(Default::default(), &|| ()),
+                Err(GuestError::Store(StoreError::BadRoot { .. }))
+            ),
+            "{text}"
+        );
     }
 }
 

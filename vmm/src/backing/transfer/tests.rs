@@ -24,6 +24,7 @@ fn backing(size_bytes: u64, alignment: Alignment) -> Backing {
         cache: CacheMode::None,
         engine: Engine::IoUring,
         queue_size: 64,
+        packed: false,
         logical_block_bytes: None,
         physical_block_bytes: None,
         discard: false,

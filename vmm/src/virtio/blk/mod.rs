@@ -8,6 +8,7 @@ use vmprof_sys::vring::{Position, RingError};
 
 use super::device::{ActivateError, ActiveQueue, VirtioDevice};
 use super::distress::Distress;
+use super::transport::{F_RING_PACKED, F_RING_RESET};
 use crate::backing::{Backing, DiskError, WriteCache};
 use crate::config::{self, Engine, OnError};
 use crate::iothread::counters::{QueueCounters, QueueSnapshot};
@@ -110,6 +111,7 @@ pub struct Blk {
     title: String,
     blocks: Blocks,
     queue_sizes: Vec<u16>,
+    packed: bool,
     /// Which thread serves each queue, by the queue's index.
     iothreads: Vec<Handle>,
     /// While live, the name under which the IOThreads know the queues.
@@ -157,6 +159,10 @@ impl Blk {
             found.ok_or_else(|| DiskError::NoSuchIoThread { disk: config.name.clone(), queue, iothread: *id })
         };
         let served_by = config.virtqueues.iter().enumerate().map(iothread).collect::<Result<Vec<_>, _>>()?;
+        if let Some(lacking) = served_by.iter().find(|iothread| !iothread.has(config.engine)) {
+            let (engine, iothread) = (config.engine, lacking.name().to_owned());
+            return Err(DiskError::EngineNotHere { disk: name, engine, iothread });
+        }
         Blk::with_pause(config, id, served_by, Backing::open(config)?, pause)
     }
 
@@ -199,7 +205,15 @@ impl Blk {
         };
         let title = format!("blk {}", config.name);
         let queue_sizes = vec![config.queue_size; iothreads.len()];
-        Ok(Blk { disk: Arc::new(disk), title, blocks, queue_sizes, iothreads, live: None })
+        Ok(Blk {
+            disk: Arc::new(disk),
+            title,
+            blocks,
+            queue_sizes,
+            packed: config.packed,
+            iothreads,
+            live: None,
+        })
     }
 
     pub fn stats(&self) -> DiskStats {
@@ -249,7 +263,10 @@ impl VirtioDevice for Blk {
     }
 
     fn features(&self) -> u64 {
-        let mut features = SEG_MAX | BLK_SIZE | TOPOLOGY | INDIRECT_DESCRIPTORS | EVENT_IDX;
+        let mut features = SEG_MAX | BLK_SIZE | TOPOLOGY | INDIRECT_DESCRIPTORS | EVENT_IDX | F_RING_RESET;
+        if self.packed {
+            features |= F_RING_PACKED;
+        }
         if self.queue_sizes.len() > 1 {
             features |= MULTI_QUEUE;
         }

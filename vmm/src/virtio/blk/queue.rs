@@ -6,8 +6,6 @@ use std::collections::VecDeque;
 use std::io;
 use std::sync::Arc;
 
-use rustix::io::Errno;
-use vm_memory::Bytes as _;
 use vmprof_sys::ring::{Buffers, Operation};
 use vmprof_sys::segments::GuestBuffers;
 use vmprof_sys::vring::{Descriptor, Position, RingError};
@@ -153,7 +151,7 @@ impl BlkQueue {
         }
         let ring = &self.queue.ring;
         let buffers = slot.transfer.guest_mut().ok_or(broken)?;
-        let request = request::parse(head, chain, ring.ram(), &self.disk.limits, buffers)?;
+        let request = request::parse(head, chain, ring.regions(), &self.disk.limits, buffers)?;
         self.in_flight += 1;
         match request.kind {
             Kind::Read { offset } => {
@@ -279,7 +277,7 @@ impl BlkQueue {
     fn finish_with(&mut self, head: u16, request: Request, status: Status, written: u64) {
         self.free(head);
         // Cannot fail: the address was in guest memory when the request was parsed, and guest memory does not change.
-        let _ = self.queue.ring.ram().write_obj(status as u8, request.status);
+        let _ = self.queue.ring.regions().write(request.status.0, &[status as u8]);
         // virtio 1.3, 2.7.8.2: the length counts what was written from the first writable byte on, without a gap.
         let used = if written == request.writable { written + 1 } else { written };
         self.queue.ring.push_used(head, u32::try_from(used).unwrap_or(u32::MAX));

@@ -1,8 +1,8 @@
 //! One block request (virtio 1.3, 5.2.6): a chain of descriptors, read once and checked, becomes a [`Request`] that nobody
 //! needs to hold against the guest's memory again.
 
-use vm_memory::{Bytes as _, GuestAddress, GuestMemoryBackend as _};
-use vmprof_sys::memory::GuestRam;
+use vm_memory::GuestAddress;
+use vmprof_sys::regions::Regions;
 use vmprof_sys::segments::GuestBuffers;
 use vmprof_sys::vring::{Descriptor, RingError};
 
@@ -69,7 +69,7 @@ pub struct Limits {
 pub fn parse(
     head: u16,
     chain: &[Descriptor],
-    ram: &GuestRam,
+    regions: &Regions,
     limits: &Limits,
     buffers: &mut GuestBuffers,
 ) -> Result<Request, RingError> {
@@ -82,14 +82,14 @@ pub fn parse(
         } else if parts.last_writable.is_some() {
             return Err(broken("a buffer to read follows one to write"));
         } else {
-            parts.readable(descriptor, ram).map_err(broken)?;
+            parts.readable(descriptor, regions).map_err(broken)?;
         }
     }
     if parts.header_bytes < HEADER_BYTES {
         return Err(broken("its header has less than 16 bytes"));
     }
     let status = parts.finish().ok_or_else(|| broken("no byte for its status"))?;
-    if !ram.address_in_range(status) {
+    if !regions.holds(status.0) {
         return Err(broken("its status byte is not in guest memory"));
     }
     let kind = judge(&parts, limits);
@@ -126,12 +126,13 @@ impl<'buffers> Parts<'buffers> {
     }
 
     /// The first 16 bytes are the header, however they are cut (virtio 1.3, 2.7.4: no framing is assumed).
-    fn readable(&mut self, buffer: Descriptor, ram: &GuestRam) -> Result<(), &'static str> {
+    fn readable(&mut self, buffer: Descriptor, regions: &Regions) -> Result<(), &'static str> {
         let of_header = (HEADER_BYTES - self.header_bytes).min(buffer.len as usize);
         if of_header > 0 {
             let target = &mut self.header[self.header_bytes..][..of_header];
-            ram.read_slice(target, GuestAddress(buffer.address))
-                .map_err(|_| "its header is not in guest memory")?;
+            if !regions.read(buffer.address, target) {
+                return Err("its header is not in guest memory");
+            }
             self.header_bytes += of_header;
         }
         let data = buffer.len - of_header as u32;

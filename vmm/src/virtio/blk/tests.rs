@@ -10,13 +10,16 @@ use vmprof_sys::memory::GuestRam;
 use super::*;
 use crate::backing::Alignment;
 use crate::config::{CacheMode, Engine};
-use crate::iothread::IoThread;
+use crate::iothread::{IoThread, tested};
 use crate::virtio::mock::{self, Driver, readable, writable};
 
+mod costs;
+mod engines;
 mod erasing;
 mod faults;
 mod layouts;
 mod policies;
+mod resets;
 mod seen;
 
 const MIB: usize = 1 << 20;
@@ -24,7 +27,7 @@ const MIB: usize = 1 << 20;
 fn iothread(id: u32, max_ns: u64) -> Handle {
     let name = format!("iothread{id}");
     let polling = config::Polling { max_ns, ..config::Polling::default() };
-    IoThread::spawn(&config::IoThread { id, name, cpus: Vec::new(), polling }).unwrap()
+    IoThread::spawn(&config::IoThread { polling, ..tested::iothread(id, &name) }).unwrap()
 }
 
 fn disk_config(path: &Path, cache: CacheMode, virtqueues: &[u32]) -> config::Disk {
@@ -33,8 +36,9 @@ fn disk_config(path: &Path, cache: CacheMode, virtqueues: &[u32]) -> config::Dis
         path: path.to_owned(),
         read_only: false,
         cache,
-        engine: Engine::IoUring,
+        engine: tested::engine_for(cache),
         queue_size: 64,
+        packed: false,
         logical_block_bytes: None,
         physical_block_bytes: None,
         discard: false,
@@ -306,13 +310,19 @@ fn a_disk_that_cannot_be_as_asked_is_refused_by_name() {
         refused(config::Disk { virtqueues: vec![], ..good.clone() }),
         DiskError::NoQueue { .. }
     ));
-    for engine in [Engine::Native, Engine::Threads] {
-        let error = refused(config::Disk { engine, ..good.clone() });
-        assert!(
-            matches!(&error, DiskError::EngineNotHere { .. }) && error.to_string().contains("`data`"),
-            "{error}"
-        );
-    }
+    let engine = Engine::Native;
+    let error = refused(config::Disk { engine, cache: CacheMode::None, ..good.clone() });
+    assert!(
+        matches!(&error, DiskError::EngineNotHere { .. }) && error.to_string().contains("`iothread0`"),
+        "{error}"
+    );
+    let ready = [IoThread::spawn(&config::IoThread {
+        engines: vec![engine],
+        ..config::IoThread::named(0, "iothread0")
+    })
+    .unwrap()];
+    let error = Blk::new(&config::Disk { engine, ..good.clone() }, &ready).unwrap_err();
+    assert!(matches!(&error, DiskError::NativeNeedsDirect { .. }), "{error}");
     let held = Blk::new(&good, &threads).unwrap();
     assert!(matches!(refused(good.clone()), DiskError::InUse { .. }));
     drop(held);

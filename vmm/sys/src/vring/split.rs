@@ -6,24 +6,22 @@
 
 use std::ptr::NonNull;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU16, Ordering, fence};
+use std::sync::atomic::{AtomicU16, Ordering};
 
 use super::chain::{self, Descriptor, Table};
-use super::{DESCRIPTOR_BYTES, MOST_ENTRIES, Part, Position, RingError, RingSetup, crossed, resolve};
+use super::handshake::{Machine, SplitEvents, show_then_ask};
+use super::{DESCRIPTOR_BYTES, MOST_ENTRIES, Part, Position, RingError, RingSetup, resolve};
 use crate::memory::GuestRam;
+use crate::regions::Regions;
 
 const USED_ELEMENT_BYTES: usize = 8;
-/// virtio 1.3, 2.7.6: set by the driver in avail.flags when it wants no interrupt.
-const AVAIL_NO_INTERRUPT: u16 = 1;
-/// virtio 1.3, 2.7.8: set by the device in used.flags when it wants no notification.
-const USED_NO_NOTIFY: u16 = 1;
 
 /// A split ring with its host addresses resolved once. It keeps the guest's memory mapped.
 ///
 /// A head is the first descriptor of a request, which the driver names it by.
 #[derive(Debug)]
 pub struct SplitRing {
-    ram: Arc<GuestRam>,
+    regions: Regions,
     size: u16,
     descriptors: Table,
     available: NonNull<u8>,
@@ -37,7 +35,7 @@ pub struct SplitRing {
     published_used: u16,
 }
 
-// SAFETY: the pointers lie in the mapping that `ram` keeps alive wherever the ring goes, and every access through them is
+// SAFETY: the pointers lie in the mapping that `regions` keeps alive wherever the ring goes, and every access through them is
 // atomic or volatile: the guest's CPUs write there at any time anyway.
 unsafe impl Send for SplitRing {}
 
@@ -58,9 +56,8 @@ impl SplitRing {
         let base = resolve(ram, Part::DescriptorTable, setup.descriptors, DESCRIPTOR_BYTES * entries, 16)?;
         let available = resolve(ram, Part::AvailableRing, setup.driver, 6 + 2 * entries, 2)?;
         let used = resolve(ram, Part::UsedRing, setup.device, 6 + USED_ELEMENT_BYTES * entries, 4)?;
-        let ram = Arc::clone(ram);
         Ok(SplitRing {
-            ram,
+            regions: Regions::new(ram),
             size,
             descriptors: Table { base, entries: u32::from(size) },
             available,
@@ -77,8 +74,8 @@ impl SplitRing {
         self.size
     }
 
-    pub fn ram(&self) -> &Arc<GuestRam> {
-        &self.ram
+    pub fn regions(&self) -> &Regions {
+        &self.regions
     }
 
     pub fn position(&self) -> Position {
@@ -98,7 +95,7 @@ impl SplitRing {
         if head >= self.size {
             return Err(RingError::Head { head, size: self.size });
         }
-        chain::collect(&self.ram, self.descriptors, head, chain)?;
+        chain::collect(&self.regions, self.descriptors, head, chain)?;
         self.next_available = self.next_available.wrapping_add(1);
         Ok(Some(head))
     }
@@ -136,39 +133,28 @@ impl SplitRing {
             return false;
         }
         let (old, new) = (self.published_used, self.next_used);
-        // Release: the elements are visible before the index that covers them.
-        self.field(self.used, 2).store(new.to_le(), Ordering::Release);
         self.published_used = new;
-        // virtio 1.3, 2.7.10: the driver writes used_event and then looks at the index; we write the index and then look
-        // at used_event. Only a full fence between our two keeps both from missing the other.
-        fence(Ordering::SeqCst);
-        if self.event_idx {
-            let used_event =
-                u16::from_le(self.field(self.available, self.event_at(2)).load(Ordering::Relaxed));
-            crossed(used_event, new, old)
-        } else {
-            let flags = u16::from_le(self.field(self.available, 0).load(Ordering::Relaxed));
-            flags & AVAIL_NO_INTERRUPT == 0
-        }
+        show_then_ask::<Machine>(
+            // Release: the elements are visible before the index that covers them.
+            || self.field(self.used, 2).store(new.to_le(), Ordering::Release),
+            || self.events(self.available, 2).wanted(old, new),
+        )
     }
 
-    /// Asks the driver for a notification when it next makes a head available. Sound only when a full fence and then
-    /// [`look`](Self::look) follow before anyone sleeps; [`arm_and_look`](Self::arm_and_look) is all three for one queue.
+    /// Asks the driver for a notification when it next makes a head available.
     pub fn arm(&mut self) {
-        if self.event_idx {
-            let event = self.next_available.to_le();
-            self.field(self.used, self.event_at(USED_ELEMENT_BYTES)).store(event, Ordering::Relaxed);
-        } else {
-            self.field(self.used, 0).store(0, Ordering::Relaxed);
-        }
+        self.events(self.used, USED_ELEMENT_BYTES).ask(self.next_available);
     }
 
-    /// Lets the driver stop notifying. A hint: a notification may come all the same. With EVENT_IDX there is nothing to
-    /// write, since an avail_event that was passed once stays passed.
+    /// Lets the driver stop notifying. A hint: a notification may come all the same.
     pub fn disarm(&mut self) {
-        if !self.event_idx {
-            self.field(self.used, 0).store(USED_NO_NOTIFY.to_le(), Ordering::Relaxed);
-        }
+        self.events(self.used, USED_ELEMENT_BYTES).refuse(self.next_available);
+    }
+
+    /// Where the side that writes `ring`, whose elements have `element_bytes`, says when it wants to be told.
+    fn events(&self, ring: NonNull<u8>, element_bytes: usize) -> SplitEvents<'_, Machine> {
+        let (flags, event) = (self.field(ring, 0), self.field(ring, self.event_at(element_bytes)));
+        SplitEvents { flags, event, event_idx: self.event_idx }
     }
 
     /// Where the event field stands in a ring whose elements have `element_bytes`.
@@ -176,11 +162,11 @@ impl SplitRing {
         4 + element_bytes * usize::from(self.size)
     }
 
-    /// A 16-bit field of the available or used ring; `at` is 0, 2 or `event_at`.
+    /// A 16-bit field of the available or used ring; `at` is 0, 2 or its `event_at`.
     fn field(&self, ring: NonNull<u8>, at: usize) -> &AtomicU16 {
         // SAFETY: `at` is one of the three offsets that `resolve` covered for this ring.
         let field = unsafe { ring.as_ptr().add(at) };
-        // SAFETY: in guest memory that `self.ram` keeps mapped, even since base and offset are, shared as an atomic only.
+        // SAFETY: in guest memory that `self.regions` keeps mapped, even since base and offset are, shared as an atomic only.
         unsafe { AtomicU16::from_ptr(field.cast()) }
     }
 }

@@ -1,6 +1,8 @@
 use std::sync::Arc;
 
 use proptest::prelude::*;
+use vm_memory::{Bytes as _, GuestMemoryBackend as _};
+use vmprof_sys::memory::GuestRam;
 use vmprof_sys::segments::MOST_SEGMENTS;
 use vmprof_sys::vring::Vring;
 
@@ -37,7 +39,9 @@ impl Bench {
     fn next(&mut self, limits: &Limits) -> (Result<Request, RingError>, u64) {
         let (mut buffers, mut chain) = (GuestBuffers::new(&self.ram), Vec::new());
         let request = match self.ring.pop(&mut chain) {
-            Ok(head) => parse(head.expect("a request was offered"), &chain, &self.ram, limits, &mut buffers),
+            Ok(head) => {
+                parse(head.expect("a request was offered"), &chain, self.ring.regions(), limits, &mut buffers)
+            }
             Err(error) => Err(error),
         };
         (request, buffers.bytes())

@@ -1,41 +1,63 @@
-//! What a root starts from when not from packages: an image or a tar of the building machine, named by its hash. Reading it is
-//! pure but for the file itself; what is in it is decided by the hash alone, so a build that finds the hash reads nothing.
+//! What a root starts from: packages, or an image or a tar of the building machine, named by its hash. Reading one is pure but
+//! for the file itself; what is in it is decided by the hash alone, so a build that finds the hash reads nothing.
 
 use std::path::Path;
 
 use crate::archive;
+use crate::deb::Deb;
 use crate::digest::{InputsHasher, Sha256};
 use crate::error::{GuestError, Result};
 use crate::oci;
 use crate::packed::Packing;
 use crate::recipe::{ImageConfig, Root};
-use crate::root::Base;
 use crate::tree::{Origin, Tree};
 
-/// Reads what the recipe names; `None` where the root is made of packages.
-pub(crate) fn read(root: &Root) -> Result<Option<Base>> {
-    match root {
-        Root::Packages => Ok(None),
-        Root::Oci { path, digest } => {
-            let image = oci::read(path, *digest)?;
-            Ok(Some(Base::Archive { tree: image.tree, config: image.config }))
-        }
-        Root::Tar { path, sha256 } => {
-            let tree = read_tar(path, *sha256)?;
-            Ok(Some(Base::Archive { tree, config: ImageConfig::default() }))
-        }
-    }
+/// What the root's files come from, before what the recipe declares.
+#[derive(Debug)]
+pub(crate) enum Base {
+    Packages(Vec<Deb>),
+    /// The tree of an archive, as it is, and what its image says of how it is run.
+    Archive {
+        tree: Tree,
+        config: ImageConfig,
+    },
 }
 
-/// What of it decides an image's bytes.
-pub(crate) fn inputs(root: &Root, hasher: &mut InputsHasher) {
-    match root {
-        Root::Packages => {}
-        Root::Oci { digest, .. } => {
-            hasher.field("image", digest.to_string().as_bytes());
+impl Base {
+    /// What the recipe names, read where it is an archive. `debs` are the recipe's packages, and count where the root is made of
+    /// them.
+    pub(crate) fn of(root: &Root, debs: Vec<Deb>) -> Result<Self> {
+        match root {
+            Root::Packages => Ok(Self::Packages(debs)),
+            Root::Oci { path, digest } => {
+                let image = oci::read(path, *digest)?;
+                Ok(Self::Archive { tree: image.tree, config: image.config })
+            }
+            Root::Tar { path, sha256 } => {
+                let tree = read_tar(path, *sha256)?;
+                Ok(Self::Archive { tree, config: ImageConfig::default() })
+            }
         }
-        Root::Tar { sha256, .. } => {
-            hasher.field("tar", sha256.to_string().as_bytes());
+    }
+
+    /// What of it decides an image's bytes.
+    pub(crate) fn inputs(root: &Root, hasher: &mut InputsHasher) {
+        match root {
+            Root::Packages => {}
+            Root::Oci { digest, .. } => {
+                hasher.field("image", digest.to_string().as_bytes());
+            }
+            Root::Tar { sha256, .. } => {
+                hasher.field("tar", sha256.to_string().as_bytes());
+            }
+        }
+    }
+
+    /// What an image says of how it is run.
+    pub(crate) fn config(&self) -> Option<&ImageConfig> {
+        match self {
+            Self::Packages(_) => None,
+            Self::Archive { config, .. } => Some(config),
         }
     }
 }
@@ -86,7 +108,7 @@ mod tests {
             ("etc/x", Thing::File(0o640, b"1")),
             ("y", Thing::HardLink("etc/x")),
         ]);
-        let tree = |bytes: &[u8]| match read(&root(dir.path(), bytes)).unwrap().unwrap() {
+        let tree = |bytes: &[u8]| match Base::of(&root(dir.path(), bytes), Vec::new()).unwrap() {
             Base::Archive { tree, .. } => tree,
             other => panic!("{other:?}"),
         };
@@ -104,7 +126,7 @@ mod tests {
         let tar = testing::tar(&[("x", Thing::File(0o644, b"1"))]);
         let Root::Tar { path, .. } = root(dir.path(), &tar) else { panic!("a tar") };
         let wanted = Sha256::of(b"another");
-        let error = read(&Root::Tar { path, sha256: wanted }).unwrap_err();
+        let error = Base::of(&Root::Tar { path, sha256: wanted }, Vec::new()).unwrap_err();
         assert_eq!(error.class(), FailureClass::HashMismatch);
         let text = error.to_string();
         assert!(text.contains(&wanted.to_string()) && text.contains(&Sha256::of(&tar).to_string()), "{text}");
@@ -113,7 +135,7 @@ mod tests {
     #[test]
     fn packings_that_a_root_may_not_have_are_refused_by_name() {
         let dir = tempfile::tempdir().unwrap();
-        let error = read(&root(dir.path(), b"BZh91AY")).unwrap_err();
+        let error = Base::of(&root(dir.path(), b"BZh91AY"), Vec::new()).unwrap_err();
         assert!(error.to_string().contains("bzip2"), "{error}");
     }
 }

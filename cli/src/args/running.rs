@@ -1,0 +1,137 @@
+//! The verbs about running VMs: `up`, `ps`, `stop`, `verify`, `stats`.
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::{Args, ValueEnum};
+use vmprof_document::{DurationError, parse_duration};
+
+use super::{Format, Sources};
+use crate::lab::Shape;
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum On {
+    /// This host's KVM where it can run a stock kernel, else the lab, with a notice
+    Auto,
+    /// This host's KVM
+    Kvm,
+    /// A KVM host emulated with QEMU
+    Lab,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:\n  \
+    vmprof up profiles/db.kdl                        boot it, with its console here; a guest with services serves\n  \
+    vmprof up profiles/ci.kdl -- make check          run a command in it, and end with its status\n  \
+    vmprof up --dry-run profiles/db.kdl > db.json    save the plan that would be run, in the lab too\n  \
+    vmprof up profiles/db.kdl --plan db.json         run the plan that was saved and looked at\n\n\
+    With CMD, stdout is CMD's stdout and nothing else; plan, progress, notices and console go to stderr.\n\
+    Exit status with CMD: CMD's own, 128+N for its signal N; 3, 4, 64 before anything boots; 124 --timeout ran out; \
+    125 everything else that is not CMD's.\n\
+    Without CMD: 0 power-off or `vmprof stop`, 1 guest panic or failure, a service's for good included, 124 --timeout ran out, 125 the lab failed, 130 interrupted.\n\
+    Ctrl-C once stops cleanly, services in the time their recipe gives; twice at once.")]
+pub struct UpArguments {
+    /// The profile, a KDL file
+    pub profile: PathBuf,
+    /// Where the VM runs
+    #[arg(long, value_enum, default_value = "auto")]
+    pub on: On,
+    /// Run exactly this plan, which --dry-run or `vmprof plan --format json` wrote; refused where the profile or the host
+    /// has changed
+    #[arg(long, value_name = "FILE")]
+    pub plan: Option<PathBuf>,
+    /// Print the plan that would be run as JSON, for --plan, and end there: nothing is built, and no guest boots
+    #[arg(long, conflicts_with_all = ["console", "command"])]
+    pub dry_run: bool,
+    /// Name of the running VM [default: the profile's]
+    #[arg(long, value_parser = vm_name)]
+    pub name: Option<String>,
+    /// The guest's console on this terminal, interactive: Ctrl-C goes to the guest, Ctrl-A x leaves. A guest that serves has a
+    /// shell there
+    #[arg(long)]
+    pub console: bool,
+    /// Stop the VM after this time and end with status 124: 90, 90s, 5m, 1h
+    #[arg(long, value_name = "D", value_parser = duration)]
+    pub timeout: Option<Duration>,
+    #[command(flatten)]
+    pub sources: Sources,
+    /// The emulated host's shape, such as nodes=8+4,threads=2,nvme=2,memory=6GiB; what is left out keeps its default
+    #[arg(long, value_name = "SHAPE", default_value_t)]
+    pub lab: Shape,
+    /// The image that the emulated host was given, instead of building one
+    #[arg(long, value_name = "FILE", hide = true)]
+    pub image: Option<PathBuf>,
+    /// Run this in the guest, as root, instead of what the guest's recipe names
+    #[arg(last = true, value_name = "CMD")]
+    pub command: Vec<OsString>,
+}
+
+#[derive(Debug, Args)]
+pub struct PsArguments {
+    #[arg(long, value_enum, default_value = "text")]
+    pub format: Format,
+}
+
+#[derive(Debug, Args)]
+pub struct StopArguments {
+    /// Name of the running VM
+    pub name: String,
+}
+
+#[derive(Debug, Args)]
+pub struct NamedArguments {
+    /// Name of the running VM
+    pub name: String,
+    #[arg(long, value_enum, default_value = "text")]
+    pub format: Format,
+}
+
+/// A name is a directory under the runtime place and part of a socket's path, which ends at 108 bytes.
+fn vm_name(text: &str) -> Result<String, String> {
+    let fits = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
+    if text.is_empty() || text.len() > 32 || text.starts_with(['.', '-']) || !text.chars().all(fits) {
+        return Err(
+            "a name has 1 to 32 letters, digits, `-`, `_` and `.`, and begins with neither `.` nor `-`"
+                .into(),
+        );
+    }
+    Ok(text.to_owned())
+}
+
+fn duration(text: &str) -> Result<Duration, String> {
+    let seconds = !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
+    let with_unit = if seconds { format!("{text}s") } else { text.to_owned() };
+    match parse_duration(&with_unit) {
+        Ok(0) => Err("a run of no time cannot start: leave --timeout out for no limit".into()),
+        Ok(ms) => Ok(Duration::from_millis(ms)),
+        Err(DurationError::Unit(unit)) => {
+            Err(format!("`{unit}` is no unit of time here: write ms, s, m or h, as in 90s"))
+        }
+        Err(DurationError::TooLong(_)) => Err(format!("`{text}` is longer than can be counted")),
+        Err(_) => Err(format!("`{text}` is no time: write 90, 90s, 5m or 1h")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn times_have_units() {
+        assert_eq!(duration("90").unwrap(), Duration::from_secs(90));
+        assert_eq!(duration("5m").unwrap(), Duration::from_secs(300));
+        assert_eq!(duration("250ms").unwrap(), Duration::from_millis(250));
+        for bad in ["", "0", "s", "5d", "-1", "1.5h", "99999999999999999999h"] {
+            assert!(duration(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn a_name_cannot_leave_its_directory() {
+        for bad in ["", "..", "a/b", ".hidden", "-x", "a b", &"n".repeat(33)] {
+            assert!(vm_name(bad).is_err(), "{bad}");
+        }
+        assert_eq!(vm_name("db-2.test").unwrap(), "db-2.test");
+    }
+}
