@@ -6,6 +6,7 @@ use std::collections::VecDeque;
 use std::io;
 use std::sync::Arc;
 
+use rustix::io::Errno;
 use vmprof_sys::ring::{Buffers, Operation};
 use vmprof_sys::segments::GuestBuffers;
 use vmprof_sys::vring::{Descriptor, Position, RingError};

@@ -226,20 +226,20 @@ fn the_write_cache_is_shown_and_switched_as_the_mode_allows() {
         let mut blk = Blk::new(&disk_config(&path, cache, &[0]), std::slice::from_ref(&thread)).unwrap();
         let both = FLUSH | CONFIG_WCE;
         assert_eq!(blk.features() & both, if offered { both } else { 0 }, "{cache:?}");
-        assert_eq!(cache_of(&blk), offered.into());
+        assert_eq!(cache_of(&blk), u8::from(offered));
         blk.write_config(32, &[0]);
         assert_eq!(cache_of(&blk), 0);
         blk.write_config(31, &[0, 1, 0]);
         assert_eq!(
             cache_of(&blk),
-            offered.into(),
+            u8::from(offered),
             "{cache:?}: what the mode promises is not the guest's to change"
         );
         blk.activate(ALL_FEATURES & !FLUSH, Vec::new()).unwrap();
         assert_eq!(cache_of(&blk), 0, "a driver that cannot flush writes through");
         assert_eq!(blk.disk.cache.write_is_durable(), cache != CacheMode::Unsafe);
         blk.reset();
-        assert_eq!(cache_of(&blk), offered.into());
+        assert_eq!(cache_of(&blk), u8::from(offered));
     }
 }
 
