@@ -48,6 +48,8 @@ impl Served {
             queue_size: 128,
             logical_block_bytes: None,
             physical_block_bytes: None,
+            discard: false,
+            on_error: Default::default(),
             packed: false,
             virtqueues: (0..queues).map(|queue| queue % iothreads).collect(),
         };
@@ -404,6 +406,8 @@ fn a_disk_is_served_once() {
             queue_size: 128,
             logical_block_bytes: None,
             physical_block_bytes: None,
+            discard: false,
+            on_error: Default::default(),
             packed: false,
             virtqueues: vec![0],
         },
