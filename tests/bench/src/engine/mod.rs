@@ -149,6 +149,8 @@ fn iothread(
         packed: false,
         logical_block_bytes: None,
         physical_block_bytes: None,
+        discard: false,
+        on_error: config::OnError::default(),
         virtqueues: vec![0],
     };
     let mut blk = Blk::new(&disk, std::slice::from_ref(&iothread)).map_err(|error| refused(&error))?;
