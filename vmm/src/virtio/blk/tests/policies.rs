@@ -87,13 +87,15 @@ fn a_failure_stops_the_machine_and_resuming_tries_everything_again_in_order() {
     }
     stage.driver.queue.kick();
     stage.wait_failures(3);
+    // A packed ring's heads are slots of the device's, the lowest first; the driver has names of its own.
+    let shown_heads = if stage.driver.queue.form.packed { vec![0, 1, 2] } else { heads.clone() };
     let paused = stage.pause.snapshot().unwrap();
     let of = |failure: &crate::pause::Failure| (failure.vq, failure.head, failure.sector, failure.errno);
     let expected: Vec<_> =
-        (0..).zip(&heads).map(|(sector, head)| (0, *head, Some(sector), BROKEN_PIPE)).collect();
+        (0..).zip(&shown_heads).map(|(sector, head)| (0, *head, Some(sector), BROKEN_PIPE)).collect();
     assert_eq!(paused.failures.iter().map(of).collect::<Vec<_>>(), expected);
     assert!(
-        matches!(stage.news.recv().unwrap(), PauseNews::Paused(Some(failure)) if failure.head == heads[0])
+        matches!(stage.news.recv().unwrap(), PauseNews::Paused(Some(failure)) if failure.head == shown_heads[0])
     );
     assert!(stage.driver.queue.take_used().is_none(), "nobody was told");
     let shown = stage.blk.stats().snapshot().virtqueues.remove(0);

@@ -17,7 +17,9 @@ fn a_request_that_the_backing_never_answers_is_seen_with_its_head_and_age() {
     let stats = blk.stats();
     let queue = || stats.snapshot().virtqueues.remove(0);
     assert_eq!((queue().in_flight, queue().oldest), (0, None));
-    let stuck = driver.request(0, 0, 40, 0, 512);
+    let named = driver.request(0, 0, 40, 0, 512);
+    // A packed ring's heads are slots of the device's, the lowest first; the driver has names of its own.
+    let stuck = if driver.queue.form.packed { 0 } else { named };
     driver.request(1, 0, 8, 4096, 512);
     driver.queue.kick();
     while queue().in_flight < 2 {
