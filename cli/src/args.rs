@@ -12,6 +12,10 @@ pub use profiles::{CheckArguments, FmtArguments, HostArguments, ImportVerb, Plan
 pub use running::{NamedArguments, On, PsArguments, StopArguments, UpArguments};
 pub use store::StoreVerb;
 
+mod vhost_user_blk;
+
+pub use vhost_user_blk::{AioWord, CacheWord, VhostUserBlkArguments};
+
 /// Declarative VM images and tuning profiles, with a KVM virtual machine monitor of their own.
 #[derive(Debug, Parser)]
 #[command(name = "vmprof", version, max_term_width = 100, arg_required_else_help = true)]
@@ -36,6 +40,7 @@ impl Arguments {
                 Err(Arguments::command().error(clap::error::ErrorKind::ArgumentConflict, message))
             }
             Verb::Lock(lock) => lock.read().map(|_| ()).map(|()| arguments),
+            Verb::VhostUserBlk(served) => served.check().map(|()| arguments),
             _ => Ok(arguments),
         }
     }
@@ -66,10 +71,16 @@ pub enum Verb {
     Ps(PsArguments),
     /// Stop a running VM
     Stop(StopArguments),
+    /// Have the guest of a running VM stand still; its disks end what they have begun
+    Pause(StopArguments),
+    /// Let a paused VM go on: requests that had paused it (rerror, werror) are tried again
+    Resume(StopArguments),
     /// Read back where every thread of a running VM really is
     Verify(NamedArguments),
-    /// Counters of a running VM: per vCPU, per IOThread, per virtqueue
+    /// Counters of a running VM: per vCPU, per IOThread, per virtqueue, with what is in flight and why it is paused
     Stats(NamedArguments),
+    /// Serve a disk to QEMU or another VMM, with vmprof's own IOThreads
+    VhostUserBlk(VhostUserBlkArguments),
     /// Look into the content-addressed store
     #[command(subcommand)]
     Store(StoreVerb),

@@ -9,7 +9,7 @@ use vmprof_job::{Command, DeviceLink, Init, JOB_SCHEMA, Job, Root, Streams};
 use vmprof_profiles::{CpuSet, Plan};
 use vmprof_vmm::config;
 
-use crate::up::{BootImage, Filesystems, Patience, Work, promises};
+use crate::up::{BootImage, Engines, Filesystems, Patience, Work};
 
 /// Serial of the disk that holds the guest's root, in the guest and as a drive of the lab; a profile's disk cannot have it, for their names begin otherwise.
 pub const ROOT_SERIAL: &str = "vmprof-root";
@@ -26,7 +26,13 @@ pub fn cmdline(own: Option<&str>) -> String {
 
 /// The VMM's configuration: the plan's threads and disks, the image's files. `sources` are the paths of the plan's disks,
 /// in its order.
-pub fn machine(name: &str, plan: &Plan, image: &BootImage, sources: &[PathBuf]) -> config::VmConfig {
+pub fn machine(
+    name: &str,
+    plan: &Plan,
+    image: &BootImage,
+    sources: &[PathBuf],
+    engines: &Engines,
+) -> config::VmConfig {
     let cpus = |set: &CpuSet| set.iter().collect::<Vec<u32>>();
     let mut disks: Vec<config::Disk> = Vec::new();
     if let Some(root) = &image.root {
@@ -40,23 +46,29 @@ pub fn machine(name: &str, plan: &Plan, image: &BootImage, sources: &[PathBuf]) 
                 // The copy goes with the run: what would a flush save it for?
                 true => config::CacheMode::Unsafe,
             },
-            engine: config::Engine::IoUring,
+            engine: engines.root,
             queue_size: 128,
+            packed: false,
             logical_block_bytes: None,
             physical_block_bytes: None,
+            discard: false,
+            on_error: config::OnError::default(),
             virtqueues: vec![plan.iothreads.first().map_or(0, |iothread| iothread.id)],
         });
     }
-    disks.extend(plan.disks.iter().zip(sources).map(|(disk, source)| config::Disk {
+    let sources = sources.iter().zip(&engines.disks);
+    disks.extend(plan.disks.iter().zip(sources).map(|(disk, (source, engine))| config::Disk {
         name: disk.name.clone(),
         path: source.clone(),
         read_only: disk.readonly,
         cache: cache(disk.cache),
-        // Without one the machine refuses the disk by the engine that was asked for.
-        engine: engine(promises::engine(disk).unwrap_or(disk.aio)),
+        engine: *engine,
         queue_size: disk.queue_size,
+        packed: disk.packed,
         logical_block_bytes: disk.logical_block_bytes,
         physical_block_bytes: disk.physical_block_bytes,
+        discard: disk.discard,
+        on_error: config::OnError { read: error_policy(disk.rerror), write: error_policy(disk.werror) },
         virtqueues: disk.virtqueues.iter().map(|virtqueue| virtqueue.iothread).collect(),
     }));
     let cmdline = cmdline(image.cmdline.as_deref());
@@ -83,6 +95,13 @@ pub fn machine(name: &str, plan: &Plan, image: &BootImage, sources: &[PathBuf]) 
                     max_ns: iothread.poll_max_ns,
                     grow: iothread.poll_grow,
                     shrink: iothread.poll_shrink,
+                },
+                engines: engines_of(&disks, iothread.id),
+                ring: config::RingOptions {
+                    registered_memory: iothread.registered_memory,
+                    sqpoll: iothread
+                        .sqpoll
+                        .map(|sqpoll| config::SqPoll { cpu: sqpoll.cpu, idle_ms: sqpoll.idle_ms }),
                 },
             })
             .collect(),
@@ -164,10 +183,20 @@ fn memory_mode(mode: vmprof_profiles::MemoryMode) -> config::MemoryMode {
     }
 }
 
-fn engine(aio: vmprof_profiles::Aio) -> config::Engine {
-    match aio {
-        vmprof_profiles::Aio::IoUring => config::Engine::IoUring,
-        vmprof_profiles::Aio::Native => config::Engine::Native,
-        vmprof_profiles::Aio::Threads => config::Engine::Threads,
+fn error_policy(policy: vmprof_profiles::ErrorPolicy) -> config::ErrorPolicy {
+    match policy {
+        vmprof_profiles::ErrorPolicy::Report => config::ErrorPolicy::Report,
+        vmprof_profiles::ErrorPolicy::Ignore => config::ErrorPolicy::Ignore,
+        vmprof_profiles::ErrorPolicy::Stop => config::ErrorPolicy::Stop,
+        vmprof_profiles::ErrorPolicy::Enospc => config::ErrorPolicy::Enospc,
     }
+}
+
+/// Of the disks that an IOThread serves: one that serves none needs none.
+fn engines_of(disks: &[config::Disk], iothread: u32) -> Vec<config::Engine> {
+    let served = disks.iter().filter(|disk| disk.virtqueues.contains(&iothread));
+    let mut engines: Vec<_> = served.map(|disk| disk.engine).collect();
+    engines.sort_unstable();
+    engines.dedup();
+    engines
 }

@@ -25,6 +25,7 @@ mod stats;
 mod store;
 mod up;
 mod verify;
+mod vhost_user_blk;
 
 use std::process::ExitCode;
 
@@ -72,8 +73,11 @@ fn run(verb: &Verb, report: Report) -> Result<(), Failure> {
         Verb::Build(arguments) => guest::build(arguments, report),
         Verb::Ps(arguments) => running::ps(arguments, report),
         Verb::Stop(arguments) => running::stop(arguments, report),
+        Verb::Pause(arguments) => running::pause(arguments, report),
+        Verb::Resume(arguments) => running::resume(arguments, report),
         Verb::Verify(arguments) => running::verify(arguments, report),
         Verb::Stats(arguments) => running::stats(arguments, report),
+        Verb::VhostUserBlk(arguments) => vhost_user_blk::serve(arguments, report),
         Verb::Store(verb) => store::store(verb, report),
         Verb::Explain(arguments) => explain::explain(arguments, report),
         Verb::Completions { shell } => manual::completions(*shell, report),

@@ -35,12 +35,12 @@ pub use decode::{read_profile, read_profile_with};
 pub use ledger::{Held, Ledger};
 pub use plan::{
     Diagnostic, DiskPlan, EmulatorPlan, GuestCpus, HomePlan, HostSize, IoThreadCountPlan, IoThreadPlan,
-    LadderStep, MemoryPlan, NetPlan, Plan, Rejected, Scheduler, Severity, VcpuPlan, Virtqueue,
+    LadderStep, MemoryPlan, NetPlan, Plan, Rejected, Scheduler, Severity, SqPollPlan, VcpuPlan, Virtqueue,
 };
 pub use profile::{
     Aio, CacheMode, Disk, DiskSource, EmulatorPin, ErrorPolicy, Format, Forward, HostWish, Hugepages,
     IoThreadCount, IoThreads, Mapping, Memory, MemoryMode, Net, NetBackend, PageSize, Profile, Protocol, Smt,
-    ThreadPins, Vcpus, Written,
+    SqPoll, ThreadPins, Vcpus, Written,
 };
 pub use reason::Reason;
 pub use resolve::{HostCannot, PlanFault, host_digest, plan, profile_digest};

@@ -182,10 +182,25 @@ pub struct IoThreadPlan {
     /// By what the window shrinks; 0 is the built-in behaviour, as in QEMU.
     #[serde(default)]
     pub poll_shrink: u32,
+    /// Whether the guest's memory is pinned for its io_uring before the guest starts.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub registered_memory: bool,
+    /// The thread of the kernel's that takes its requests, if it has one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sqpoll: Option<SqPollPlan>,
     /// Why there.
     pub because: String,
     /// The next best place.
     pub rejected: Option<Rejected>,
+}
+
+/// A thread of the kernel's that looks for requests of an IOThread (SQPOLL).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct SqPollPlan {
+    /// Its CPU.
+    pub cpu: u32,
+    /// How long it looks in vain before it sleeps, in milliseconds.
+    pub idle_ms: u32,
 }
 
 /// The thread `vmprof`: device emulation that is no IOThread's.
@@ -218,6 +233,9 @@ pub struct DiskPlan {
     pub queues: u32,
     /// Descriptors per virtqueue.
     pub queue_size: u16,
+    /// Whether the guest is offered packed virtqueues; left out where it is not.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub packed: bool,
     /// The node of the controller under it; `null` where unknown.
     pub node: Option<u32>,
     /// Who serves each virtqueue, in the order of the virtqueues.

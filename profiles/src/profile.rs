@@ -188,6 +188,19 @@ pub struct IoThreads {
     pub poll_grow: Option<u32>,
     /// By how much the window is divided when it was too long; `None` and 0 start again from nothing.
     pub poll_shrink: Option<u32>,
+    /// Whether the guest's memory is pinned for io_uring before the guest starts.
+    pub registered_memory: bool,
+    /// Whether a thread of the kernel's takes requests for io_uring.
+    pub sqpoll: Option<SqPoll>,
+}
+
+/// `sqpoll`: the kernel's threads that look for requests.
+#[derive(Debug, Clone)]
+pub struct SqPoll {
+    /// Their CPUs, one for each IOThread in turn.
+    pub cpus: Written<CpuSet>,
+    /// How long one looks in vain before it sleeps.
+    pub idle_ms: u32,
 }
 
 /// How many IOThreads.

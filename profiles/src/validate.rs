@@ -327,6 +327,9 @@ pub(crate) fn pins(
             iothread_exists(findings, *id, set.span, iothreads);
         }
     }
+    if let Some(sqpoll) = iothreads.and_then(|iothreads| iothreads.sqpoll.as_ref()) {
+        inside(findings, host, "sqpoll", &sqpoll.cpus);
+    }
     if let EmulatorPin::Explicit(set) = emulator {
         inside(findings, host, "the emulator", set);
     }

@@ -72,14 +72,14 @@ fn words(command: &str) -> Vec<String> {
 }
 
 /// The exported command, started and stopped before the guest's first instruction.
-struct Machine {
+pub(super) struct Machine {
     running: Running,
     commands: UnixStream,
     answers: BufReader<UnixStream>,
 }
 
 impl Machine {
-    fn start(exported: &str, directory: &Path) -> Machine {
+    pub(super) fn start(exported: &str, directory: &Path) -> Machine {
         let mut words = words(exported);
         assert_eq!(words.remove(0), "qemu-system-x86_64");
         for word in &mut words {
@@ -119,7 +119,7 @@ impl Machine {
         serde_json::from_str(&line).unwrap_or_else(|error| panic!("{error}: {line:?}"))
     }
 
-    fn ask(&mut self, command: &str, arguments: Value) -> Value {
+    pub(super) fn ask(&mut self, command: &str, arguments: Value) -> Value {
         let asked = json!({ "execute": command, "arguments": arguments });
         // In one piece: QEMU obeys `quit` at its last brace and hears no line's end after it.
         if let Err(error) = self.commands.write_all(asked.to_string().as_bytes()) {
@@ -135,8 +135,14 @@ impl Machine {
         }
     }
 
-    fn property(&mut self, device: &str, property: &str) -> Value {
+    pub(super) fn property(&mut self, device: &str, property: &str) -> Value {
         self.ask("qom-get", json!({ "path": format!("/machine/peripheral/{device}"), "property": property }))
+    }
+
+    /// The guest runs and ends QEMU by itself, with this status.
+    pub(super) fn runs_until(mut self, status: i32) {
+        self.ask("cont", json!({}));
+        self.running.finish().expect(status);
     }
 
     fn quit(mut self) {
@@ -332,7 +338,7 @@ fn valid(document: &str) -> Result<(), String> {
 }
 
 #[track_caller]
-fn is_valid(document: &str) {
+pub(super) fn is_valid(document: &str) {
     if let Err(said) = valid(document) {
         panic!("{said}\n{document}");
     }

@@ -11,6 +11,7 @@ mod postgres;
 mod roots;
 mod store;
 mod systemd;
+mod vhost_user;
 
 #[test]
 fn every_file_is_listed() {

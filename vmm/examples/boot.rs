@@ -11,9 +11,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
-use vmprof_vmm::config::{
-    Boot, CacheMode, Disk, Engine, IoThread, Memory, MemoryMode, Polling, Vcpu, VmConfig,
-};
+use vmprof_vmm::config::{Boot, CacheMode, Disk, Engine, IoThread, Memory, MemoryMode, Vcpu, VmConfig};
 use vmprof_vmm::exit::Exit;
 use vmprof_vmm::{Channels, Port, Vm, kvm};
 
@@ -132,15 +130,17 @@ fn options(mut words: impl Iterator<Item = String>) -> Result<Options, Box<dyn s
             cache: CacheMode::Writeback,
             engine: Engine::IoUring,
             queue_size: 128,
+            packed: false,
             logical_block_bytes: None,
             physical_block_bytes: None,
+            discard: false,
+            on_error: Default::default(),
             virtqueues: (0..queues).map(|queue| queue % 2).collect(),
         })
     };
     let disks: Vec<Disk> = disks.iter().enumerate().map(disk).collect::<Result<_, _>>()?;
     let iothreads = if disks.is_empty() { 0 } else { 2 };
-    let iothread =
-        |id| IoThread { id, name: format!("iothread{id}"), cpus: vec![], polling: Polling::default() };
+    let iothread = |id: u32| IoThread::named(id, &format!("iothread{id}"));
     let config = VmConfig {
         name: "boot".into(),
         boot,

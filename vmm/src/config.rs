@@ -70,6 +70,41 @@ pub struct IoThread {
     pub name: String,
     pub cpus: Cpus,
     pub polling: Polling,
+    /// The engines of its disks, tried when it starts. Without io_uring among them it has no ring and waits in epoll.
+    pub engines: Vec<Engine>,
+    /// What its ring is given beyond the usual.
+    pub ring: RingOptions,
+}
+
+impl IoThread {
+    /// One for io_uring, with nothing special about it.
+    pub fn named(id: u32, name: &str) -> Self {
+        IoThread {
+            id,
+            name: name.to_owned(),
+            cpus: Vec::new(),
+            polling: Polling::default(),
+            engines: vec![Engine::IoUring],
+            ring: RingOptions::default(),
+        }
+    }
+}
+
+/// Ways to spend memory or a CPU on cheaper requests of io_uring.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RingOptions {
+    /// The guest's memory is pinned and mapped once for all requests, before the guest starts.
+    pub registered_memory: bool,
+    /// A thread of the kernel's takes requests by looking for them.
+    pub sqpoll: Option<SqPoll>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SqPoll {
+    /// Its CPU.
+    pub cpu: u32,
+    /// How long it looks in vain before it sleeps.
+    pub idle_ms: u32,
 }
 
 /// How an IOThread looks for work before it sleeps.
@@ -94,10 +129,16 @@ pub struct Disk {
     pub engine: Engine,
     /// Entries of each virtqueue, a power of two up to 32,768.
     pub queue_size: u16,
+    /// Offers the guest's driver the packed format of virtqueues (virtio 1.3, 2.8), which it may take or not.
+    pub packed: bool,
     /// The unit in which the guest addresses the disk, a power of two from 512 to 4,096; `None` is 512 on every host.
     pub logical_block_bytes: Option<u32>,
     /// The unit that the guest is told to write whole, a power of two; `None` is the one that direct I/O asks for here.
     pub physical_block_bytes: Option<u32>,
+    /// Whether the guest may give back what it no longer needs, and have ranges zeroed without writing them. A disk whose
+    /// backing cannot is refused; on a read-only disk this says nothing.
+    pub discard: bool,
+    pub on_error: OnError,
     /// Which IOThread serves each virtqueue: element k is the id of virtqueue k's. Its length is the number of queues.
     pub virtqueues: Vec<u32>,
 }
@@ -126,12 +167,53 @@ pub enum CacheMode {
 }
 
 /// QEMU's `aio` words: how requests reach the host's block layer.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Engine {
     IoUring,
     Native,
     Threads,
+}
+
+/// What becomes of a request that the backing fails.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct OnError {
+    pub read: ErrorPolicy,
+    /// Of writes, and of all that is to change the disk: flushes, discards, write zeroes.
+    pub write: ErrorPolicy,
+}
+
+impl OnError {
+    /// Whether a request may stop the machine.
+    pub fn may_stop(self) -> bool {
+        [self.read, self.write].iter().any(|policy| matches!(policy, ErrorPolicy::Stop | ErrorPolicy::Enospc))
+    }
+}
+
+/// QEMU's words of `rerror` and `werror`.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ErrorPolicy {
+    /// The guest is told.
+    #[default]
+    Report,
+    /// The guest is told that all is well.
+    Ignore,
+    /// The request is kept and the machine pauses; when it goes on, the request is tried again.
+    Stop,
+    /// `Stop` where the host has no space left, and `Report` for any other error.
+    Enospc,
+}
+
+/// The word of `aio`.
+impl std::fmt::Display for Engine {
+    fn fmt(&self, out: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        out.write_str(match self {
+            Engine::IoUring => "io_uring",
+            Engine::Native => "native",
+            Engine::Threads => "threads",
+        })
+    }
 }
 
 impl CacheMode {

@@ -21,12 +21,14 @@ pub mod iothread;
 pub mod kvm;
 pub mod layout;
 mod machine;
+pub mod pause;
 pub mod pci;
 pub mod power;
 pub mod serial;
 pub mod stats;
 pub mod thread;
 mod vcpu;
+pub mod vhost_user;
 pub mod virtio;
 pub mod vm;
 

@@ -14,10 +14,11 @@ use vmprof_profiles::{CpuSet, Plan};
 use vmprof_vmm::backing::DiskError;
 use vmprof_vmm::exit::Exit;
 use vmprof_vmm::kvm::Usable;
+use vmprof_vmm::pause::PauseNews;
 use vmprof_vmm::vm::{Control, StartError};
 use vmprof_vmm::{BuildError, Channels, Port, Vm, thread};
 
-use super::{Guest, Patience, Upping, promises, sources};
+use super::{Guest, Patience, Upping, engines, promises, sources};
 use crate::failure::{Failure, Kind};
 use crate::lower;
 use crate::profile;
@@ -42,21 +43,13 @@ pub fn up(upping: &Upping, kvm: &Usable) -> Result<u8, Failure> {
     let plan = upping.plan(&host)?;
     promises::of_plan(&plan)?;
     report.text(&host.text(&plan, false));
-    for disk in &plan.disks {
-        if let Some(taken) = promises::engine(disk).filter(|taken| *taken != disk.aio) {
-            let (first, taken) = (promises::engine_word(disk.aio), promises::engine_word(taken));
-            report.notice(format_args!(
-                "disk `{}`: the machine has no aio={first}; its fallback aio={taken} is taken",
-                disk.name
-            ));
-        }
-    }
 
     if arguments.dry_run {
         report.data(&plan.to_json())?;
         return Ok(0);
     }
 
+    let engines = engines::choose(&plan, report)?;
     let store = Store::open(&upping.places.store)?;
     let Guest { image, filesystems, work, held: _held } = upping.guest(&store)?;
     let disks = sources::make(&upping.profile, &paths)?;
@@ -74,7 +67,7 @@ pub fn up(upping: &Upping, kvm: &Usable) -> Result<u8, Failure> {
         false => Streams::Ports,
     };
     let job = lower::job(&plan, &image, &filesystems, &work, streams);
-    let config = lower::machine(&upping.name, &plan, &image, &paths);
+    let config = lower::machine(&upping.name, &plan, &image, &paths, &engines);
     let job = append_archive(&[(JOB_PATH, 0o600, vmprof_job::line(&job))])?;
 
     // This thread, and with it everything that is no vCPU and no IOThread, belongs where the plan has the emulator.
@@ -109,6 +102,17 @@ pub fn up(upping: &Upping, kvm: &Usable) -> Result<u8, Failure> {
     let vm = Vm::build(kvm, &config, channels, &job).map_err(not_built)?.start().map_err(not_started)?;
     let control = vm.control();
     let answers = Here { plan: plan.clone(), control: control.clone(), events: supervision.events.clone() };
+    let events = supervision.events.clone();
+    // Nobody to hear it means that the run is over.
+    control.on_pause(move |news| {
+        let event = match news {
+            PauseNews::Paused(failure) => {
+                Event::Paused { failure: failure.map(|failure| failure.to_string()) }
+            }
+            PauseNews::Resumed => Event::Resumed,
+        };
+        let _ = events.send(event);
+    });
     control::serve(own.directory(), Arc::new(answers))
         .map_err(|error| Failure::os("the control socket cannot be opened", error))?;
 
@@ -157,13 +161,16 @@ impl Serial {
 /// What the plan asks for and this host does not give is the host's; a disk that somebody uses is not.
 fn not_built(error: BuildError) -> Failure {
     let (kind, help) = match &error {
-        BuildError::Disk(DiskError::EngineNotHere { .. }) => {
-            (Kind::HostCannot, "write aio=io_uring, or leave aio out")
+        BuildError::Disk(DiskError::NativeNeedsDirect { .. }) => {
+            (Kind::HostCannot, "write cache=none, or aio=io_uring, which goes with every cache mode")
         }
         BuildError::Disk(DiskError::NoDirect { .. }) => (
             Kind::HostCannot,
             "put the file on a filesystem that has direct I/O, or give the disk a cached mode",
         ),
+        BuildError::Disk(DiskError::NoDiscard { .. }) => {
+            (Kind::HostCannot, "write discard=ignore, or leave it out: what the guest frees stays allocated")
+        }
         BuildError::Disk(DiskError::InUse { .. }) => {
             (Kind::Failure, "`vmprof ps` lists this user's running VMs")
         }
@@ -222,6 +229,12 @@ impl Answers for Here {
                 let planned = |(name, cpus): (String, CpuSet)| PlannedThread { name, cpus: cpus.to_string() };
                 let threads: Vec<PlannedThread> = self.plan.threads().into_iter().map(planned).collect();
                 json(serde_json::to_value(read_back(&threads, "/proc/self/task".as_ref())))
+            }
+            Request::Pause => {
+                self.control.pause().map(|()| Value::Bool(true)).map_err(|error| error.to_string())
+            }
+            Request::Resume => {
+                self.control.resume().map(|()| Value::Bool(true)).map_err(|error| error.to_string())
             }
             Request::Stop => match self.events.send(Event::StopAsked) {
                 Ok(()) => Ok(Value::Bool(true)),

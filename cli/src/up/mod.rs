@@ -1,5 +1,6 @@
 //! `vmprof up`: plan, build what is missing, boot; here, or in the lab.
 
+mod engines;
 mod filesystems;
 mod here;
 mod image;
@@ -30,6 +31,7 @@ use crate::run::supervise::Outcome;
 use crate::run::verdict::{Ran, verdict};
 use crate::saved::SavedPlan;
 
+pub use engines::Engines;
 pub use filesystems::Filesystems;
 pub use image::BootImage;
 pub use patience::Patience;
@@ -185,6 +187,13 @@ impl Upping {
             if let Some(state) = teller.state(&news) {
                 keeper.iter_mut().for_each(|keeper| keeper.is_at(state));
                 relay.iter_mut().for_each(|relay| relay.tell(state));
+            }
+            match (&mut keeper, &news) {
+                (Some(keeper), News::Paused { failure }) => {
+                    keeper.is_paused(Some(failure.clone().unwrap_or_default()));
+                }
+                (Some(keeper), News::Resumed) => keeper.is_paused(None),
+                _ => {}
             }
             if let Some(line) = teller.line(&news) {
                 report.notice(format_args!("{line}{end}"));

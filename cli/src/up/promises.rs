@@ -2,7 +2,7 @@
 //! anything is built or booted; `plan` shows it, since a plan may be made for another program.
 
 use miette::Diagnostic;
-use vmprof_profiles::{Aio, DiskPlan, ErrorPolicy, Plan, Profile};
+use vmprof_profiles::{Plan, Profile};
 use vmprof_vmm::config::{FEWEST_QUEUE_ENTRIES, LARGEST_LOGICAL_BLOCK_BYTES, LARGEST_PHYSICAL_BLOCK_BYTES};
 
 use crate::failure::{Failure, Kind};
@@ -36,11 +36,6 @@ fn counted(count: usize) -> String {
 pub fn of_profile(profile: &Profile) -> Result<(), Failure> {
     let disks = profile.disks.iter().map(|disk| Wish {
         name: &disk.name.value,
-        aio: disk.aio,
-        aio_fallback: disk.aio_fallback,
-        discard: disk.discard,
-        rerror: disk.rerror,
-        werror: disk.werror,
         logical_block_bytes: disk.logical_block_bytes,
         physical_block_bytes: disk.physical_block_bytes,
         queue_size: disk.queue_size,
@@ -52,34 +47,11 @@ pub fn of_profile(profile: &Profile) -> Result<(), Failure> {
 pub fn of_plan(plan: &Plan) -> Result<(), Failure> {
     let disks = plan.disks.iter().map(|disk| Wish {
         name: &disk.name,
-        aio: disk.aio,
-        aio_fallback: disk.aio_fallback,
-        discard: disk.discard,
-        rerror: disk.rerror,
-        werror: disk.werror,
         logical_block_bytes: disk.logical_block_bytes,
         physical_block_bytes: disk.physical_block_bytes,
         queue_size: disk.queue_size,
     });
     refuse(disks.flat_map(|wish| wish.unkept()).chain(nets(plan.nets.len())).collect())
-}
-
-/// The engine that moves a disk's bytes: the one asked for, or its fallback where the machine lacks that one.
-pub fn engine(disk: &DiskPlan) -> Option<Aio> {
-    engine_of(disk.aio, disk.aio_fallback)
-}
-
-fn engine_of(aio: Aio, fallback: Option<Aio>) -> Option<Aio> {
-    [Some(aio), fallback].into_iter().flatten().find(|aio| *aio == Aio::IoUring)
-}
-
-/// The word of the language.
-pub fn engine_word(aio: Aio) -> &'static str {
-    match aio {
-        Aio::IoUring => "io_uring",
-        Aio::Native => "native",
-        Aio::Threads => "threads",
-    }
 }
 
 fn refuse(promises: Vec<Promise>) -> Result<(), Failure> {
@@ -101,11 +73,6 @@ fn nets(count: usize) -> Option<Promise> {
 /// What a disk asks for, of a profile or of a plan.
 struct Wish<'a> {
     name: &'a str,
-    aio: Aio,
-    aio_fallback: Option<Aio>,
-    discard: bool,
-    rerror: ErrorPolicy,
-    werror: ErrorPolicy,
     logical_block_bytes: Option<u32>,
     physical_block_bytes: Option<u32>,
     queue_size: u16,
@@ -120,28 +87,6 @@ impl Wish<'_> {
                 instead: instead.to_owned(),
             });
         };
-        if engine_of(self.aio, self.aio_fallback).is_none() {
-            promise(
-                format!("`aio={}`, and io_uring is the engine that there is", engine_word(self.aio)),
-                "write `aio=io_uring`, which works with every cache mode, or `fallback=io_uring` beside it",
-            );
-        }
-        if self.discard {
-            promise(
-                "`discard=unmap`, and the guest is offered no discard".to_owned(),
-                "write `discard=ignore`, or leave it out: what the guest frees stays allocated",
-            );
-        }
-        for (word, policy, what) in
-            [("rerror", self.rerror, "read"), ("werror", self.werror, "write and flush")]
-        {
-            if policy != ErrorPolicy::Report {
-                promise(
-                    format!("`{word}={}`, and the guest is told of every failed {what}", policy.word()),
-                    &format!("write `{word}=report`, or leave it out"),
-                );
-            }
-        }
         let (most_logical, most_physical) = (LARGEST_LOGICAL_BLOCK_BYTES, LARGEST_PHYSICAL_BLOCK_BYTES);
         if let Some(bytes) = self.logical_block_bytes.filter(|bytes| *bytes > most_logical) {
             promise(
@@ -169,7 +114,7 @@ impl Wish<'_> {
 
 #[cfg(test)]
 mod tests {
-    use vmprof_profiles::{Net, NetBackend, Written, read_profile};
+    use vmprof_profiles::{Aio, ErrorPolicy, Net, NetBackend, Written, read_profile};
 
     use super::*;
 
@@ -195,17 +140,16 @@ mod tests {
         assert_eq!(told(&profile), [""; 0]);
         let disk = &mut profile.disks[0];
         (disk.logical_block_bytes, disk.physical_block_bytes) = (Some(4096), Some(16384));
-        (disk.aio, disk.aio_fallback) = (Aio::Native, Some(Aio::IoUring));
+        (disk.aio, disk.aio_fallback) = (Aio::Native, Some(Aio::Threads));
+        disk.discard = true;
+        (disk.rerror, disk.werror) = (ErrorPolicy::Stop, ErrorPolicy::Enospc);
         assert_eq!(told(&profile), [""; 0]);
     }
 
     #[test]
     fn everything_is_refused_at_once_each_with_its_disk() {
         let mut profile = profile();
-        profile.disks[0].discard = true;
-        (profile.disks[0].rerror, profile.disks[0].werror) = (ErrorPolicy::Stop, ErrorPolicy::Enospc);
         let data = profile.disks[0].name.clone();
-        (profile.disks[1].aio, profile.disks[1].aio_fallback) = (Aio::Native, Some(Aio::Threads));
         (profile.disks[1].logical_block_bytes, profile.disks[1].physical_block_bytes) =
             (Some(65536), Some(4 << 20));
         profile.disks[1].queue_size = 2;
@@ -221,12 +165,8 @@ mod tests {
             mac: None,
         });
         let told = told(&profile);
-        assert_eq!(told[0], "this version of `up` cannot do 8 things that the profile asks for");
+        assert_eq!(told[0], "this version of `up` cannot do 4 things that the profile asks for");
         let expected = [
-            ("`data`", "`discard=unmap`"),
-            ("`data`", "`rerror=stop`"),
-            ("`data`", "`werror=enospc`"),
-            ("`log`", "`aio=native`"),
             ("`log`", "logical blocks of 65536"),
             ("`log`", "physical blocks of 4194304"),
             ("`log`", "queues of 2"),
@@ -236,13 +176,5 @@ mod tests {
         for (message, (disk, what)) in told[1..].iter().zip(expected) {
             assert!(message.contains(disk) && message.contains(what), "{message}");
         }
-    }
-
-    #[test]
-    fn a_fallback_is_taken_where_the_first_engine_is_missing_and_only_there() {
-        assert_eq!(engine_of(Aio::IoUring, Some(Aio::Threads)), Some(Aio::IoUring));
-        assert_eq!(engine_of(Aio::Native, Some(Aio::IoUring)), Some(Aio::IoUring));
-        assert_eq!(engine_of(Aio::Native, None), None);
-        assert_eq!(engine_of(Aio::Threads, Some(Aio::Native)), None);
     }
 }

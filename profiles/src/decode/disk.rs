@@ -29,9 +29,9 @@ impl<'a> Reading<'a> {
         let help = "write `source file=\"data.raw\" size=\"8GiB\"` or `source dev=\"/dev/…\"`";
         let source = block.required("source", help).and_then(|node| self.source(node));
         let driver = block.only("driver").map(|node| self.driver(node)).unwrap_or_default();
-        let (queues, queues_line, queue_size) = match block.only("queues") {
+        let (queues, queues_line, queue_size, packed) = match block.only("queues") {
             Some(node) => self.queues(node, vcpus),
-            None => (vcpus, None, QUEUE_SIZE),
+            None => (vcpus, None, QUEUE_SIZE, false),
         };
         let mapping = match block.only("iothread-vq-mapping") {
             Some(node) => self.mapping(node, queues, iothreads),
@@ -80,6 +80,7 @@ impl<'a> Reading<'a> {
             queues: queues?,
             queues_line,
             queue_size,
+            packed,
             mapping: mapping?,
             host_scheduler,
             guest_scheduler,
@@ -194,7 +195,8 @@ impl<'a> Reading<'a> {
         Some(bytes)
     }
 
-    fn queues(&self, node: Node<'a>, vcpus: Option<u32>) -> (Option<u32>, Option<Line>, u16) {
+    /// How many, the line that says so, the size of each, and whether they are offered packed.
+    fn queues(&self, node: Node<'a>, vcpus: Option<u32>) -> (Option<u32>, Option<Line>, u16, bool) {
         let line = node.line();
         let value = node.required_arg("how many", "write `queues auto` or `queues 4`");
         let (count, said) = match value {
@@ -205,8 +207,9 @@ impl<'a> Reading<'a> {
             None => (None, None),
         };
         let size = self.queue_size(&node);
+        let packed = node.prop("ring").and_then(|v| v.word(&[("split", false), ("packed", true)]));
         node.finish();
-        (count, said, size.unwrap_or(QUEUE_SIZE))
+        (count, said, size.unwrap_or(QUEUE_SIZE), packed.unwrap_or(false))
     }
 
     /// `format ext4 mount="/srv"`.

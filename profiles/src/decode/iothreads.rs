@@ -1,14 +1,16 @@
-//! `iothreads N|auto min=… max=… { iothreadpin …; poll-max-ns …; poll-grow …; poll-shrink … }`.
+//! `iothreads N|auto min=… max=… { iothreadpin …; poll-max-ns …; poll-grow …; poll-shrink …; registered-memory; sqpoll … }`.
 
 use vmprof_document::Node;
 
 use super::{PinWord, Reading};
-use crate::profile::{IoThreadCount, IoThreads, ThreadPins};
+use crate::profile::{IoThreadCount, IoThreads, SqPoll, ThreadPins};
 
 /// As many IOThreads as anyone has threads to spare for.
 pub(crate) const MOST_IOTHREADS: u64 = 64;
 /// Rule 4: 4 to 8 IOThreads saturate a drive, and `auto` goes no further unless the profile says so.
 const AUTO_MAX: u32 = 8;
+/// How long the kernel's thread looks in vain where nobody says: it wakes slowly, and burns its CPU while it looks.
+const SQPOLL_IDLE_MS: u32 = 50;
 
 impl<'a> Reading<'a> {
     pub(super) fn iothreads(&self, node: Option<Node<'a>>) -> Option<IoThreads> {
@@ -20,6 +22,8 @@ impl<'a> Reading<'a> {
                 poll_max_ns: None,
                 poll_grow: None,
                 poll_shrink: None,
+                registered_memory: false,
+                sqpoll: None,
             });
         };
         let count = self.iothread_count(&node);
@@ -42,9 +46,27 @@ impl<'a> Reading<'a> {
             factor
         };
         let (poll_grow, poll_shrink) = (factor("poll-grow"), factor("poll-shrink"));
+        let registered_memory = block.only("registered-memory").and_then(|node| self.flag(node)).is_some();
+        let sqpoll = block.only("sqpoll").and_then(|node| self.sqpoll(node));
         block.finish();
         node.finish();
-        Some(IoThreads { count: count?, pin, poll_max_ns, poll_grow, poll_shrink })
+        let count = count?;
+        Some(IoThreads { count, pin, poll_max_ns, poll_grow, poll_shrink, registered_memory, sqpoll })
+    }
+
+    fn sqpoll(&self, node: Node<'a>) -> Option<SqPoll> {
+        let cpus = node
+            .required_prop(
+                "cpuset",
+                "name the CPUs of the kernel's threads, one for each IOThread: `cpuset=\"6\"`",
+            )
+            .and_then(|v| self.list_with_exclusions(v, "CPUs"));
+        let idle_ms = match node.prop("idle-ms") {
+            Some(v) => v.u64(1..=60_000).and_then(|ms| u32::try_from(ms).ok()),
+            None => Some(SQPOLL_IDLE_MS),
+        };
+        node.finish();
+        Some(SqPoll { cpus: cpus?, idle_ms: idle_ms? })
     }
 
     fn iothread_count(&self, node: &Node<'a>) -> Option<IoThreadCount> {

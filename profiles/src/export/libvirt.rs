@@ -54,6 +54,7 @@ pub fn libvirt(plan: &Plan, files: &BootFiles) -> Exported {
     domain.add(devices);
     remarks.boot(files);
     remarks.topology(plan);
+    remarks.iothreads(plan);
     let (text, unwritable) = document(domain);
     for value in unwritable {
         remarks.warn(
@@ -198,6 +199,9 @@ fn data_disk(
         .with("discard", if plan_disk.discard { "unmap" } else { "ignore" })
         .with("queues", plan_disk.queues)
         .with("queue_size", size);
+    if plan_disk.packed {
+        driver = driver.with("packed", "on");
+    }
     driver.add(mapping(served(plan_disk)));
     let mut disk = Element::new("disk").with("type", kind).with("device", "disk");
     disk.add(driver);

@@ -66,6 +66,7 @@ pub fn qemu(plan: &Plan, files: &BootFiles) -> Exported {
     line.option("-serial", "stdio");
     remarks.boot(files);
     remarks.topology(plan);
+    remarks.iothreads(plan);
     if plan.guest.threads_per_core > 1 {
         remarks.warn(
             "amd_siblings",
@@ -190,6 +191,9 @@ impl Line {
         device.set("serial", name);
         device.set("num-queues", disk.queues);
         device.set("queue-size", disk.queue_size.max(LEAST_DISK_QUEUE));
+        if disk.packed {
+            device.set("packed", true);
+        }
         let mapping = served(disk)
             .into_iter()
             .map(|(iothread, vqs)| json!({ "iothread": format!("iothread{iothread}"), "vqs": vqs }));

@@ -4,7 +4,7 @@
 use vmprof_document::format_size;
 
 use super::BootFiles;
-use crate::plan::{Diagnostic, DiskPlan, NetPlan, Plan, Severity};
+use crate::plan::{Diagnostic, DiskPlan, IoThreadPlan, NetPlan, Plan, Severity};
 use crate::profile::{Aio, DiskSource};
 
 /// Gathers the warnings of one export.
@@ -59,6 +59,22 @@ impl Remarks {
                 "a path of the boot files is not UTF-8: kernel, initramfs and root are left out",
                 "move the store to a path that is, and export again",
             ),
+        }
+    }
+
+    /// What no target gives an IOThread.
+    pub(super) fn iothreads(&mut self, plan: &Plan) {
+        let wanted = |iothread: &&IoThreadPlan| iothread.registered_memory || iothread.sqpoll.is_some();
+        if let Some(iothread) = plan.iothreads.iter().find(wanted) {
+            let target = self.target;
+            self.warn(
+                "ring_settings",
+                format!(
+                    "{}: {target} has no registered memory and no sqpoll to give its io_uring",
+                    iothread.name
+                ),
+                "run it with `vmprof up`, or `vmprof vhost-user-blk`, where these matter",
+            );
         }
     }
 

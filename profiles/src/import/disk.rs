@@ -181,7 +181,7 @@ fn driver<'a, 'x>(
     threads: &Threads,
     disk: &mut Draft,
 ) {
-    const KNOWN: [&str; 10] = [
+    const KNOWN: [&str; 11] = [
         "name",
         "type",
         "cache",
@@ -189,6 +189,7 @@ fn driver<'a, 'x>(
         "discard",
         "queues",
         "queue_size",
+        "packed",
         "iothread",
         "error_policy",
         "rerror_policy",
@@ -212,7 +213,8 @@ fn driver<'a, 'x>(
     errors(reading, at, what, write, said("rerror_policy"), &mut words);
     disk.add(words);
     let (queues, size) = (said("queues"), said("queue_size"));
-    if queues.is_some() || size.is_some() {
+    let packed = said("packed") == Some("on");
+    if queues.is_some() || size.is_some() || packed {
         let count = queues.and_then(|queues| queues.parse::<u64>().ok());
         if let (Some(queues), None) = (queues, count) {
             reading.leave(at, format!("{what}: queues='{queues}'"), "this is no number of queues");
@@ -228,6 +230,9 @@ fn driver<'a, 'x>(
                 reading.leave(at, format!("{what}: queue_size='{said}'"), "this is no number of descriptors");
             }
             None => {}
+        }
+        if packed {
+            node.word("ring=packed", reading.origin(at, format!("{what}: packed='on'")));
         }
         disk.add(node);
     }

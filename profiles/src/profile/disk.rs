@@ -39,6 +39,8 @@ pub struct Disk {
     pub queues_line: Option<Line>,
     /// Descriptors per virtqueue.
     pub queue_size: u16,
+    /// Whether the guest is offered packed virtqueues (`ring=packed`).
+    pub packed: bool,
     /// Which IOThread serves which virtqueue.
     pub mapping: Mapping,
     /// `scheduler host=`: checked on the host, never set.

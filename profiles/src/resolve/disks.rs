@@ -49,6 +49,7 @@ fn resolve(
         write_cache: disk.cache.write_cache(),
         queues: disk.queues,
         queue_size: disk.queue_size,
+        packed: disk.packed,
         node,
         virtqueues,
         scheduler: Scheduler {

@@ -6,8 +6,8 @@ use std::collections::BTreeMap;
 use vmprof_document::Line;
 
 use crate::ledger::Ledger;
-use crate::plan::{EmulatorPlan, IoThreadCountPlan, IoThreadPlan, VcpuPlan};
-use crate::profile::{EmulatorPin, IoThreadCount, Profile, ThreadPins};
+use crate::plan::{EmulatorPlan, IoThreadCountPlan, IoThreadPlan, SqPollPlan, VcpuPlan};
+use crate::profile::{EmulatorPin, IoThreadCount, Profile, SqPoll, ThreadPins};
 use crate::reason::rejected::{Against, Instead, Rejection};
 use crate::reason::{CountReason, Home, Reason};
 use crate::topology::{CpuSet, Topology};
@@ -46,10 +46,21 @@ pub(super) fn taken(profile: &Profile) -> Vec<(u32, Sitter)> {
     };
     occupy(&profile.vcpus.pin, Sitter::Vcpu);
     occupy(&profile.iothreads.pin, Sitter::IoThread);
+    if let Some(sqpoll) = &profile.iothreads.sqpoll {
+        // Whoever shared such a CPU would wait for a thread that is never done.
+        taken.extend((0..).zip(sqpoll.cpus.value.iter()).map(|(id, cpu)| (cpu, Sitter::IoThread(id))));
+    }
     if let EmulatorPin::Explicit(set) = &profile.emulator {
         taken.extend(set.value.iter().map(|cpu| (cpu, Sitter::Emulator)));
     }
     taken
+}
+
+/// The kernel's thread of the IOThread `id`: the CPUs in turn.
+fn sqpoll_of(sqpoll: &SqPoll, id: u32) -> Option<SqPollPlan> {
+    let cpus: Vec<u32> = sqpoll.cpus.value.iter().collect();
+    let cpu = cpus.get((id as usize).checked_rem(cpus.len())?)?;
+    Some(SqPollPlan { cpu: *cpu, idle_ms: sqpoll.idle_ms })
 }
 
 /// Writes the layout down.
@@ -108,6 +119,8 @@ pub(super) fn threads(
                 }),
                 poll_grow: profile.iothreads.poll_grow.unwrap_or(0),
                 poll_shrink: profile.iothreads.poll_shrink.unwrap_or(0),
+                registered_memory: profile.iothreads.registered_memory,
+                sqpoll: profile.iothreads.sqpoll.as_ref().and_then(|sqpoll| sqpoll_of(sqpoll, id)),
                 because: because.to_string(),
                 rejected: rejected(Kind::IoThread, alternatives::line(&profile.iothreads.pin, id), &cpus),
                 cpus,

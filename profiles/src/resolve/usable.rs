@@ -110,6 +110,9 @@ fn pins(profile: &Profile, topology: &Topology, allowed: &CpuSet, ledger: &Ledge
             pins.iter().for_each(|(id, pin)| check(format!("{kind} {id}"), pin));
         }
     }
+    if let Some(sqpoll) = &profile.iothreads.sqpoll {
+        check("sqpoll".to_owned(), &sqpoll.cpus);
+    }
     if let EmulatorPin::Explicit(pin) = &profile.emulator {
         check("the emulator".to_owned(), pin);
     }

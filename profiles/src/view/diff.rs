@@ -10,7 +10,7 @@ use std::collections::BTreeMap;
 use serde::Serialize;
 use vmprof_document::format_size;
 
-use crate::plan::{Diagnostic, DiskPlan, NetPlan, Plan};
+use crate::plan::{Diagnostic, DiskPlan, IoThreadPlan, NetPlan, Plan, SqPollPlan};
 use crate::topology::{CpuSet, NodeSet};
 
 use super::disks;
@@ -95,7 +95,9 @@ struct Thing<'p> {
 
 /// Compares `to` with `from`; the labels say where each comes from.
 pub fn diff(from: (&Plan, &str), to: (&Plan, &str)) -> Diff {
-    let (old, new) = (things(from.0), things(to.0));
+    let set = |iothread: &IoThreadPlan| iothread.registered_memory || iothread.sqpoll.is_some();
+    let with_ring = [from.0, to.0].iter().any(|plan| plan.iothreads.iter().any(set));
+    let (old, new) = (things(from.0, with_ring), things(to.0, with_ring));
     let find = |all: &[Thing<'_>], one: &Thing<'_>| {
         all.iter().position(|other| (other.kind, &other.name) == (one.kind, &one.name))
     };
@@ -169,7 +171,8 @@ fn only_in(these: &[Diagnostic], those: &[Diagnostic]) -> Vec<Diagnostic> {
     only
 }
 
-fn things(plan: &Plan) -> Vec<Thing<'_>> {
+/// `with_ring`: what few IOThreads have is told only where one of them has it.
+fn things(plan: &Plan, with_ring: bool) -> Vec<Thing<'_>> {
     let node = |node: Option<u32>| ("node", node.map_or("unknown".to_owned(), |node| node.to_string()));
     let cpus = |cpus: &CpuSet| ("cpus", cpus.to_string());
     let thing = |kind, name: String, because, fields| Thing { kind, name, because, fields };
@@ -178,7 +181,12 @@ fn things(plan: &Plan) -> Vec<Thing<'_>> {
         all.push(thing(Kind::Vcpu, v.id.to_string(), &v.because, vec![cpus(&v.cpus), node(v.node)]));
     }
     for i in &plan.iothreads {
-        let fields = vec![cpus(&i.cpus), node(i.node), ("poll_max_ns", i.poll_max_ns.to_string())];
+        let mut fields = vec![cpus(&i.cpus), node(i.node), ("poll_max_ns", i.poll_max_ns.to_string())];
+        if with_ring {
+            let sqpoll = |sqpoll: SqPollPlan| format!("cpu {}, {} ms", sqpoll.cpu, sqpoll.idle_ms);
+            fields.push(("registered_memory", i.registered_memory.to_string()));
+            fields.push(("sqpoll", i.sqpoll.map_or_else(|| "none".to_owned(), sqpoll)));
+        }
         all.push(thing(Kind::Iothread, i.id.to_string(), &i.because, fields));
     }
     let e = &plan.emulator;
@@ -227,6 +235,7 @@ fn disk_fields(disk: &DiskPlan) -> Vec<(&'static str, String)> {
         ("aio_fallback", disk.aio_fallback.map_or("none", disks::engine).to_owned()),
         ("queues", disk.queues.to_string()),
         ("queue_size", disk.queue_size.to_string()),
+        ("packed", yes(disk.packed)),
         ("virtqueues", disks::virtqueues(&disk.virtqueues, disk.queue_size)),
         ("readonly", yes(disk.readonly)),
         ("discard", yes(disk.discard)),

@@ -52,6 +52,9 @@ pub(super) fn transfer(disk: &DiskPlan) -> String {
             Some(other) => format!("aio {}, else {}", engine(disk.aio), engine(other)),
         },
     ];
+    if disk.packed {
+        parts.push("packed virtqueues offered".to_owned());
+    }
     if disk.discard {
         parts.push("discard unmap".to_owned());
     }

@@ -168,11 +168,15 @@ fn threads(plan: &Plan, explain: bool) -> Vec<Row> {
             0 => "no polling".to_owned(),
             ns => format!("polls up to {ns} ns"),
         };
+        let memory = if i.registered_memory { "; guest memory registered" } else { "" };
+        let submits = i.sqpoll.map_or_else(String::new, |sqpoll| {
+            format!("; the kernel submits for it on CPU {}, idle after {} ms", sqpoll.cpu, sqpoll.idle_ms)
+        });
         Thread {
             id: i.id,
             cpus: &i.cpus,
             node: i.node,
-            because: format!("{}; {poll}", i.because),
+            because: format!("{}; {poll}{memory}{submits}", i.because),
             below: instead(i.rejected.as_ref(), explain),
         }
     });

@@ -64,6 +64,7 @@ fn everything() -> Plan {
     (plan.iothreads[1].poll_grow, plan.iothreads[1].poll_shrink) = (3, 2);
     let disk = &mut plan.disks[0];
     disk.discard = true;
+    disk.packed = true;
     disk.aio_fallback = Some(Aio::Threads);
     disk.rerror = ErrorPolicy::Stop;
     disk.werror = ErrorPolicy::Enospc;

@@ -141,11 +141,14 @@ fn every_node_comes_to_its_fields() {
         (iothreads.poll_max_ns, iothreads.poll_grow, iothreads.poll_shrink),
         (Some(32768), Some(3), Some(2))
     );
+    let sqpoll = iothreads.sqpoll.as_ref().map(|sqpoll| (sqpoll.cpus.value.to_string(), sqpoll.idle_ms));
+    assert_eq!((iothreads.registered_memory, sqpoll), (true, Some(("14-15".to_owned(), 20))));
     let [data, more] = profile.disks.as_slice() else { panic!() };
     assert_eq!(
         (data.cache, data.aio, data.aio_fallback),
         (CacheMode::Directsync, Aio::IoUring, Some(Aio::Native))
     );
+    assert_eq!((data.packed, more.packed), (true, false));
     assert_eq!((data.discard, data.rerror, data.werror), (true, ErrorPolicy::Stop, ErrorPolicy::Enospc));
     assert_eq!((data.logical_block_bytes, data.physical_block_bytes), (Some(512), Some(4096)));
     let format = &data.format.as_ref().unwrap().value;

@@ -7,8 +7,16 @@ use crate::config::{self, CacheMode, Engine};
 
 #[derive(Debug, thiserror::Error)]
 pub enum DiskError {
-    #[error("disk `{disk}` asks for aio={}, which this version does not have; aio=io_uring is what it has", word(*engine))]
-    EngineNotHere { disk: String, engine: Engine },
+    #[error(
+        "disk `{disk}` asks for aio={engine}, and iothread `{iothread}`, which serves it, was started without that engine"
+    )]
+    EngineNotHere { disk: String, engine: Engine, iothread: String },
+    #[error(
+        "disk `{disk}` asks for aio=native with cache={}: Linux AIO blocks on files that go through the page cache; take \
+         cache=none or cache=directsync, or aio=io_uring",
+        cache_word(*cache)
+    )]
+    NativeNeedsDirect { disk: String, cache: CacheMode },
     #[error("disk `{disk}`: {} could not be opened", path.display())]
     Open { disk: String, path: PathBuf, source: io::Error },
     #[error("disk `{disk}`: {} is neither a regular file nor a block device", path.display())]
@@ -49,6 +57,18 @@ pub enum DiskError {
     #[error("disk `{disk}`: {} wants direct I/O in blocks of {block_bytes} bytes, and vmprof goes up to {most}", path.display())]
     BlocksTooLarge { disk: String, path: PathBuf, block_bytes: u64, most: u64 },
     #[error(
+        "disk `{disk}` asks for discard=unmap, and {} cannot give space back: {why}; discard=ignore keeps what the guest frees",
+        path.display()
+    )]
+    NoDiscard { disk: String, path: PathBuf, why: &'static str },
+    #[error("disk `{disk}` asks for discard=unmap, and {} refused a trial of it", path.display())]
+    Discard { disk: String, path: PathBuf, source: io::Error },
+    #[error(
+        "disk `{disk}` is to pause the machine at a failed request (rerror or werror), and there is no machine to pause here; \
+         report and ignore are what there is"
+    )]
+    NothingToPause { disk: String },
+    #[error(
         "disk `{disk}`: the guest finds it by its serial, which has at most 20 bytes; give it a shorter name"
     )]
     NameTooLong { disk: String },
@@ -69,14 +89,6 @@ impl DiskError {
 
     pub(super) fn unreadable(disk: &config::Disk, source: io::Error) -> Self {
         DiskError::Unreadable { disk: disk.name.clone(), path: disk.path.clone(), source }
-    }
-}
-
-fn word(engine: Engine) -> &'static str {
-    match engine {
-        Engine::IoUring => "io_uring",
-        Engine::Native => "native",
-        Engine::Threads => "threads",
     }
 }
 

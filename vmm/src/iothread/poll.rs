@@ -1,5 +1,9 @@
 //! How long to look for work before sleeping. A window that grows while work comes soon after it closed, and closes when
 //! work stays away: busy CPUs are only worth it where sleeping and waking cost more than the wait.
+//!
+//! There are two: one for waits with operations in flight, which a device ends, and one for those without, which only a
+//! driver ends. They differ by orders of magnitude and take turns at depth 1: with one window for both, the slow device
+//! would close it each time before the quick driver could use it.
 
 use std::time::Duration;
 
@@ -8,6 +12,24 @@ use crate::config::Polling;
 /// The first window, and how fast it opens where nobody says: as QEMU's IOThreads had it up to 11.0.
 const FIRST: Duration = Duration::from_nanos(4_000);
 const GROWTH: u32 = 2;
+
+#[derive(Debug)]
+pub(super) struct Windows {
+    device: PollWindow,
+    driver: PollWindow,
+}
+
+impl Windows {
+    pub(super) fn new(polling: Polling) -> Self {
+        Windows { device: PollWindow::new(polling), driver: PollWindow::new(polling) }
+    }
+
+    /// The one for a wait of a kind; `None` where waits need not be measured at all.
+    pub(super) fn of(&mut self, awaits_device: bool) -> Option<&mut PollWindow> {
+        let window = if awaits_device { &mut self.device } else { &mut self.driver };
+        window.adapts().then_some(window)
+    }
+}
 
 #[derive(Debug)]
 pub(super) struct PollWindow {
@@ -58,6 +80,18 @@ mod tests {
 
     fn upto(max_ns: u64) -> PollWindow {
         PollWindow::new(Polling { max_ns, ..Polling::default() })
+    }
+
+    #[test]
+    fn a_slow_device_does_not_close_the_window_of_a_quick_driver() {
+        let mut windows = Windows::new(Polling { max_ns: 32_768, ..Polling::default() });
+        for _ in 0..3 {
+            windows.of(true).unwrap().waited(Duration::from_micros(90));
+            windows.of(false).unwrap().waited(Duration::from_micros(3));
+        }
+        assert!(windows.of(true).unwrap().length().is_zero());
+        assert_eq!(windows.of(false).unwrap().length(), FIRST);
+        assert!(Windows::new(Polling::default()).of(true).is_none());
     }
 
     const SHORT: Duration = Duration::from_nanos(10_000);

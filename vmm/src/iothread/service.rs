@@ -5,14 +5,19 @@ use std::fs::File;
 use std::io;
 use std::sync::Arc;
 
-use vmprof_sys::ring::{Buffers, FileId, Operation, Ring};
-use vmprof_sys::vring::RingError;
+use vmprof_sys::ring::{Buffers, Operation};
+use vmprof_sys::vring::{Position, RingError};
+
+use super::engines::{Engines, Opened};
+use crate::config::Engine;
 
 /// Whose completion it is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Token {
     /// The thread's own commands.
     Commands,
+    /// An engine that is not the ring has completions.
+    Engine,
     Doorbell {
         slot: usize,
     },
@@ -22,10 +27,10 @@ pub(super) enum Token {
     },
 }
 
-/// The thread's io_uring, as one queue may use it.
+/// The thread's engines, as one queue may use them.
 #[derive(Debug)]
-pub struct Io<'ring> {
-    pub(super) ring: &'ring mut Ring<Token>,
+pub struct Io<'engines> {
+    pub(super) engines: &'engines mut Engines,
     pub(super) slot: usize,
     pub(super) iothread: u32,
 }
@@ -36,19 +41,25 @@ impl Io<'_> {
         self.iothread
     }
 
-    pub fn add_file(&mut self, file: Arc<File>) -> io::Result<FileId> {
-        self.ring.add_file(file)
+    /// Makes a file known to `engine`, which carries out what is started on it. An error: this thread has no such engine.
+    pub fn open(&mut self, file: Arc<File>, engine: Engine) -> io::Result<Target> {
+        self.engines.open(file, engine).map(Target)
     }
 
-    pub fn remove_file(&mut self, file: FileId) {
-        self.ring.remove_file(file);
+    /// Undoes one [`open`](Self::open), once none of its user's operations is in flight.
+    pub fn close(&mut self, target: Target) {
+        self.engines.close(target.0);
     }
 
     /// Starts an operation, whose end [`QueueService::completed`] hears of under the same `tag`.
-    pub fn start(&mut self, file: FileId, operation: Operation, buffers: Buffers, tag: u16) {
-        self.ring.start(file, operation, buffers, Token::Request { slot: self.slot, tag });
+    pub fn start(&mut self, target: Target, operation: Operation, buffers: Buffers, tag: u16) {
+        self.engines.start(target.0, operation, buffers, Token::Request { slot: self.slot, tag });
     }
 }
+
+/// A file, as an engine of this thread knows it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Target(Opened);
 
 /// What a pass over a queue left behind.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -83,6 +94,8 @@ pub trait QueueService: std::fmt::Debug {
     fn kicked(&mut self);
     /// Requests taken and not ended.
     fn in_flight(&self) -> usize;
+    /// Where the ring stands, for whoever goes on with it once nothing is in flight.
+    fn position(&self) -> Position;
     /// The driver broke the queue: nothing but `resume`, `completed` and `end` follows.
     fn broken(&mut self, error: RingError);
     /// After the last request ended: the queue is about to be dropped.

@@ -3,7 +3,7 @@
 use std::sync::mpsc::{Receiver, Sender, channel};
 
 use vmprof_sys::ring::Buffers;
-use vmprof_sys::vring::RingError;
+use vmprof_sys::vring::{Position, RingError};
 
 use super::service::{Drained, Io, QueueService};
 use super::*;
@@ -42,6 +42,9 @@ impl QueueService for Witness {
     fn in_flight(&self) -> usize {
         0
     }
+    fn position(&self) -> Position {
+        Position { available: 7, used: 7 }
+    }
     fn broken(&mut self, _error: RingError) {
         self.tell("broken");
     }
@@ -51,12 +54,7 @@ impl QueueService for Witness {
 }
 
 fn config(id: u32) -> config::IoThread {
-    config::IoThread {
-        id,
-        name: format!("iothread{id}"),
-        cpus: Vec::new(),
-        polling: config::Polling::default(),
-    }
+    tested::iothread(id, &format!("iothread{id}"))
 }
 
 fn serve(
@@ -68,7 +66,7 @@ fn serve(
     let (events, seen) = channel();
     let doorbell = EventFd::new(EFD_NONBLOCK).unwrap();
     let begin: Begin = Box::new(move |_io| Ok(Box::new(Witness { name, events, breaks })));
-    thread.serve(device, begin, doorbell.try_clone().unwrap()).unwrap();
+    thread.serve(device, 0, begin, doorbell.try_clone().unwrap()).unwrap();
     (doorbell, seen)
 }
 
@@ -137,7 +135,7 @@ fn a_thread_that_panics_is_reported_with_its_reason_and_gives_no_answers() {
     let bell = EventFd::new(EFD_NONBLOCK).unwrap();
     let begin: Begin = Box::new(|_io| panic!("no such queue"));
     let device = DeviceId::unique();
-    let error = thread.serve(device, begin, bell).unwrap_err();
+    let error = thread.serve(device, 0, begin, bell).unwrap_err();
     assert!(matches!(error, ServeError::Gone { .. }), "{error}");
     thread.release(device).wait();
     let error = thread.stop().unwrap_err();
@@ -151,4 +149,120 @@ fn a_pin_that_cannot_be_had_fails_the_start() {
         matches!(error, IoThreadError::Thread { .. }) && error.to_string().contains("iothread0"),
         "{error}"
     );
+}
+
+/// Where there is no ring, a thread waits in epoll: the same holds of it.
+#[test]
+fn threads_without_a_ring_do_as_those_with_one() {
+    let tests: [(&str, fn()); 8] = [
+        ("doorbells", a_thread_has_its_name_and_its_queues_hear_their_own_doorbells),
+        ("release", a_release_ends_the_queues_of_its_device_alone),
+        ("broken", a_broken_queue_is_told_once_and_can_be_released),
+        ("last handle", a_thread_ends_with_its_last_handle),
+        ("panic", a_thread_that_panics_is_reported_with_its_reason_and_gives_no_answers),
+        ("pin", a_pin_that_cannot_be_had_fails_the_start),
+        ("queues that rest", a_queue_that_rests_costs_no_looks_and_its_doorbell_wakes_it),
+        ("polling", a_thread_that_polls_counts_what_it_met),
+    ];
+    tested::over_other_engines(&tests);
+}
+
+#[test]
+fn what_is_for_a_ring_is_refused_without_one() {
+    let sqpoll = Some(config::SqPoll { cpu: 0, idle_ms: 10 });
+    let ring = config::RingOptions { sqpoll, ..config::RingOptions::default() };
+    let without = config::IoThread { engines: vec![Engine::Threads], ring, ..config(0) };
+    let error = IoThread::spawn(&without).unwrap_err();
+    assert!(matches!(error, IoThreadError::NoRingToSet { .. }), "{error}");
+    let sqpoll = Some(config::SqPoll { cpu: 60_000, idle_ms: 10 });
+    let ring = config::RingOptions { sqpoll, ..config::RingOptions::default() };
+    let error = IoThread::spawn(&config::IoThread { engines: vec![Engine::IoUring], ring, ..config(0) });
+    let error = error.unwrap_err();
+    let cause = std::error::Error::source(&error).map(ToString::to_string).unwrap_or_default();
+    assert!(cause.contains("cpu 60000"), "{error}: {cause}");
+}
+
+#[test]
+fn this_host_is_asked_for_each_engine() {
+    probe(Engine::Threads).unwrap();
+    for engine in [Engine::IoUring, Engine::Native] {
+        if let Err(error) = probe(engine) {
+            assert!(matches!(error, IoThreadError::Ring { .. } | IoThreadError::Aio { .. }), "{error}");
+        }
+    }
+}
+
+/// Offers nothing, and counts how often it was looked at.
+#[derive(Debug)]
+struct Looked(Arc<std::sync::atomic::AtomicU64>, Sender<()>);
+
+impl QueueService for Looked {
+    fn drain(&mut self, _quota: usize, _io: &mut Io<'_>) -> Result<Drained, RingError> {
+        self.0.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+        Ok(Drained::All)
+    }
+    fn resume(&mut self, _io: &mut Io<'_>) -> Drained {
+        Drained::All
+    }
+    fn completed(&mut self, _tag: u16, _result: io::Result<u32>, _buffers: Buffers, _io: &mut Io<'_>) {}
+    fn publish(&mut self) {}
+    fn look(&mut self) -> Result<bool, RingError> {
+        Ok(false)
+    }
+    fn arm(&mut self) {}
+    fn disarm(&mut self) {}
+    fn kicked(&mut self) {
+        let _ = self.1.send(());
+    }
+    fn in_flight(&self) -> usize {
+        0
+    }
+    fn position(&self) -> Position {
+        Position { available: 0, used: 0 }
+    }
+    fn broken(&mut self, _error: RingError) {}
+    fn end(&mut self, _io: &mut Io<'_>) {}
+}
+
+#[test]
+fn a_queue_that_rests_costs_no_looks_and_its_doorbell_wakes_it() {
+    let thread = IoThread::spawn(&config(0)).unwrap();
+    let device = DeviceId::unique();
+    let queues: Vec<_> = (0..8_u16)
+        .map(|queue| {
+            let (looks, (heard, hears)) = (Arc::default(), channel());
+            let doorbell = EventFd::new(EFD_NONBLOCK).unwrap();
+            let service = Looked(Arc::clone(&looks), heard);
+            let begin: Begin = Box::new(move |_io| Ok(Box::new(service)));
+            thread.serve(device, queue, begin, doorbell.try_clone().unwrap()).unwrap();
+            (doorbell, looks, hears)
+        })
+        .collect();
+    let looks = |queue: usize| queues[queue].1.load(std::sync::atomic::Ordering::Relaxed);
+    let ring = |queue: usize| {
+        queues[queue].0.write(1).unwrap();
+        queues[queue].2.recv().unwrap();
+    };
+    (0..8).for_each(ring);
+    let before: Vec<_> = (0..8).map(looks).collect();
+    (0..100).for_each(|_| ring(3));
+    for (queue, before) in before.iter().enumerate().filter(|(queue, _)| *queue != 3) {
+        assert!(looks(queue) <= before + 2, "queue {queue} was gone over for the work of another");
+    }
+    ring(5);
+}
+
+#[test]
+fn a_thread_that_polls_counts_what_it_met() {
+    let polling = config::Polling { max_ns: 1_000_000_000, ..config::Polling::default() };
+    let thread = IoThread::spawn(&config::IoThread { polling, ..config(0) }).unwrap();
+    let (bell, seen) = serve(&thread, DeviceId::unique(), "one", false);
+    loop {
+        bell.write(1).unwrap();
+        assert_eq!(seen.recv().unwrap(), ("one", "kicked"));
+        let counts = thread.snapshot();
+        if counts.poll_misses > 0 && counts.poll_hits > 0 {
+            break;
+        }
+    }
 }

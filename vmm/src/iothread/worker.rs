@@ -1,36 +1,52 @@
-//! The loop of an IOThread. Awake, it takes what its queues hold, submits all of it with one system call, takes what
-//! completed and shows it to the drivers; they need not notify it. Before it sleeps it arms every queue, fences, and looks
-//! once more: a driver that made a request available either sees the armed event and rings, or had its request seen here
-//! (docs/dataplane.md tells why). It sleeps in its ring, where doorbells, commands and completions all end the wait.
+//! The loop of an IOThread. Awake, it shows the drivers what completed, takes what its queues hold and submits all of it with
+//! one system call; they need not notify it. Before it sleeps it arms its queues, fences, and looks once more: a driver that
+//! made a request available either sees the armed event and rings, or had its request seen here (docs/dataplane.md tells
+//! why). It sleeps where doorbells, commands and completions all end the wait.
+//!
+//! Only queues that are *awake* are gone over: a queue falls asleep armed, when the thread does or when it had nothing for
+//! many rounds, and its doorbell or a completion wakes it. What a round costs follows the queues that have work.
 
 use std::io;
 use std::sync::Arc;
-use std::sync::atomic::{Ordering, fence};
 use std::sync::mpsc::{self, TryRecvError};
 use std::time::{Duration, Instant};
 
 use vmm_sys_util::eventfd::EventFd;
-use vmprof_sys::ring::{Completion, Completions, Ring, Wait, WatchId};
+use vmprof_sys::ring::{Completion, Completions, Wait};
 use vmprof_sys::vring::RingError;
+use vmprof_sys::vring::handshake::{Machine, ask_then_look};
 
 use super::counters::IoThreadCounters;
-use super::poll::PollWindow;
+use super::engines::{Engines, Watch};
+use super::poll::Windows;
 use super::service::{Begin, Drained, Io, QueueService, Token};
-use super::{Command, DeviceId, IoThreadError};
+use super::{Command, IoThreadError, Positions, QueueKey, Queues};
 use crate::config;
 
 /// Requests taken from one queue before the next has its turn.
 const QUOTA: usize = 64;
 /// How long requests wait for another thread to leave a block, before asking again.
 const STALL: Duration = Duration::from_micros(100);
+/// How often a thread that polls asks for bells that it cannot see without a system call.
+const LOOKS_PER_LISTENING: u32 = 32;
+/// Rounds in which an awake queue may have nothing before it is left to its doorbell.
+const PATIENCE: u32 = 256;
 
 #[derive(Debug)]
 struct Served {
-    device: DeviceId,
+    key: QueueKey,
     service: Box<dyn QueueService>,
-    /// `None` once the ring has closed the doorbell.
-    watch: Option<WatchId>,
+    /// `None` once the doorbell is closed.
+    watch: Option<Watch>,
     state: State,
+    /// Whether it is gone over, and so disarmed.
+    awake: bool,
+    /// Rounds in a row in which nothing was seen of it.
+    quiet: u32,
+    /// It has requests that no completion tells of.
+    stalled: bool,
+    /// Its ring stands nowhere that anyone could go on from.
+    broken: bool,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -44,24 +60,27 @@ enum State {
 
 #[derive(Debug)]
 struct Leaving {
-    device: DeviceId,
-    answer: mpsc::Sender<()>,
+    which: Queues,
+    answer: mpsc::Sender<Positions>,
+    gone: Positions,
 }
 
 #[derive(Debug)]
 pub(super) struct Worker {
     /// Declared first, dropped first, on a panic too: it waits for what the kernel still holds, and only then do those who
     /// wait in `leaving` and behind `commands` learn that their queues are gone.
-    ring: Ring<Token>,
+    engines: Engines,
     id: u32,
     queues: Vec<Option<Served>>,
-    /// Where the next round over the queues begins, so that none is always first.
+    /// The places of those that are awake.
+    awake: Vec<usize>,
+    /// Where the next round over them begins, so that none is always first.
     turn: usize,
     leaving: Vec<Leaving>,
     commands: mpsc::Receiver<Command>,
     commanded: bool,
     stopping: bool,
-    window: PollWindow,
+    windows: Windows,
     counters: Arc<IoThreadCounters>,
     done: Vec<Completion<Token>>,
 }
@@ -73,41 +92,38 @@ impl Worker {
         bell: EventFd,
         counters: Arc<IoThreadCounters>,
     ) -> Result<Self, IoThreadError> {
-        let refused = |source| IoThreadError::Ring { name: config.name.clone(), source };
-        let mut ring = Ring::new().map_err(refused)?;
-        // The kernel does a part of the work on threads of its own: they belong where this one is.
-        ring.confine_workers(&config.cpus).map_err(|source| {
-            let (name, asked) = (config.name.clone(), config.cpus.clone());
-            IoThreadError::Workers { name, asked, source }
-        })?;
-        ring.watch(bell, Token::Commands);
+        let mut engines = Engines::new(config)?;
+        let watched = engines.watch(bell, Token::Commands);
+        watched.map_err(|source| IoThreadError::EventFd { name: config.name.clone(), source })?;
         Ok(Worker {
-            ring,
+            engines,
             id: config.id,
             queues: Vec::new(),
+            awake: Vec::new(),
             turn: 0,
             leaving: Vec::new(),
             commands,
             commanded: true,
             stopping: false,
-            window: PollWindow::new(config.polling),
+            windows: Windows::new(config.polling),
             counters,
             done: Vec::new(),
         })
     }
 
-    pub(super) fn completions(&self) -> Completions {
-        self.ring.completions()
+    pub(super) fn completions(&self) -> Option<Completions> {
+        self.engines.completions()
     }
 
-    /// Until told to stop, and then until the last queue is drained. An error is one of the ring itself.
+    /// Until told to stop, and then until the last queue is drained. An error is one of the engines themselves.
     pub(super) fn run(mut self) -> io::Result<()> {
         loop {
             if self.commanded {
                 self.take_commands();
             }
-            let drained = self.drain();
+            // First, so that drivers go on while we take what they offer.
             self.publish();
+            let drained = self.drain();
             self.settle_leaving();
             if self.stopping && self.queues.iter().all(Option::is_none) {
                 return Ok(());
@@ -121,25 +137,48 @@ impl Worker {
         }
     }
 
-    /// One round over the queues. What it answers is the most urgent of what they left.
+    /// Has the rounds go over a queue.
+    fn wake(&mut self, slot: usize) {
+        let Some(Some(served)) = self.queues.get_mut(slot) else { return };
+        served.quiet = 0;
+        if !served.awake {
+            served.awake = true;
+            self.awake.push(slot);
+            if served.state == State::Live {
+                served.service.disarm();
+            }
+        }
+    }
+
+    /// One round over the queues that are awake. What it answers is the most urgent of what they left.
     fn drain(&mut self) -> Drained {
         let (mut more, mut stalled) = (false, false);
-        let count = self.queues.len();
+        let count = self.awake.len();
         self.turn = if self.turn + 1 < count { self.turn + 1 } else { 0 };
+        let mut tired = false;
         for step in 0..count {
-            let slot = (self.turn + step) % count;
-            let Some(served) = &mut self.queues[slot] else { continue };
-            let mut io = Io { ring: &mut self.ring, slot, iothread: self.id };
+            let Some(&slot) = self.awake.get((self.turn + step) % count) else { continue };
+            let Some(Some(served)) = self.queues.get_mut(slot) else { continue };
+            let mut io = Io { engines: &mut self.engines, slot, iothread: self.id };
             let drained = match served.state {
                 State::Live => served.service.drain(QUOTA, &mut io),
                 State::Broken | State::Leaving => Ok(served.service.resume(&mut io)),
             };
+            served.quiet += 1;
+            served.stalled = false;
             match drained {
-                Ok(Drained::All) => {}
-                Ok(Drained::More) => more = true,
-                Ok(Drained::Stalled) => stalled = true,
+                Ok(Drained::All) => tired |= served.quiet > PATIENCE,
+                Ok(Drained::More) => (more, served.quiet) = (true, 0),
+                Ok(Drained::Stalled) => (stalled, served.stalled) = (true, true),
                 Err(error) => break_queue(served, error),
             }
+            if served.state != State::Broken {
+                // What needed no engine.
+                served.service.publish();
+            }
+        }
+        if tired {
+            self.rest();
         }
         match (more, stalled) {
             (true, _) => Drained::More,
@@ -148,34 +187,65 @@ impl Worker {
         }
     }
 
+    /// Leaves the queues that had nothing for long to their doorbells: armed, and looked at once more behind a fence.
+    fn rest(&mut self) {
+        let Worker { queues, awake, .. } = self;
+        awake.retain(|slot| {
+            let Some(Some(served)) = queues.get_mut(*slot) else { return false };
+            if served.quiet <= PATIENCE || served.stalled {
+                return true;
+            }
+            served.quiet = 0;
+            if served.state == State::Live {
+                match ask_then_look::<Machine, _, _>(
+                    &mut served.service,
+                    |service| service.arm(),
+                    |service| service.look(),
+                ) {
+                    Ok(false) => {}
+                    Ok(true) => {
+                        served.service.disarm();
+                        return true;
+                    }
+                    Err(error) => break_queue(served, error),
+                }
+            }
+            served.awake = false;
+            false
+        });
+    }
+
     /// Hands over what was started and goes on.
     fn submit(&mut self) -> io::Result<()> {
-        if self.ring.has_submissions() || self.ring.holds_back() {
-            self.counters.enters.add(1);
-            self.ring.enter(Wait::Never)?;
+        if self.engines.wants_enter() {
+            self.counters.enters.add(self.engines.enter(Wait::Never)?);
         }
         Ok(())
     }
 
     /// Nothing is left to take: looks for a while if that has paid, then sleeps.
     fn idle(&mut self, wait: Wait) -> io::Result<()> {
-        if !self.window.adapts() {
-            return self.sleep(wait);
-        }
+        let awaits_device = self.engines.in_flight() > 0;
+        let Some(window) = self.windows.of(awaits_device) else { return self.sleep(wait) };
         let begun = Instant::now();
-        let window = self.window.length();
+        let window = window.length();
         if window.is_zero() || !self.poll(begun, window)? {
             self.sleep(wait)?;
         }
-        self.window.waited(begun.elapsed());
+        if let Some(window) = self.windows.of(awaits_device) {
+            window.waited(begun.elapsed());
+        }
         Ok(())
     }
 
     /// Looks for work until the window closes, submitting first what was started. Whether there was any.
     fn poll(&mut self, begun: Instant, window: Duration) -> io::Result<bool> {
         self.submit()?;
-        loop {
-            if self.ring.has_completions() || self.look() {
+        for look in 1_u32.. {
+            if look.is_multiple_of(LOOKS_PER_LISTENING) {
+                self.engines.listen()?;
+            }
+            if self.engines.has_completions() || self.look() {
                 self.counters.poll_hits.add(1);
                 self.submit()?;
                 return Ok(true);
@@ -186,54 +256,69 @@ impl Worker {
             }
             std::hint::spin_loop();
         }
+        Ok(false)
     }
 
     /// Arms, fences, looks, and only then waits: with requests in flight too, or a second request behind a first would
     /// wait for it.
     fn sleep(&mut self, wait: Wait) -> io::Result<()> {
-        self.live().for_each(|served| served.service.arm());
-        fence(Ordering::SeqCst);
-        if self.look() {
-            self.submit()?;
-        } else {
-            self.counters.enters.add(1);
-            self.counters.wakeups.add(1);
-            self.ring.enter(wait)?;
+        let arm = |worker: &mut Self| worker.each_awake(|served| served.service.arm());
+        if ask_then_look::<Machine, _, _>(self, arm, Self::look) {
+            self.each_awake(|served| served.service.disarm());
+            return self.submit();
         }
-        self.live().for_each(|served| served.service.disarm());
+        self.counters.enters.add(self.engines.enter(wait)?);
+        self.counters.wakeups.add(1);
+        // What is armed stays so until it is heard of.
+        let Worker { queues, awake, .. } = self;
+        awake.retain(|slot| {
+            let Some(Some(served)) = queues.get_mut(*slot) else { return false };
+            served.awake = served.stalled;
+            if served.awake && served.state == State::Live {
+                served.service.disarm();
+            }
+            served.awake
+        });
         Ok(())
     }
 
-    /// Whether any queue holds a request.
+    /// Whether any queue that is awake holds a request.
     fn look(&mut self) -> bool {
         let mut found = false;
-        for served in self.live() {
-            match served.service.look() {
-                Ok(there) => found |= there,
-                Err(error) => break_queue(served, error),
-            }
-        }
+        self.each_awake(|served| match served.service.look() {
+            Ok(true) => (found, served.quiet) = (true, 0),
+            Ok(false) => {}
+            Err(error) => break_queue(served, error),
+        });
         found
     }
 
-    fn live(&mut self) -> impl Iterator<Item = &mut Served> {
-        self.queues.iter_mut().flatten().filter(|served| served.state == State::Live)
+    fn each_awake(&mut self, mut each: impl FnMut(&mut Served)) {
+        for slot in &self.awake {
+            if let Some(Some(served)) = self.queues.get_mut(*slot)
+                && served.state == State::Live
+            {
+                each(served);
+            }
+        }
     }
 
-    /// Takes what the ring has, each to the queue it belongs to.
+    /// Takes what ended, each to the queue it belongs to.
     fn complete(&mut self) -> io::Result<()> {
-        self.ring.reap(&mut self.done);
+        self.engines.reap(&mut self.done);
         let mut done = std::mem::take(&mut self.done);
         for completion in done.drain(..) {
             match completion {
                 Completion::Done { token: Token::Request { slot, tag }, result, buffers } => {
+                    self.wake(slot);
                     if let Some(Some(served)) = self.queues.get_mut(slot) {
-                        let mut io = Io { ring: &mut self.ring, slot, iothread: self.id };
+                        let mut io = Io { engines: &mut self.engines, slot, iothread: self.id };
                         served.service.completed(tag, result, buffers, &mut io);
                     }
                 }
                 Completion::Rang { token: Token::Commands } => self.commanded = true,
                 Completion::Rang { token: Token::Doorbell { slot } } => {
+                    self.wake(slot);
                     if let Some(Some(served)) = self.queues.get_mut(slot) {
                         served.service.kicked();
                     }
@@ -245,7 +330,7 @@ impl Worker {
                 }
                 // A thread that no longer hears its bells would hang its guest in silence: it ends instead.
                 Completion::Unwatched { error: Some(error), .. } => return Err(error),
-                // Requests and watches answer in no other way.
+                // Engines have told what ended; requests and watches answer in no other way.
                 Completion::Done { .. } | Completion::Rang { .. } | Completion::Unwatched { .. } => {}
             }
         }
@@ -254,8 +339,10 @@ impl Worker {
     }
 
     fn publish(&mut self) {
-        for served in self.queues.iter_mut().flatten() {
-            if served.state != State::Broken {
+        for slot in &self.awake {
+            if let Some(Some(served)) = self.queues.get_mut(*slot)
+                && served.state != State::Broken
+            {
                 served.service.publish();
             }
         }
@@ -263,15 +350,24 @@ impl Worker {
 
     fn take_commands(&mut self) {
         self.commanded = false;
+        self.obey();
+        // Whoever rang may mean any of them: a queue may hold requests that wait for the machine to go on, or is to let go.
+        (0..self.queues.len()).for_each(|slot| self.wake(slot));
+    }
+
+    fn obey(&mut self) {
         loop {
             match self.commands.try_recv() {
-                Ok(Command::Serve { device, begin, doorbell, answer }) => {
+                Ok(Command::Serve { key, begin, doorbell, answer }) => {
                     // Who asked may be gone; the queue is served until its device is released all the same.
-                    let _ = answer.send(self.serve(device, begin, doorbell));
+                    let _ = answer.send(self.serve(key, begin, doorbell));
                 }
-                Ok(Command::Release { device, answer }) => {
-                    self.release(|served| served.device == device);
-                    self.leaving.push(Leaving { device, answer });
+                Ok(Command::Release { which, answer }) => {
+                    self.release(|served| which.contain(served.key));
+                    self.leaving.push(Leaving { which, answer, gone: Vec::new() });
+                }
+                Ok(Command::Register { ram, answer }) => {
+                    let _ = answer.send(self.engines.register_memory(&ram));
                 }
                 Ok(Command::Stop) | Err(TryRecvError::Disconnected) => {
                     self.stopping = true;
@@ -283,18 +379,27 @@ impl Worker {
         }
     }
 
-    fn serve(&mut self, device: DeviceId, begin: Begin, doorbell: EventFd) -> io::Result<()> {
+    fn serve(&mut self, key: QueueKey, begin: Begin, doorbell: EventFd) -> io::Result<()> {
         let free = self.queues.iter().position(Option::is_none);
         let slot = free.unwrap_or(self.queues.len());
-        let mut service = begin(&mut Io { ring: &mut self.ring, slot, iothread: self.id })?;
-        service.disarm();
-        // From here on each ring of the bell is a completion. The round that follows this command looks at the queue, for
-        // what came before.
-        let watch = Some(self.ring.watch(doorbell, Token::Doorbell { slot }));
+        let mut io = Io { engines: &mut self.engines, slot, iothread: self.id };
+        let mut service = begin(&mut io)?;
+        // From here on each ring of the bell is heard. The round that follows this command looks at the queue, for what
+        // came before.
+        let watch = match io.engines.watch(doorbell, Token::Doorbell { slot }) {
+            Ok(watch) => Some(watch),
+            Err(error) => {
+                service.end(&mut io);
+                return Err(error);
+            }
+        };
         if slot == self.queues.len() {
             self.queues.push(None);
         }
-        self.queues[slot] = Some(Served { device, service, watch, state: State::Live });
+        let (state, awake) = (State::Live, false);
+        let served = Served { key, service, watch, state, awake, quiet: 0, stalled: false, broken: false };
+        self.queues[slot] = Some(served);
+        self.wake(slot);
         Ok(())
     }
 
@@ -302,7 +407,7 @@ impl Worker {
         for served in self.queues.iter_mut().flatten().filter(|served| which(served)) {
             served.state = State::Leaving;
             if let Some(watch) = served.watch {
-                self.ring.unwatch(watch);
+                self.engines.unwatch(watch);
             }
         }
     }
@@ -319,15 +424,20 @@ impl Worker {
             if self.queues[slot].as_ref().is_some_and(drained)
                 && let Some(mut served) = self.queues[slot].take()
             {
-                served.service.end(&mut Io { ring: &mut self.ring, slot, iothread: self.id });
+                self.awake.retain(|other| *other != slot);
+                served.service.end(&mut Io { engines: &mut self.engines, slot, iothread: self.id });
+                let awaited = self.leaving.iter_mut().filter(|leaving| leaving.which.contain(served.key));
+                for leaving in awaited.filter(|_| !served.broken) {
+                    leaving.gone.push((served.key.queue, served.service.position()));
+                }
             }
         }
         let queues = &self.queues;
-        self.leaving.retain(|leaving| {
-            let here = queues.iter().flatten().any(|served| served.device == leaving.device);
+        self.leaving.retain_mut(|leaving| {
+            let here = queues.iter().flatten().any(|served| leaving.which.contain(served.key));
             if !here {
                 // A waiter that went away does not mind.
-                let _ = leaving.answer.send(());
+                let _ = leaving.answer.send(std::mem::take(&mut leaving.gone));
             }
             here
         });
@@ -335,6 +445,6 @@ impl Worker {
 }
 
 fn break_queue(served: &mut Served, error: RingError) {
-    served.state = State::Broken;
+    (served.state, served.broken) = (State::Broken, true);
     served.service.broken(error);
 }

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use vmm_sys_util::eventfd::EventFd;
-use vmprof_sys::vring::SplitRing;
+use vmprof_sys::vring::{Position, Vring};
 
 use super::distress::Distress;
 
@@ -24,6 +24,16 @@ pub trait VirtioDevice: Send {
     /// DRIVER_OK: the device takes the enabled queues, each with its own index, and begins to serve them. `features` is
     /// what the driver accepted. An error sets DEVICE_NEEDS_RESET.
     fn activate(&mut self, features: u64, queues: Vec<ActiveQueue>) -> Result<(), ActivateError>;
+    /// One more queue of a device that is live, enabled since. An error sets DEVICE_NEEDS_RESET.
+    fn start_queue(&mut self, queue: ActiveQueue) -> Result<(), ActivateError> {
+        let reason = "it takes all its queues at once".to_owned();
+        Err(ActivateError { device: self.name().to_owned(), queue: queue.index, reason })
+    }
+    /// Gives one queue back, as `reset` does all: nothing of it is in flight when this returns. Answers where the ring
+    /// stands; `None` if the queue was not served, or its driver broke it.
+    fn stop_queue(&mut self, _index: u16) -> Option<Position> {
+        None
+    }
     /// The driver reset the device, or the machine ends: returns when no request is in flight and every queue has been
     /// dropped, so that nothing writes guest memory afterwards on this device's behalf. Does nothing on an idle device.
     fn reset(&mut self);
@@ -38,7 +48,7 @@ pub trait VirtioDevice: Send {
 pub struct ActiveQueue {
     /// The queue's own index, which nobody counts again.
     pub index: u16,
-    pub ring: SplitRing,
+    pub ring: Vring,
     /// Written by KVM (ioeventfd) when the driver notifies this queue.
     pub doorbell: EventFd,
     pub interrupt: QueueInterrupt,
@@ -54,7 +64,7 @@ impl QueueInterrupt {
         QueueInterrupt(vector)
     }
 
-    /// One interrupt. Whether the driver wants one is the ring's to say ([`SplitRing`]), before this is called.
+    /// One interrupt. Whether the driver wants one is the ring's to say ([`Vring`]), before this is called.
     pub fn signal(&self) {
         if let Some(vector) = &self.0 {
             // An eventfd write fails only when its counter would overflow: then an interrupt is pending anyway.

@@ -27,6 +27,14 @@ impl Doorbell {
         Ok(())
     }
 
+    /// The end of the queue's life: a ring that was meant for it is not one for its next.
+    pub(super) fn silence(&mut self, interrupts: &Interrupts) -> Result<(), InterruptError> {
+        self.live = false;
+        self.disconnect(interrupts)?;
+        let _ = self.event.read();
+        Ok(())
+    }
+
     pub(super) fn disconnect(&mut self, interrupts: &Interrupts) -> Result<(), InterruptError> {
         let Some(address) = self.connected.take() else { return Ok(()) };
         let outcome = interrupts.vm().disconnect_doorbell(&self.event, address);

@@ -6,7 +6,7 @@ use std::sync::atomic::Ordering;
 
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 use vmprof_sys::memory::GuestRam;
-use vmprof_sys::vring::SplitRing;
+use vmprof_sys::vring::{RingFeatures, RingSetup, Vring};
 
 use super::capability::{
     COMMON_CFG, DEVICE_CFG, ISR_CFG, MSIX_ALL_MASKED, MSIX_ENABLE, NOTIFY_CFG, PCI_CFG, add_msix,
@@ -17,7 +17,7 @@ use super::device::{ActiveQueue, QueueInterrupt, VirtioDevice};
 use super::distress::Distress;
 use super::doorbell::Doorbell;
 use super::msix::{self, Msix};
-use super::transport::{Activation, COMMON_BYTES, Effect, F_EVENT_IDX, QueueSetup, Transport};
+use super::transport::{Activation, COMMON_BYTES, Effect, F_EVENT_IDX, F_RING_PACKED, QueueSetup, Transport};
 use crate::interrupts::{InterruptError, Interrupts};
 use crate::pci::config::{ConfigSpace, Identity};
 use crate::pci::{BAR_BYTES, Function, FunctionError};
@@ -142,16 +142,15 @@ impl VirtioFunction {
             Effect::Nothing => Ok(()),
             Effect::Reset => self.reset(),
             Effect::Activate(activation) => self.activate(activation),
+            Effect::StartQueue { features, queue } => self.start_queue(features, &queue),
+            Effect::StopQueue(index) => self.stop_queue(index),
         }
     }
 
     fn reset(&mut self) -> Result<(), InterruptError> {
         self.device.reset();
         for doorbell in &mut self.doorbells {
-            doorbell.live = false;
-            doorbell.disconnect(&self.interrupts)?;
-            // A ring for the queue's last life is not one for its next.
-            let _ = doorbell.event.read();
+            doorbell.silence(&self.interrupts)?;
         }
         if let Some(distress) = &self.distress {
             distress.clear();
@@ -162,16 +161,27 @@ impl VirtioFunction {
     }
 
     fn activate(&mut self, activation: Activation) -> Result<(), InterruptError> {
-        let event_idx = activation.features & F_EVENT_IDX != 0;
+        let features = activation.features;
         let queues =
-            activation.queues.iter().map(|setup| self.queue(setup, event_idx)).collect::<Option<Vec<_>>>();
-        let started = queues.is_some_and(|queues| self.device.activate(activation.features, queues).is_ok());
+            activation.queues.iter().map(|setup| self.queue(setup, features)).collect::<Option<Vec<_>>>();
+        let started = queues.is_some_and(|queues| self.device.activate(features, queues).is_ok());
+        self.started(started, &activation.queues)
+    }
+
+    fn start_queue(&mut self, features: u64, setup: &QueueSetup) -> Result<(), InterruptError> {
+        let queue = self.queue(setup, features);
+        let started = queue.is_some_and(|queue| self.device.start_queue(queue).is_ok());
+        self.started(started, std::slice::from_ref(setup))
+    }
+
+    /// The device has taken these queues, or it could not.
+    fn started(&mut self, started: bool, queues: &[QueueSetup]) -> Result<(), InterruptError> {
         if !started {
             self.transport.broke();
             self.signal.raise();
             return Ok(());
         }
-        for queue in activation.queues {
+        for queue in queues {
             if let Some(doorbell) = self.doorbells.get_mut(usize::from(queue.index)) {
                 doorbell.live = true;
             }
@@ -179,10 +189,20 @@ impl VirtioFunction {
         self.place_doorbells()
     }
 
+    fn stop_queue(&mut self, index: u16) -> Result<(), InterruptError> {
+        // virtio 1.3, 2.6.1.1.1: the queue begins anew, so where it stood is of no use to anyone.
+        let _ = self.device.stop_queue(index);
+        let doorbell = self.doorbells.get_mut(usize::from(index));
+        doorbell.map_or(Ok(()), |doorbell| doorbell.silence(&self.interrupts))
+    }
+
     /// `None`: the driver's ring cannot be used.
-    fn queue(&self, setup: &QueueSetup, event_idx: bool) -> Option<ActiveQueue> {
-        let ring =
-            SplitRing::new(&self.ram, setup.size, setup.desc, setup.avail, setup.used, event_idx).ok()?;
+    fn queue(&self, setup: &QueueSetup, features: u64) -> Option<ActiveQueue> {
+        let features =
+            RingFeatures { event_idx: features & F_EVENT_IDX != 0, packed: features & F_RING_PACKED != 0 };
+        let areas =
+            RingSetup { size: setup.size, descriptors: setup.desc, driver: setup.avail, device: setup.used };
+        let ring = Vring::new(&self.ram, &areas, features).ok()?;
         let doorbell = self.doorbells.get(usize::from(setup.index))?.event.try_clone().ok()?;
         let interrupt = QueueInterrupt::new(self.msix.event(setup.vector));
         Some(ActiveQueue { index: setup.index, ring, doorbell, interrupt })

@@ -19,6 +19,10 @@ pub mod status {
 pub const F_VERSION_1: u64 = 1 << 32;
 /// virtio 1.3, 2.7.10: both sides may say where in the ring they want to be notified.
 pub const F_EVENT_IDX: u64 = 1 << 29;
+/// virtio 1.3, 2.8: rings are packed; one that is may have any size.
+pub const F_RING_PACKED: u64 = 1 << 34;
+/// virtio 1.3, 2.6.1: the driver may reset a queue by itself and enable it again. For devices that start and stop queues.
+pub const F_RING_RESET: u64 = 1 << 40;
 /// The size of the common configuration structure.
 pub const COMMON_BYTES: usize = 0x40;
 
@@ -39,6 +43,7 @@ mod field {
     pub(super) const QUEUE_DESC: usize = 0x20;
     pub(super) const QUEUE_DRIVER: usize = 0x28;
     pub(super) const QUEUE_DEVICE: usize = 0x30;
+    pub(super) const QUEUE_RESET: usize = 0x3a;
 }
 
 /// What the driver set up for one queue.
@@ -70,6 +75,14 @@ pub enum Effect {
     Activate(Activation),
     /// The device gives its queues back.
     Reset,
+    /// The device takes one more queue, by the features that it went live with; then [`Transport::broke`] if it could not.
+    StartQueue {
+        features: u64,
+        queue: QueueSetup,
+    },
+    /// The device gives this queue back. The driver sees the reset as over when it sees anything again: the device has to
+    /// be done before the next access.
+    StopQueue(u16),
 }
 
 #[derive(Debug)]
@@ -153,7 +166,7 @@ impl Transport {
             }
             (field::STATUS, &[value]) => return self.set_status(value),
             (field::QUEUE_SELECT, &[a, b]) => self.queue_select = u16::from_le_bytes([a, b]),
-            _ => self.write_queue(offset, data),
+            _ => return self.write_queue(offset, data),
         }
         Effect::Nothing
     }
@@ -228,28 +241,45 @@ impl Transport {
         }
     }
 
-    fn write_queue(&mut self, offset: usize, data: &[u8]) {
+    fn write_queue(&mut self, offset: usize, data: &[u8]) -> Effect {
         let selected = usize::from(self.queue_select);
         let most = self.queue_sizes.get(selected).copied().unwrap_or(0);
         let vector = match (offset, data) {
             (field::QUEUE_VECTOR, &[a, b]) => Some(self.known_vector(u16::from_le_bytes([a, b]))),
             _ => None,
         };
-        let Phase::Idle(setup) = &mut self.phase else { return };
-        let Some(queue) = setup.queues.get_mut(selected) else { return };
-        // virtio 1.3, 4.1.4.3.2: a queue is configured first and enabled last.
+        let (setup, live) = match &mut self.phase {
+            Phase::Idle(setup) => (setup, false),
+            // virtio 1.3, 2.6.1: the queues of a live device are fixed but for those that were reset or never enabled.
+            Phase::Live(setup) if setup.features & F_RING_RESET != 0 => (setup, true),
+            Phase::Live(_) | Phase::Broken(_) => return Effect::Nothing,
+        };
+        let features = setup.features;
+        let Some(queue) = setup.queues.get_mut(selected) else { return Effect::Nothing };
         if queue.enabled {
-            return;
+            // virtio 1.3, 4.1.4.3.2: a queue is configured first and enabled last, and no queue is reset before that.
+            if let (field::QUEUE_RESET, &[1, 0], true) = (offset, data, live) {
+                *queue = QueueSetup::new(queue.index, most);
+                return Effect::StopQueue(queue.index);
+            }
+            return Effect::Nothing;
         }
         match (offset, data) {
             (field::QUEUE_SIZE, &[a, b]) => {
                 let size = u16::from_le_bytes([a, b]);
-                if size.is_power_of_two() && size <= most {
+                // virtio 1.3, 2.7 and 2.8: only a packed ring may have a size that is no power of two.
+                let sound = size.is_power_of_two() || features & F_RING_PACKED != 0 && size > 0;
+                if sound && size <= most {
                     queue.size = size;
                 }
             }
             (field::QUEUE_VECTOR, _) => queue.vector = vector.unwrap_or(queue.vector),
-            (field::QUEUE_ENABLE, &[1, 0]) => queue.enabled = true,
+            (field::QUEUE_ENABLE, &[1, 0]) => {
+                queue.enabled = true;
+                if live {
+                    return Effect::StartQueue { features, queue: *queue };
+                }
+            }
             (field::QUEUE_DESC..field::QUEUE_DRIVER, _) => {
                 put(&mut queue.desc, offset - field::QUEUE_DESC, data);
             }
@@ -259,6 +289,7 @@ impl Transport {
             (field::QUEUE_DEVICE..0x38, _) => put(&mut queue.used, offset - field::QUEUE_DEVICE, data),
             _ => {}
         }
+        Effect::Nothing
     }
 
     /// virtio 1.3, 4.1.5.1.2.1: a vector that there is none of is not taken, and reads back as "no vector".
@@ -303,18 +334,16 @@ impl Transport {
     }
 }
 
+impl QueueSetup {
+    /// A queue as the driver finds it.
+    fn new(index: u16, size: u16) -> QueueSetup {
+        QueueSetup { index, size, vector: NO_VECTOR, enabled: false, desc: 0, avail: 0, used: 0 }
+    }
+}
+
 impl Setup {
     fn new(queue_sizes: &[u16]) -> Setup {
-        let queue = |(index, &size): (usize, &u16)| QueueSetup {
-            index: index as u16,
-            size,
-            vector: NO_VECTOR,
-            enabled: false,
-            desc: 0,
-            avail: 0,
-            used: 0,
-        };
-        let queues = queue_sizes.iter().enumerate().map(queue).collect();
+        let queues = (0..).zip(queue_sizes).map(|(index, size)| QueueSetup::new(index, *size)).collect();
         Setup { status: 0, features: 0, config_vector: NO_VECTOR, queues }
     }
 }

@@ -2,14 +2,19 @@
 //! every other crate denies it. Each module opts in with a line that says why safe code will not do.
 
 pub mod affinity;
+pub mod aio;
 pub mod aligned;
+pub mod blocking;
 pub mod child;
 pub mod eventfd;
 pub mod kick;
 pub mod kvm;
 pub mod memory;
 pub mod mempolicy;
+pub mod regions;
 pub mod ring;
 pub mod segments;
+pub mod shared;
 pub mod signals;
+mod slab;
 pub mod vring;

@@ -11,24 +11,35 @@ use std::collections::VecDeque;
 use std::fs::File;
 use std::io;
 use std::marker::PhantomData;
+use std::mem::MaybeUninit;
 use std::os::fd::AsRawFd;
 use std::sync::Arc;
 use std::time::Duration;
 
-use io_uring::{IoUring, cqueue, squeue, types};
+use io_uring::{IoUring, cqueue, squeue};
 use vmm_sys_util::eventfd::EventFd;
 
 use crate::aligned::AlignedBuffer;
+use crate::memory::GuestRam;
 use crate::segments::GuestBuffers;
+use crate::slab::Slab;
 
+mod entrance;
 mod entry;
 mod files;
+mod registered;
 mod setup;
 
+use entrance::Entrance;
 use entry::CANCELLATION;
 pub use files::FileId;
 use files::Files;
-pub use setup::{Completions, SetupError};
+pub use registered::RegisterError;
+use registered::Registered;
+pub use setup::{Completions, Options, SetupError, SubmissionThread};
+
+/// Completions taken from the kernel's queue at once.
+const BATCH: usize = 32;
 
 /// The memory of one operation; the ring has it from `start` to the completion.
 #[derive(Debug)]
@@ -54,6 +65,16 @@ pub enum Operation {
     },
     /// fdatasync(2).
     Sync,
+    /// Gives the range back to the host (fallocate(2), FALLOC_FL_PUNCH_HOLE): it reads as zeros from then on.
+    Discard {
+        offset: u64,
+        bytes: u64,
+    },
+    /// Has the range read as zeros (FALLOC_FL_ZERO_RANGE), and keeps its space.
+    WriteZeroes {
+        offset: u64,
+        bytes: u64,
+    },
 }
 
 /// How long [`Ring::enter`] may sleep when nothing has completed yet.
@@ -79,8 +100,7 @@ pub enum Completion<T> {
 pub struct WatchId(usize);
 
 #[derive(Debug)]
-enum Slot<T> {
-    Free { next: Option<usize> },
+enum Held<T> {
     Operation { token: T, buffers: Buffers },
     Watch { token: T, eventfd: EventFd, ending: bool },
 }
@@ -89,12 +109,12 @@ enum Slot<T> {
 #[derive(Debug)]
 pub struct Ring<T: Copy> {
     uring: Uring,
+    entrance: Entrance,
     completions: Completions,
     files: Files,
+    registered: Option<Registered>,
     /// Everything the kernel has, or is about to get, by the index in its user_data.
-    slots: Vec<Slot<T>>,
-    free: Option<usize>,
-    busy: usize,
+    slots: Slab<Held<T>>,
     /// Entries that found the submission queue full, in order.
     overflow: VecDeque<squeue::Entry>,
     /// SINGLE_ISSUER: the ring stays on the thread that made it.
@@ -112,18 +132,32 @@ impl std::fmt::Debug for Uring {
 impl<T: Copy> Ring<T> {
     /// A ring for the calling thread.
     pub fn new() -> Result<Self, SetupError> {
-        let (uring, completions) = setup::ring()?;
-        let files = Files::new(&uring);
+        Ring::with(&Options::default())
+    }
+
+    /// The same as `options` say.
+    pub fn with(options: &Options) -> Result<Self, SetupError> {
+        let (uring, completions) = setup::ring(options)?;
+        let (entrance, files) = (Entrance::new(&uring), Files::new(&uring));
         Ok(Ring {
             uring: Uring(uring),
+            entrance,
             completions,
             files,
-            slots: Vec::new(),
-            free: None,
-            busy: 0,
+            registered: None,
+            slots: Slab::new(),
             overflow: VecDeque::new(),
             _thread: PhantomData,
         })
+    }
+
+    /// Pins the guest's memory in the kernel, for the operations that follow. Once for a ring; the same memory again is
+    /// registered already.
+    pub fn register_memory(&mut self, ram: &Arc<GuestRam>) -> Result<(), RegisterError> {
+        if self.registered.as_ref().is_none_or(|registered| !registered.is_of(ram)) {
+            self.registered = Some(Registered::new(&self.uring.0, ram)?);
+        }
+        Ok(())
     }
 
     pub fn completions(&self) -> Completions {
@@ -149,9 +183,10 @@ impl<T: Copy> Ring<T> {
     /// wrong kind for the operation, are the caller's mistake and move nothing.
     pub fn start(&mut self, file: FileId, operation: Operation, buffers: Buffers, token: T) {
         let (fd, flags) = self.files.target(file);
-        let index = self.occupy(Slot::Operation { token, buffers });
-        let Slot::Operation { buffers, .. } = &mut self.slots[index] else { return };
-        let entry = entry::operation(fd, operation, buffers).flags(flags).user_data(index as u64);
+        let index = self.slots.insert(Held::Operation { token, buffers });
+        let Some(Held::Operation { buffers, .. }) = self.slots.get_mut(index) else { return };
+        let entry = entry::operation(fd, operation, buffers, self.registered.as_ref());
+        let entry = entry.flags(flags).user_data(index as u64);
         self.push(entry);
     }
 
@@ -159,14 +194,14 @@ impl<T: Copy> Ring<T> {
     /// It is never read: polls that fire more than once fire for each write, whatever the count.
     pub fn watch(&mut self, eventfd: EventFd, token: T) -> WatchId {
         let fd = eventfd.as_raw_fd();
-        let index = self.occupy(Slot::Watch { token, eventfd, ending: false });
+        let index = self.slots.insert(Held::Watch { token, eventfd, ending: false });
         self.push(entry::poll(fd, index));
         WatchId(index)
     }
 
     /// Ends a watch; [`Completion::Unwatched`] says when it has ended.
     pub fn unwatch(&mut self, WatchId(index): WatchId) {
-        if let Some(Slot::Watch { ending, .. }) = self.slots.get_mut(index)
+        if let Some(Held::Watch { ending, .. }) = self.slots.get_mut(index)
             && !*ending
         {
             *ending = true;
@@ -176,7 +211,7 @@ impl<T: Copy> Ring<T> {
 
     /// Operations and watches that have not ended.
     pub fn busy(&self) -> usize {
-        self.busy
+        self.slots.used()
     }
 
     /// Whether a call of [`enter`](Self::enter) has something to submit.
@@ -196,37 +231,37 @@ impl<T: Copy> Ring<T> {
     }
 
     /// One system call: submits what was started, and waits for a completion as long as it may. An interrupted or timed
-    /// out wait is no error.
-    pub fn enter(&mut self, wait: Wait) -> io::Result<()> {
+    /// out wait is no error. Whether there was a call: a thread of the kernel's that looks by itself needs none.
+    pub fn enter(&mut self, wait: Wait) -> io::Result<bool> {
         // Everything is handed over before anyone sleeps: what stayed behind could be the only thing to wake us.
         while self.refill() {
-            if !forgivable(self.uring.0.submit())? {
+            if !forgivable(self.entrance.enter(&mut self.uring.0, Wait::Never))? {
                 // The kernel takes no more before completions were taken.
-                return Ok(());
+                return Ok(true);
             }
         }
-        let submitter = self.uring.0.submitter();
-        let outcome = match wait {
-            Wait::Never => submitter.submit(),
-            Wait::Forever => submitter.submit_and_wait(1),
-            Wait::AtMost(time) => {
-                let time = types::Timespec::from(time);
-                submitter.submit_with_args(1, &types::SubmitArgs::new().timespec(&time))
-            }
-        };
-        forgivable(outcome).map(|_| ())
+        match self.entrance.enter(&mut self.uring.0, wait) {
+            Ok(None) => Ok(false),
+            other => forgivable(other).map(|_| true),
+        }
     }
 
     /// Takes every completion that is there.
     pub fn reap(&mut self, into: &mut Vec<Completion<T>>) {
         loop {
-            let Some(entry) = self.uring.0.completion().next() else { return };
-            let (index, result) = (entry.user_data() & !CANCELLATION, entry.result());
-            let index = index as usize;
-            if entry.user_data() & CANCELLATION != 0 {
-                self.cancelled(index, result);
-            } else if let Some(completion) = self.complete(index, result, entry.flags()) {
-                into.push(completion);
+            // The queue's indices are read and written once for so many.
+            let mut room = [const { MaybeUninit::<cqueue::Entry>::uninit() }; BATCH];
+            let batch = self.uring.0.completion().fill(&mut room);
+            for entry in batch.iter() {
+                let (index, result) = ((entry.user_data() & !CANCELLATION) as usize, entry.result());
+                if entry.user_data() & CANCELLATION != 0 {
+                    self.cancelled(index, result);
+                } else if let Some(completion) = self.complete(index, result, entry.flags()) {
+                    into.push(completion);
+                }
+            }
+            if batch.len() < BATCH {
+                return;
             }
         }
     }
@@ -234,7 +269,7 @@ impl<T: Copy> Ring<T> {
     /// A cancellation that came while its poll was firing may find it busy: asked again, or its end is on its way.
     fn cancelled(&mut self, index: usize, result: i32) {
         if result == -libc::EALREADY
-            && matches!(self.slots.get(index), Some(Slot::Watch { ending: true, .. }))
+            && matches!(self.slots.get_mut(index), Some(Held::Watch { ending: true, .. }))
         {
             self.push(entry::cancellation(index));
         }
@@ -242,50 +277,25 @@ impl<T: Copy> Ring<T> {
 
     fn complete(&mut self, index: usize, result: i32, flags: u32) -> Option<Completion<T>> {
         match self.slots.get_mut(index)? {
-            Slot::Free { .. } => None,
-            Slot::Operation { .. } => {
-                let Slot::Operation { token, buffers } = self.vacate(index) else { return None };
+            Held::Operation { .. } => {
+                let Some(Held::Operation { token, buffers }) = self.slots.remove(index) else { return None };
                 let result =
                     u32::try_from(result).map_err(|_| io::Error::from_raw_os_error(result.wrapping_neg()));
                 Some(Completion::Done { token, result, buffers })
             }
-            Slot::Watch { token, .. } if cqueue::more(flags) => Some(Completion::Rang { token: *token }),
-            Slot::Watch { token, eventfd, ending: false } if result >= 0 => {
+            Held::Watch { token, .. } if cqueue::more(flags) => Some(Completion::Rang { token: *token }),
+            Held::Watch { token, eventfd, ending: false } if result >= 0 => {
                 // The kernel ends a poll that finds no room for its completion: begin it anew, and look.
                 let (token, fd) = (*token, eventfd.as_raw_fd());
                 self.push(entry::poll(fd, index));
                 Some(Completion::Rang { token })
             }
-            Slot::Watch { .. } => {
-                let Slot::Watch { token, ending, .. } = self.vacate(index) else { return None };
+            Held::Watch { .. } => {
+                let Some(Held::Watch { token, ending, .. }) = self.slots.remove(index) else { return None };
                 let error = (!ending).then(|| io::Error::from_raw_os_error(result.wrapping_neg()));
                 Some(Completion::Unwatched { token, error })
             }
         }
-    }
-
-    fn occupy(&mut self, slot: Slot<T>) -> usize {
-        self.busy += 1;
-        match self.free {
-            Some(index) => {
-                if let Slot::Free { next } = self.slots[index] {
-                    self.free = next;
-                }
-                self.slots[index] = slot;
-                index
-            }
-            None => {
-                self.slots.push(slot);
-                self.slots.len() - 1
-            }
-        }
-    }
-
-    fn vacate(&mut self, index: usize) -> Slot<T> {
-        self.busy -= 1;
-        let slot = std::mem::replace(&mut self.slots[index], Slot::Free { next: self.free });
-        self.free = Some(index);
-        slot
     }
 
     /// Puts an entry into the submission queue, or behind those that found it full. Its memory is in a slot by now.
@@ -319,26 +329,28 @@ impl<T: Copy> Drop for Ring<T> {
     /// Waits until the kernel has let go of every operation. Closing the ring would not: work in the kernel's threads goes
     /// on writing to memory after it.
     fn drop(&mut self) {
-        for index in 0..self.slots.len() {
+        for index in 0..self.slots.bound() {
             self.unwatch(WatchId(index));
         }
         let mut ended = Vec::new();
-        while self.busy > 0 {
+        while self.busy() > 0 {
             if self.enter(Wait::Forever).is_err() {
                 // The kernel may still hold these: leaked, they stay good.
-                std::mem::forget(std::mem::take(&mut self.slots));
-                return;
+                std::mem::forget(std::mem::replace(&mut self.slots, Slab::new()));
+                std::mem::forget(self.registered.take());
+                break;
             }
             self.reap(&mut ended);
             ended.clear();
         }
+        self.entrance.close();
     }
 }
 
 /// Whether a submission got on; an error only when trying again cannot help.
-fn forgivable(outcome: io::Result<usize>) -> io::Result<bool> {
+fn forgivable(outcome: io::Result<Option<usize>>) -> io::Result<bool> {
     match outcome {
-        Ok(submitted) => Ok(submitted > 0),
+        Ok(submitted) => Ok(submitted.is_none_or(|submitted| submitted > 0)),
         Err(error) => match error.raw_os_error() {
             Some(libc::EINTR | libc::ETIME | libc::EBUSY | libc::EAGAIN) => Ok(false),
             _ => Err(error),

@@ -7,9 +7,9 @@
 use std::sync::Arc;
 
 use libc::iovec;
-use vm_memory::{GuestAddress, GuestMemoryBackend as _};
 
 use crate::memory::GuestRam;
+use crate::regions::Regions;
 
 /// readv(2) takes no more (UIO_MAXIOV).
 pub const MOST_SEGMENTS: usize = 1_024;
@@ -28,19 +28,19 @@ pub enum SegmentError {
 /// A list of pieces of guest memory, in order, that is eaten from the front as a transfer proceeds.
 #[derive(Debug)]
 pub struct GuestBuffers {
-    ram: Arc<GuestRam>,
+    regions: Regions,
     segments: Vec<iovec>,
     /// Segments before this one are done with.
     first: usize,
     bytes: u64,
 }
 
-// SAFETY: the segments point into the mapping that `ram` keeps alive on whatever thread this is.
+// SAFETY: the segments point into the mapping that `regions` keeps alive on whatever thread this is.
 unsafe impl Send for GuestBuffers {}
 
 impl GuestBuffers {
     pub fn new(ram: &Arc<GuestRam>) -> Self {
-        GuestBuffers { ram: Arc::clone(ram), segments: Vec::new(), first: 0, bytes: 0 }
+        GuestBuffers { regions: Regions::new(ram), segments: Vec::new(), first: 0, bytes: 0 }
     }
 
     /// Empties the list and keeps its room for the next request.
@@ -52,23 +52,24 @@ impl GuestBuffers {
     /// Appends `len` bytes at `address`, which may cross from one region of guest memory into the next. After an error
     /// the list is to be cleared.
     pub fn push(&mut self, address: u64, len: u32) -> Result<(), SegmentError> {
-        for piece in self.ram.get_slices(GuestAddress(address), len as usize) {
-            let piece = piece.map_err(|_| SegmentError::OutsideMemory { address, len })?;
-            let (base, bytes) = (piece.ptr_guard_mut().as_ptr(), piece.len());
-            self.bytes += bytes as u64;
-            if let Some(last) = self.segments.last_mut()
+        let GuestBuffers { regions, segments, bytes, .. } = self;
+        let mut error = SegmentError::OutsideMemory { address, len };
+        let whole = regions.pieces(address, len.into(), |_, base, piece| {
+            *bytes += piece as u64;
+            if let Some(last) = segments.last_mut()
                 && last.iov_base.cast::<u8>().wrapping_add(last.iov_len) == base
-                && last.iov_len + bytes <= LONGEST_SEGMENT
+                && last.iov_len + piece <= LONGEST_SEGMENT
             {
-                last.iov_len += bytes;
-                continue;
+                last.iov_len += piece;
+            } else if segments.len() == MOST_SEGMENTS {
+                error = SegmentError::TooMany;
+                return false;
+            } else {
+                segments.push(iovec { iov_base: base.cast(), iov_len: piece });
             }
-            if self.segments.len() == MOST_SEGMENTS {
-                return Err(SegmentError::TooMany);
-            }
-            self.segments.push(iovec { iov_base: base.cast(), iov_len: bytes });
-        }
-        Ok(())
+            true
+        });
+        if whole { Ok(()) } else { Err(error) }
     }
 
     /// Bytes that are left.
@@ -109,7 +110,7 @@ impl GuestBuffers {
     /// Copies from `source` to the front and drops what was filled. Answers how many bytes that were.
     pub fn fill_front(&mut self, source: &[u8]) -> usize {
         self.eat(source.len(), |at, target, len| {
-            // SAFETY: `target` holds `len` bytes of guest memory that `ram` keeps mapped; `source` holds them from `at`
+            // SAFETY: `target` holds `len` bytes of guest memory that `regions` keeps mapped; `source` holds them from `at`
             // since `eat` counts to its length; our own memory never overlaps the guest's.
             unsafe { std::ptr::copy_nonoverlapping(source[at..].as_ptr(), target, len) };
         })
@@ -117,7 +118,14 @@ impl GuestBuffers {
 
     /// Copies from the front into `target` and drops what was read. Answers how many bytes that were.
     pub fn take_front(&mut self, target: &mut [u8]) -> usize {
-        self.eat(target.len(), |at, source, len| {
+        let done = self.read_front(target);
+        self.advance(done as u64);
+        done
+    }
+
+    /// Copies from the front into `target` and keeps it, to be read again or dropped by [`advance`](Self::advance).
+    pub fn read_front(&self, target: &mut [u8]) -> usize {
+        self.walk(target.len(), |at, source, len| {
             // SAFETY: as in `fill_front`, the other way around.
             unsafe { std::ptr::copy_nonoverlapping(source, target[at..].as_mut_ptr(), len) };
         })
@@ -127,13 +135,20 @@ impl GuestBuffers {
     pub fn zero_front(&mut self, bytes: u64) {
         let bytes = usize::try_from(bytes.min(self.bytes)).expect("guest memory is addressable");
         self.eat(bytes, |_, target, len| {
-            // SAFETY: `target` holds `len` bytes of guest memory that `ram` keeps mapped.
+            // SAFETY: `target` holds `len` bytes of guest memory that `regions` keeps mapped.
             unsafe { std::ptr::write_bytes(target, 0, len) };
         });
     }
 
     /// Goes over the front `bytes` piece by piece (offset so far, address, length) and drops them.
-    fn eat(&mut self, bytes: usize, mut each: impl FnMut(usize, *mut u8, usize)) -> usize {
+    fn eat(&mut self, bytes: usize, each: impl FnMut(usize, *mut u8, usize)) -> usize {
+        let done = self.walk(bytes, each);
+        self.advance(done as u64);
+        done
+    }
+
+    /// The same without dropping them.
+    fn walk(&self, bytes: usize, mut each: impl FnMut(usize, *mut u8, usize)) -> usize {
         let mut done = 0;
         for piece in self.segments() {
             let len = piece.iov_len.min(bytes - done);
@@ -143,14 +158,13 @@ impl GuestBuffers {
                 break;
             }
         }
-        self.advance(done as u64);
         done
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use vm_memory::Bytes as _;
+    use vm_memory::{Bytes as _, GuestAddress};
 
     use super::*;
 
@@ -214,6 +228,7 @@ mod tests {
         buffers.push(0x1004, 4).unwrap();
         buffers.push(0x1000, 4).unwrap();
         let mut found = [0; 6];
+        assert_eq!((buffers.read_front(&mut found), &found), (6, b"efghab"));
         assert_eq!(buffers.take_front(&mut found), 6);
         assert_eq!(&found, b"efghab");
         buffers.zero_front(100);

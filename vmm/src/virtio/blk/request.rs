@@ -1,10 +1,10 @@
 //! One block request (virtio 1.3, 5.2.6): a chain of descriptors, read once and checked, becomes a [`Request`] that nobody
 //! needs to hold against the guest's memory again.
 
-use vm_memory::{Bytes as _, GuestAddress, GuestMemoryBackend as _};
-use vmprof_sys::memory::GuestRam;
+use vm_memory::GuestAddress;
+use vmprof_sys::regions::Regions;
 use vmprof_sys::segments::GuestBuffers;
-use vmprof_sys::vring::{Chain, Descriptor, RingError};
+use vmprof_sys::vring::{Descriptor, RingError};
 
 use crate::backing::SECTOR_BYTES;
 
@@ -14,6 +14,8 @@ const TYPE_IN: u32 = 0;
 const TYPE_OUT: u32 = 1;
 const TYPE_FLUSH: u32 = 4;
 const TYPE_GET_ID: u32 = 8;
+const TYPE_DISCARD: u32 = 11;
+const TYPE_WRITE_ZEROES: u32 = 13;
 
 /// The status byte that ends a request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -35,6 +37,9 @@ pub enum Kind {
     },
     Flush,
     GetId,
+    /// Their ranges are in the buffers, and still to be held against the disk.
+    Discard,
+    WriteZeroes,
     /// Not to be carried out: the answer is known.
     Refused(Status),
 }
@@ -59,33 +64,32 @@ pub struct Limits {
     pub most_segments: u32,
 }
 
-/// Reads the request in `chain` and resolves its data into `buffers`. An error means that there is no request to answer:
-/// the driver does not keep the rules, and the device needs a reset.
+/// Reads the request that `chain` describes and resolves its data into `buffers`. An error means that there is no request to
+/// answer: the driver does not keep the rules, and the device needs a reset.
 pub fn parse(
-    chain: Chain<'_>,
-    ram: &GuestRam,
+    head: u16,
+    chain: &[Descriptor],
+    regions: &Regions,
     limits: &Limits,
     buffers: &mut GuestBuffers,
 ) -> Result<Request, RingError> {
-    let head = chain.head();
     let broken = |rule| RingError::NoRequest { head, rule };
     buffers.clear();
     let mut parts = Parts::new(buffers);
-    for descriptor in chain {
-        let descriptor = descriptor?;
+    for &descriptor in chain {
         if descriptor.writable {
             parts.writable(descriptor);
         } else if parts.last_writable.is_some() {
             return Err(broken("a buffer to read follows one to write"));
         } else {
-            parts.readable(descriptor, ram).map_err(broken)?;
+            parts.readable(descriptor, regions).map_err(broken)?;
         }
     }
     if parts.header_bytes < HEADER_BYTES {
         return Err(broken("its header has less than 16 bytes"));
     }
     let status = parts.finish().ok_or_else(|| broken("no byte for its status"))?;
-    if !ram.address_in_range(status) {
+    if !regions.holds(status.0) {
         return Err(broken("its status byte is not in guest memory"));
     }
     let kind = judge(&parts, limits);
@@ -122,12 +126,13 @@ impl<'buffers> Parts<'buffers> {
     }
 
     /// The first 16 bytes are the header, however they are cut (virtio 1.3, 2.7.4: no framing is assumed).
-    fn readable(&mut self, buffer: Descriptor, ram: &GuestRam) -> Result<(), &'static str> {
+    fn readable(&mut self, buffer: Descriptor, regions: &Regions) -> Result<(), &'static str> {
         let of_header = (HEADER_BYTES - self.header_bytes).min(buffer.len as usize);
         if of_header > 0 {
             let target = &mut self.header[self.header_bytes..][..of_header];
-            ram.read_slice(target, GuestAddress(buffer.address))
-                .map_err(|_| "its header is not in guest memory")?;
+            if !regions.read(buffer.address, target) {
+                return Err("its header is not in guest memory");
+            }
             self.header_bytes += of_header;
         }
         let data = buffer.len - of_header as u32;
@@ -176,13 +181,14 @@ fn judge(parts: &Parts<'_>, limits: &Limits) -> Kind {
     let word = |at: usize| u32::from_le_bytes([0, 1, 2, 3].map(|byte| parts.header[at + byte]));
     let sector = u64::from(word(12)) << 32 | u64::from(word(8));
     let kind = word(0);
-    if !matches!(kind, TYPE_IN | TYPE_OUT | TYPE_FLUSH | TYPE_GET_ID) {
+    if !matches!(kind, TYPE_IN | TYPE_OUT | TYPE_FLUSH | TYPE_GET_ID | TYPE_DISCARD | TYPE_WRITE_ZEROES) {
         return Kind::Refused(Status::Unsupported);
     }
     let (wrong_side, too_many) = match kind {
         TYPE_IN => (parts.out_bytes > 0, parts.segments > limits.most_segments),
         TYPE_OUT => (parts.in_bytes > 0, parts.segments > limits.most_segments),
         TYPE_GET_ID => (parts.out_bytes > 0, false),
+        TYPE_DISCARD | TYPE_WRITE_ZEROES => (parts.in_bytes > 0, false),
         _ => (false, false),
     };
     if parts.unusable || wrong_side || too_many {
@@ -192,7 +198,9 @@ fn judge(parts: &Parts<'_>, limits: &Limits) -> Kind {
         TYPE_FLUSH => Kind::Flush,
         TYPE_GET_ID => Kind::GetId,
         // virtio 1.3, 5.2.6.2: a write to a read-only device is an I/O error.
-        TYPE_OUT if limits.read_only => Kind::Refused(Status::IoError),
+        TYPE_OUT | TYPE_DISCARD | TYPE_WRITE_ZEROES if limits.read_only => Kind::Refused(Status::IoError),
+        TYPE_DISCARD => Kind::Discard,
+        TYPE_WRITE_ZEROES => Kind::WriteZeroes,
         _ => match range(sector, parts.out_bytes + parts.in_bytes, limits.capacity_bytes) {
             Some(offset) if kind == TYPE_IN => Kind::Read { offset },
             Some(offset) => Kind::Write { offset },

@@ -10,18 +10,24 @@ use vmprof_sys::memory::GuestRam;
 use super::*;
 use crate::backing::Alignment;
 use crate::config::{CacheMode, Engine};
-use crate::iothread::IoThread;
+use crate::iothread::{IoThread, tested};
 use crate::virtio::mock::{self, Driver, readable, writable};
 
+mod costs;
+mod engines;
+mod erasing;
 mod faults;
 mod layouts;
+mod policies;
+mod resets;
+mod seen;
 
 const MIB: usize = 1 << 20;
 
 fn iothread(id: u32, max_ns: u64) -> Handle {
     let name = format!("iothread{id}");
     let polling = config::Polling { max_ns, ..config::Polling::default() };
-    IoThread::spawn(&config::IoThread { id, name, cpus: Vec::new(), polling }).unwrap()
+    IoThread::spawn(&config::IoThread { polling, ..tested::iothread(id, &name) }).unwrap()
 }
 
 fn disk_config(path: &Path, cache: CacheMode, virtqueues: &[u32]) -> config::Disk {
@@ -30,10 +36,13 @@ fn disk_config(path: &Path, cache: CacheMode, virtqueues: &[u32]) -> config::Dis
         path: path.to_owned(),
         read_only: false,
         cache,
-        engine: Engine::IoUring,
+        engine: tested::engine_for(cache),
         queue_size: 64,
+        packed: false,
         logical_block_bytes: None,
         physical_block_bytes: None,
+        discard: false,
+        on_error: Default::default(),
         virtqueues: virtqueues.to_vec(),
     }
 }
@@ -78,7 +87,8 @@ impl BlkDriver {
         let mut buffers = vec![readable(header, 16)];
         if len > 0 {
             let address = self.data + data;
-            buffers.push(if kind == 1 { readable(address, len) } else { writable(address, len) });
+            let given = matches!(kind, 1 | 11 | 13);
+            buffers.push(if given { readable(address, len) } else { writable(address, len) });
         }
         buffers.push(writable(header + 16, 1));
         self.queue.add(&buffers).unwrap()
@@ -216,20 +226,20 @@ fn the_write_cache_is_shown_and_switched_as_the_mode_allows() {
         let mut blk = Blk::new(&disk_config(&path, cache, &[0]), std::slice::from_ref(&thread)).unwrap();
         let both = FLUSH | CONFIG_WCE;
         assert_eq!(blk.features() & both, if offered { both } else { 0 }, "{cache:?}");
-        assert_eq!(cache_of(&blk), offered.into());
+        assert_eq!(cache_of(&blk), u8::from(offered));
         blk.write_config(32, &[0]);
         assert_eq!(cache_of(&blk), 0);
         blk.write_config(31, &[0, 1, 0]);
         assert_eq!(
             cache_of(&blk),
-            offered.into(),
+            u8::from(offered),
             "{cache:?}: what the mode promises is not the guest's to change"
         );
         blk.activate(ALL_FEATURES & !FLUSH, Vec::new()).unwrap();
         assert_eq!(cache_of(&blk), 0, "a driver that cannot flush writes through");
         assert_eq!(blk.disk.cache.write_is_durable(), cache != CacheMode::Unsafe);
         blk.reset();
-        assert_eq!(cache_of(&blk), offered.into());
+        assert_eq!(cache_of(&blk), u8::from(offered));
     }
 }
 
@@ -300,13 +310,19 @@ fn a_disk_that_cannot_be_as_asked_is_refused_by_name() {
         refused(config::Disk { virtqueues: vec![], ..good.clone() }),
         DiskError::NoQueue { .. }
     ));
-    for engine in [Engine::Native, Engine::Threads] {
-        let error = refused(config::Disk { engine, ..good.clone() });
-        assert!(
-            matches!(&error, DiskError::EngineNotHere { .. }) && error.to_string().contains("`data`"),
-            "{error}"
-        );
-    }
+    let engine = Engine::Native;
+    let error = refused(config::Disk { engine, cache: CacheMode::None, ..good.clone() });
+    assert!(
+        matches!(&error, DiskError::EngineNotHere { .. }) && error.to_string().contains("`iothread0`"),
+        "{error}"
+    );
+    let ready = [IoThread::spawn(&config::IoThread {
+        engines: vec![engine],
+        ..config::IoThread::named(0, "iothread0")
+    })
+    .unwrap()];
+    let error = Blk::new(&config::Disk { engine, ..good.clone() }, &ready).unwrap_err();
+    assert!(matches!(&error, DiskError::NativeNeedsDirect { .. }), "{error}");
     let held = Blk::new(&good, &threads).unwrap();
     assert!(matches!(refused(good.clone()), DiskError::InUse { .. }));
     drop(held);

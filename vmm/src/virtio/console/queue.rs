@@ -1,7 +1,7 @@
 //! A virtqueue as the console serves it: one chain at a time, from the emulator thread.
 
 use vmprof_sys::segments::{GuestBuffers, SegmentError};
-use vmprof_sys::vring::RingError;
+use vmprof_sys::vring::{Descriptor, RingError};
 
 use crate::emulator::Watch;
 use crate::virtio::device::ActiveQueue;
@@ -25,6 +25,8 @@ pub(super) struct Taken {
 #[derive(Debug)]
 pub(super) struct Queue {
     active: ActiveQueue,
+    /// The descriptors of the chain that is being taken.
+    chain: Vec<Descriptor>,
 }
 
 impl Queue {
@@ -32,7 +34,7 @@ impl Queue {
         // The doorbell is never read: each ring of it is told, whatever the count.
         // Watching an eventfd fails only when the kernel has no memory left; then the queue is served when others ring.
         let _ = watch.add_event(&active.doorbell);
-        Queue { active }
+        Queue { active, chain: Vec::new() }
     }
 
     /// The queue goes back: its doorbell means nothing to us any more.
@@ -43,10 +45,9 @@ impl Queue {
     /// The next chain's buffers that the device reads (`writable` false) or writes.
     pub(super) fn take(&mut self, writable: bool) -> Result<Option<Taken>, Broken> {
         let ring = &mut self.active.ring;
-        let Some(head) = ring.pop()? else { return Ok(None) };
+        let Some(head) = ring.pop(&mut self.chain)? else { return Ok(None) };
         let mut buffers = GuestBuffers::new(ring.ram());
-        for descriptor in ring.chain(head) {
-            let descriptor = descriptor?;
+        for descriptor in &self.chain {
             if descriptor.writable == writable {
                 buffers.push(descriptor.address, descriptor.len)?;
             }

@@ -2,7 +2,7 @@ use proptest::prelude::*;
 
 use super::*;
 
-const FEATURES: u64 = 1 << 5 | F_EVENT_IDX;
+const FEATURES: u64 = 1 << 5 | F_EVENT_IDX | F_RING_PACKED | F_RING_RESET;
 
 fn transport() -> Transport {
     Transport::new(FEATURES, &[256, 128], 3)
@@ -126,6 +126,84 @@ fn a_size_that_is_too_large_or_no_power_of_two_is_not_taken() {
 }
 
 #[test]
+fn a_packed_queue_may_have_any_size_that_is_not_too_large() {
+    let mut transport = transport();
+    negotiate(&mut transport, F_VERSION_1 | F_RING_PACKED);
+    for (size, taken) in [(255, 255), (3, 3), (0, 3), (257, 3), (1, 1)] {
+        write16(&mut transport, field::QUEUE_SIZE, size);
+        assert_eq!(read16(&transport, field::QUEUE_SIZE), taken);
+    }
+}
+
+/// A device with queue 0 live, whose driver may reset queues.
+fn live(features: u64) -> Transport {
+    let mut transport = transport();
+    negotiate(&mut transport, F_VERSION_1 | features);
+    enable(&mut transport, 0, 64);
+    assert!(matches!(driver_ok(&mut transport), Effect::Activate(_)));
+    transport
+}
+
+fn reset_queue(transport: &mut Transport, queue: u16) -> Effect {
+    write16(transport, field::QUEUE_SELECT, queue);
+    transport.write(field::QUEUE_RESET, &[1, 0])
+}
+
+#[test]
+fn a_queue_that_was_reset_is_as_it_was_found_and_can_be_enabled_with_other_parameters() {
+    let mut transport = live(F_RING_RESET | F_EVENT_IDX);
+    for size in [32, 256, 8] {
+        assert_eq!(reset_queue(&mut transport, 0), Effect::StopQueue(0));
+        for (register, value) in [
+            (field::QUEUE_RESET, 0),
+            (field::QUEUE_ENABLE, 0),
+            (field::QUEUE_SIZE, 256),
+            (field::QUEUE_VECTOR, NO_VECTOR),
+            (field::QUEUE_DESC, 0),
+        ] {
+            assert_eq!(read16(&transport, register), value, "{register:#x}");
+        }
+        assert_eq!(reset_queue(&mut transport, 0), Effect::Nothing, "it is not enabled");
+        write16(&mut transport, field::QUEUE_SIZE, size);
+        write16(&mut transport, field::QUEUE_VECTOR, 2);
+        write32(&mut transport, field::QUEUE_DESC, 0x5000);
+        let features = F_VERSION_1 | F_RING_RESET | F_EVENT_IDX;
+        let (index, vector, enabled, desc) = (0, 2, true, 0x5000);
+        let queue = QueueSetup { index, size, vector, enabled, desc, avail: 0, used: 0 };
+        let started = transport.write(field::QUEUE_ENABLE, &[1, 0]);
+        assert_eq!(started, Effect::StartQueue { features, queue });
+        assert_eq!(read16(&transport, field::QUEUE_ENABLE), 1);
+    }
+    assert!(transport.is_live());
+}
+
+#[test]
+fn only_a_driver_that_took_the_feature_resets_queues_or_enables_more() {
+    for (features, stops, starts) in [(0, false, false), (F_RING_RESET, true, true)] {
+        let mut transport = live(features);
+        write16(&mut transport, field::QUEUE_SELECT, 1);
+        let started = transport.write(field::QUEUE_ENABLE, &[1, 0]);
+        assert_eq!(matches!(started, Effect::StartQueue { queue: QueueSetup { index: 1, .. }, .. }), starts);
+        assert_eq!(reset_queue(&mut transport, 0) == Effect::StopQueue(0), stops);
+        assert_eq!(reset_queue(&mut transport, 2), Effect::Nothing, "no such queue");
+    }
+}
+
+#[test]
+fn a_queue_is_reset_neither_before_the_device_is_live_nor_once_it_is_broken() {
+    let mut transport = transport();
+    negotiate(&mut transport, F_VERSION_1 | F_RING_RESET);
+    enable(&mut transport, 0, 64);
+    assert_eq!(reset_queue(&mut transport, 0), Effect::Nothing);
+    assert!(matches!(driver_ok(&mut transport), Effect::Activate(_)));
+    for other in [&[0_u8, 0][..], &[2, 0], &[1], &[1, 0, 0, 0]] {
+        assert_eq!(transport.write(field::QUEUE_RESET, other), Effect::Nothing, "{other:?}");
+    }
+    transport.broke();
+    assert_eq!(reset_queue(&mut transport, 0), Effect::Nothing);
+}
+
+#[test]
 fn a_vector_that_is_not_there_reads_back_as_none() {
     let mut transport = transport();
     write16(&mut transport, field::CONFIG_VECTOR, 3);
@@ -186,15 +264,19 @@ proptest! {
     ) {
         let mut transport = transport();
         for (offset, data) in writes {
-            if let Effect::Activate(activation) = transport.write(offset, &data) {
-                prop_assert_eq!(activation.features & !(FEATURES | F_VERSION_1), 0);
-                for queue in activation.queues {
-                    prop_assert!(queue.index < 2 && queue.size.is_power_of_two() && queue.size <= 256);
-                    prop_assert!(queue.vector < 3 || queue.vector == NO_VECTOR);
-                }
-            }
+            let effect = transport.write(offset, &data);
             let mut bytes = [0; 12];
             transport.read(offset, &mut bytes);
+            let (features, queues) = match effect {
+                Effect::Activate(Activation { features, queues }) => (features, queues),
+                Effect::StartQueue { features, queue } => (features, vec![queue]),
+                Effect::Nothing | Effect::Reset | Effect::StopQueue(_) => continue,
+            };
+            prop_assert_eq!(features & !(FEATURES | F_VERSION_1), 0);
+            for queue in queues {
+                prop_assert!(queue.index < 2 && (1..=256).contains(&queue.size));
+                prop_assert!(queue.vector < 3 || queue.vector == NO_VECTOR);
+            }
         }
     }
 }

@@ -5,6 +5,8 @@ use crate::layout;
 use crate::pci;
 use crate::stats::Stats;
 use crate::virtio::device::{ActivateError, ActiveQueue};
+use crate::virtio::transport::F_RING_RESET;
+use vmprof_sys::vring::Position;
 
 /// What the test has of the device once the transport owns it.
 #[derive(Default)]
@@ -13,6 +15,8 @@ struct Seen {
     /// How often the doorbell had rung when the queue went back.
     rings: Vec<u64>,
     resets: usize,
+    /// Sizes of queues that were started while the device was live.
+    started: Vec<u16>,
 }
 
 struct Probe {
@@ -28,7 +32,7 @@ impl VirtioDevice for Probe {
         2
     }
     fn features(&self) -> u64 {
-        1 << 29
+        1 << 29 | F_RING_RESET
     }
     fn queue_sizes(&self) -> &[u16] {
         &[8]
@@ -43,6 +47,17 @@ impl VirtioDevice for Probe {
         queues.iter().for_each(|queue| queue.interrupt.signal());
         self.queues = queues;
         Ok(())
+    }
+    fn start_queue(&mut self, queue: ActiveQueue) -> Result<(), ActivateError> {
+        self.seen.lock().unwrap().started.push(queue.ring.size());
+        self.queues.push(queue);
+        Ok(())
+    }
+    fn stop_queue(&mut self, index: u16) -> Option<Position> {
+        let at = self.queues.iter().position(|queue| queue.index == index)?;
+        let queue = self.queues.remove(at);
+        self.seen.lock().unwrap().rings.push(queue.doorbell.read().unwrap_or(0));
+        Some(queue.ring.position())
     }
     fn reset(&mut self) {
         let mut seen = self.seen.lock().unwrap();
@@ -89,6 +104,11 @@ const MSIX: u64 = 0x98;
 const TABLE: u64 = 0x4000;
 const NOTIFY: u64 = 0xc000;
 
+/// `mov al, [register]; mov dx, 0x3f8; out dx, al`: the register's low byte to the serial line.
+fn print(code: &mut Code, register: u64) -> &mut Code {
+    code.raw(&[0xa0]).raw(&(register as u32).to_le_bytes()).raw(&[0x66, 0xba, 0xf8, 0x03, 0xee])
+}
+
 /// From reset to DRIVER_OK, for the BAR at `bar` with the queue's parts at `queue`. Twelve stores.
 fn set_up(code: &mut Code, bar: u64, queue: u32) -> &mut Code {
     code.byte(bar + 0x14, 1)
@@ -122,7 +142,7 @@ fn run(test: &str, code: &[u8]) -> Option<(Exit, Arc<Mutex<Seen>>, String, Stats
     let config = config(1);
     let parts =
         machine::assemble(&host, &config, vec![Box::new(probe)], Box::new(outside.clone()), None, start);
-    let vm = Vm::of(&config, parts.unwrap(), vec![], vec![]).start().unwrap();
+    let vm = Vm::of(&config, parts.unwrap(), vec![], vec![], Arc::default()).start().unwrap();
     let control = vm.control();
     let exit = vm.wait();
     Some((exit, seen, outside.text(), control.stats()))
@@ -194,9 +214,7 @@ fn a_ring_outside_memory_makes_the_device_need_a_reset_and_nothing_else() {
     let bar = pci::first_bar(0);
     let mut code = Code::default();
     set_up(&mut code, bar, 0x7fff_0000);
-    // mov al, [status]; mov dx, 0x3f8; out dx, al
-    let status = ((bar + 0x14) as u32).to_le_bytes();
-    code.raw(&[0xa0]).raw(&status).raw(&[0x66, 0xba, 0xf8, 0x03, 0xee]);
+    print(&mut code, bar + 0x14);
     let Some((exit, seen, text, _)) = run("bad ring", &code.raw(&POWER_OFF_32).0) else { return };
     assert!(matches!(exit, Exit::PowerOff), "{exit:?}");
     assert_eq!(text.as_bytes(), [15 | 64]);
@@ -214,6 +232,44 @@ fn a_reset_gives_the_queue_back_and_the_device_can_start_again() {
     let seen = seen.lock().unwrap();
     // The second life begins with a silent bell.
     assert_eq!((&seen.rings[..], seen.resets, seen.features.len()), (&[1, 0][..], 2, 2));
+}
+
+#[test]
+fn a_queue_is_reset_and_enabled_again_while_the_device_is_live() {
+    let bar = pci::first_bar(0);
+    let mut code = Code::default();
+    // The driver takes RING_RESET, which set_up leaves out: bit 40 is bit 8 of the second word.
+    code.byte(bar + 0x14, 1)
+        .byte(bar + 0x14, 3)
+        .dword(bar + 0x08, 1)
+        .dword(bar + 0x0c, 1 | 1 << 8)
+        .byte(bar + 0x14, 11)
+        .dword(bar + 0x20, QUEUE)
+        .dword(bar + 0x28, QUEUE + 0x1000)
+        .dword(bar + 0x30, QUEUE + 0x2000)
+        .word(bar + 0x1c, 1)
+        .byte(bar + 0x14, 15)
+        .word(bar + NOTIFY, 0)
+        .word(bar + NOTIFY, 0)
+        .word(bar + 0x3a, 1);
+    print(&mut code, bar + 0x3a);
+    print(&mut code, bar + 0x1c);
+    // What rings now rings for nobody; the queue is enabled again with half its entries, elsewhere, and rings once.
+    code.word(bar + 0x18, 4)
+        .dword(bar + 0x20, QUEUE + 0x4000)
+        .dword(bar + 0x28, QUEUE + 0x5000)
+        .dword(bar + 0x30, QUEUE + 0x6000)
+        .word(bar + 0x1c, 1)
+        .word(bar + NOTIFY, 0);
+    print(&mut code, bar + 0x1c);
+    // Once more, with a ring that is nowhere: the device needs a reset.
+    code.word(bar + 0x3a, 1).dword(bar + 0x20, 0x7fff_0000).word(bar + 0x1c, 1);
+    print(&mut code, bar + 0x14);
+    let Some((exit, seen, text, _)) = run("queue reset", &code.raw(&POWER_OFF_32).0) else { return };
+    assert!(matches!(exit, Exit::PowerOff), "{exit:?}");
+    let seen = seen.lock().unwrap();
+    assert_eq!(text.as_bytes(), [0, 0, 1, 15 | 64]);
+    assert_eq!((&seen.rings[..], &seen.started[..], seen.features.len()), (&[2, 1][..], &[4][..], 1));
 }
 
 /// Registers at random, most of them ones that mean something, of two functions whose BARs end up anywhere, on one another
@@ -265,7 +321,7 @@ fn no_order_of_register_writes_ends_the_machine() {
                 parts.bus.mmio_write(ECAM + MSIX + 2, &[0, 0x80]).unwrap();
                 [0, 1, 3].iter().for_each(|status| write(0x14, &[*status]));
                 write(0x08, &[1, 0, 0, 0]);
-                write(0x0c, &[1, 0, 0, 0]);
+                write(0x0c, &[1, next(2) as u8, 0, 0]);
                 write(0x14, &[11]);
                 write(0x16, &[0, 0]);
                 write(0x1a, &[1, 0]);
@@ -275,6 +331,11 @@ fn no_order_of_register_writes_ends_the_machine() {
                 write(0x1c, &[1, 0]);
                 write(0x14, &[15]);
                 write(TABLE + 28, &[next(2) as u8, 0, 0, 0]);
+                if next(2) == 0 {
+                    write(0x3a, &[1, 0]);
+                    write(0x20, &QUEUE.to_le_bytes());
+                    write(0x1c, &[1, 0]);
+                }
             }
             1..10 => parts.bus.mmio_read(address, data),
             10..20 if len < 8 => {

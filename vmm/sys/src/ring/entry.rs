@@ -2,13 +2,19 @@
 
 use io_uring::{opcode, squeue, types};
 
+use super::registered::Registered;
 use super::{Buffers, Operation};
 
 /// Marks the completion of a cancellation; the rest of its user_data is the slot that was to end.
 pub(super) const CANCELLATION: u64 = 1 << 63;
 
 /// The entry for an operation whose buffers are where they will stay.
-pub(super) fn operation(fd: types::Fd, operation: Operation, buffers: &mut Buffers) -> squeue::Entry {
+pub(super) fn operation(
+    fd: types::Fd,
+    operation: Operation,
+    buffers: &mut Buffers,
+    registered: Option<&Registered>,
+) -> squeue::Entry {
     let segments: &[libc::iovec] = match buffers {
         Buffers::None => &[],
         Buffers::Guest(guest) => guest.segments(),
@@ -20,10 +26,13 @@ pub(super) fn operation(fd: types::Fd, operation: Operation, buffers: &mut Buffe
                 Operation::Write { offset, durable } => {
                     opcode::Write::new(fd, base, len).offset(offset).rw_flags(durability(durable)).build()
                 }
-                Operation::Sync => sync(fd),
+                other => without_buffers(fd, other),
             };
         }
     };
+    if let Some(buffer) = registered.and_then(|registered| registered.buffer_of(segments)) {
+        return fixed(fd, operation, segments, buffer);
+    }
     match (operation, segments) {
         // One piece needs no array for the kernel to copy in.
         (Operation::Read { offset }, [one]) => {
@@ -40,12 +49,46 @@ pub(super) fn operation(fd: types::Fd, operation: Operation, buffers: &mut Buffe
             let write = opcode::Writev::new(fd, many.as_ptr(), many.len() as u32);
             write.offset(offset).rw_flags(durability(durable)).build()
         }
-        (Operation::Sync, _) => sync(fd),
+        (other, _) => without_buffers(fd, other),
     }
 }
 
-fn sync(fd: types::Fd) -> squeue::Entry {
-    opcode::Fsync::new(fd).flags(types::FsyncFlags::DATASYNC).build()
+/// On memory that the kernel knows as `buffer`.
+fn fixed(fd: types::Fd, operation: Operation, segments: &[libc::iovec], buffer: u16) -> squeue::Entry {
+    let count = segments.len() as u32;
+    match (operation, segments) {
+        (Operation::Read { offset }, [one]) => {
+            let read = opcode::ReadFixed::new(fd, one.iov_base.cast(), one.iov_len as u32, buffer);
+            read.offset(offset).build()
+        }
+        (Operation::Read { offset }, many) => {
+            opcode::ReadvFixed::new(fd, many.as_ptr(), count, buffer).offset(offset).build()
+        }
+        (Operation::Write { offset, durable }, [one]) => {
+            let write = opcode::WriteFixed::new(fd, one.iov_base.cast(), one.iov_len as u32, buffer);
+            write.offset(offset).rw_flags(durability(durable)).build()
+        }
+        (Operation::Write { offset, durable }, many) => {
+            let write = opcode::WritevFixed::new(fd, many.as_ptr(), count, buffer);
+            write.offset(offset).rw_flags(durability(durable)).build()
+        }
+        (other, _) => without_buffers(fd, other),
+    }
+}
+
+fn without_buffers(fd: types::Fd, operation: Operation) -> squeue::Entry {
+    let allocate = |offset, bytes, mode| opcode::Fallocate::new(fd, bytes).offset(offset).mode(mode).build();
+    match operation {
+        Operation::Discard { offset, bytes } => {
+            allocate(offset, bytes, libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE)
+        }
+        Operation::WriteZeroes { offset, bytes } => {
+            allocate(offset, bytes, libc::FALLOC_FL_ZERO_RANGE | libc::FALLOC_FL_KEEP_SIZE)
+        }
+        // A read or write without buffers is the caller's mistake, and moves nothing.
+        Operation::Read { .. } | Operation::Write { .. } => opcode::Nop::new().build(),
+        Operation::Sync => opcode::Fsync::new(fd).flags(types::FsyncFlags::DATASYNC).build(),
+    }
 }
 
 pub(super) fn poll(fd: i32, index: usize) -> squeue::Entry {

@@ -3,7 +3,7 @@
 use std::io;
 use std::os::fd::{AsRawFd as _, RawFd};
 
-use io_uring::IoUring;
+use io_uring::{IoUring, Probe, opcode};
 
 /// Operations that wait to be submitted; the rest waits in a list of ours.
 const SUBMISSION_ENTRIES: u32 = 256;
@@ -11,6 +11,21 @@ const SUBMISSION_ENTRIES: u32 = 256;
 const COMPLETION_ENTRIES: u32 = 4_096;
 
 const DISABLED_BY_SYSCTL: &str = "/proc/sys/kernel/io_uring_disabled";
+
+/// What a ring is given beyond the usual.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Options {
+    /// A thread of the kernel's that takes submissions by looking (SQPOLL): no system call starts an operation.
+    pub submission_thread: Option<SubmissionThread>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct SubmissionThread {
+    /// The one CPU that it runs on, all of it while there is work.
+    pub cpu: u32,
+    /// How long it looks in vain before it sleeps, in milliseconds.
+    pub idle_ms: u32,
+}
 
 /// Why there is no ring. No other engine takes its place: who asked for io_uring gets it or is told.
 #[derive(Debug, thiserror::Error)]
@@ -27,6 +42,8 @@ pub enum SetupError {
     Forbidden { source: io::Error },
     #[error("this kernel's io_uring lacks {feature}; Linux 5.13 or newer is needed")]
     TooOld { feature: &'static str },
+    #[error("io_uring's submission thread (sqpoll) cannot run on cpu {cpu}")]
+    SubmissionThread { cpu: u32, source: io::Error },
     #[error("io_uring could not be set up")]
     Other { source: io::Error },
 }
@@ -38,30 +55,49 @@ pub enum Completions {
     Deferred,
     /// COOP_TASKRUN (Linux 5.19): at our next system call, without an interrupt to this thread.
     Cooperative,
-    /// Older kernels: the thread is interrupted for them.
+    /// Older kernels, or submission by a thread of the kernel's: this thread is interrupted for them.
     Interrupting,
 }
 
 /// Makes the ring with the best the kernel has: each step down is told by the kernel itself with EINVAL.
-pub(super) fn ring() -> Result<(IoUring, Completions), SetupError> {
-    let mut refused = None;
-    for completions in [Completions::Deferred, Completions::Cooperative, Completions::Interrupting] {
-        let mut builder = IoUring::builder();
-        builder.dontfork().setup_clamp().setup_cqsize(COMPLETION_ENTRIES);
-        match completions {
-            Completions::Deferred => {
-                builder.setup_submit_all().setup_single_issuer().setup_defer_taskrun().setup_taskrun_flag()
+pub(super) fn ring(options: &Options) -> Result<(IoUring, Completions), SetupError> {
+    let mut refused = io::Error::from_raw_os_error(libc::EINVAL);
+    // The submission thread does what the first two leave to us.
+    let ways = [Completions::Deferred, Completions::Cooperative, Completions::Interrupting];
+    let ways = if options.submission_thread.is_some() { &ways[2..] } else { &ways[..] };
+    for completions in ways {
+        // Linux 6.6 takes entries in order, without an array of their places.
+        for in_order in [true, false] {
+            match builder(options, *completions, in_order).build(SUBMISSION_ENTRIES) {
+                Ok(uring) => return checked(uring).map(|uring| (uring, *completions)),
+                Err(error) if error.raw_os_error() == Some(libc::EINVAL) => refused = error,
+                Err(error) => return Err(explain(error, sysctl())),
             }
-            Completions::Cooperative => builder.setup_submit_all().setup_coop_taskrun().setup_taskrun_flag(),
-            Completions::Interrupting => &mut builder,
-        };
-        match builder.build(SUBMISSION_ENTRIES) {
-            Ok(uring) => return checked(uring).map(|uring| (uring, completions)),
-            Err(error) if error.raw_os_error() == Some(libc::EINVAL) => refused = Some(error),
-            Err(error) => return Err(explain(error, sysctl())),
         }
     }
-    Err(SetupError::Other { source: refused.unwrap_or_else(|| io::Error::from_raw_os_error(libc::EINVAL)) })
+    match options.submission_thread {
+        Some(thread) => Err(SetupError::SubmissionThread { cpu: thread.cpu, source: refused }),
+        None => Err(SetupError::Other { source: refused }),
+    }
+}
+
+fn builder(options: &Options, completions: Completions, in_order: bool) -> io_uring::Builder {
+    let mut builder = IoUring::builder();
+    builder.dontfork().setup_clamp().setup_cqsize(COMPLETION_ENTRIES);
+    if let Some(thread) = options.submission_thread {
+        builder.setup_sqpoll(thread.idle_ms).setup_sqpoll_cpu(thread.cpu);
+    }
+    match completions {
+        Completions::Deferred => {
+            builder.setup_submit_all().setup_single_issuer().setup_defer_taskrun().setup_taskrun_flag()
+        }
+        Completions::Cooperative => builder.setup_submit_all().setup_coop_taskrun().setup_taskrun_flag(),
+        Completions::Interrupting => &mut builder,
+    };
+    if in_order {
+        builder.setup_no_sqarray();
+    }
+    builder
 }
 
 fn checked(uring: IoUring) -> Result<IoUring, SetupError> {
@@ -72,7 +108,23 @@ fn checked(uring: IoUring) -> Result<IoUring, SetupError> {
         // The same release brought polls that fire more than once, which have no feature bit.
         (params.is_feature_resource_tagging(), "polls that fire more than once"),
     ];
-    match features.into_iter().find(|(there, _)| !there) {
+    if let Some((_, feature)) = features.into_iter().find(|(there, _)| !there) {
+        return Err(SetupError::TooOld { feature });
+    }
+    // A kernel may be new enough and yet lack one: each that is used is asked for.
+    let mut probe = Probe::new();
+    uring.submitter().register_probe(&mut probe).map_err(|source| SetupError::Other { source })?;
+    let operations = [
+        (opcode::Read::CODE, "reads"),
+        (opcode::Readv::CODE, "reads into several pieces"),
+        (opcode::Write::CODE, "writes"),
+        (opcode::Writev::CODE, "writes from several pieces"),
+        (opcode::Fsync::CODE, "fdatasync"),
+        (opcode::Fallocate::CODE, "fallocate"),
+        (opcode::PollAdd::CODE, "polls"),
+        (opcode::AsyncCancel::CODE, "cancellations"),
+    ];
+    match operations.into_iter().find(|(code, _)| !probe.is_supported(*code)) {
         Some((_, feature)) => Err(SetupError::TooOld { feature }),
         None => Ok(uring),
     }

@@ -1,8 +1,10 @@
 use std::sync::Arc;
 
 use proptest::prelude::*;
+use vm_memory::{Bytes as _, GuestMemoryBackend as _};
+use vmprof_sys::memory::GuestRam;
 use vmprof_sys::segments::MOST_SEGMENTS;
-use vmprof_sys::vring::SplitRing;
+use vmprof_sys::vring::Vring;
 
 use super::*;
 use crate::virtio::mock::{self, Driver, NEXT, readable, writable};
@@ -17,7 +19,7 @@ const LIMITS: Limits = Limits { capacity_bytes: 1 << 20, read_only: false, most_
 struct Bench {
     ram: Arc<GuestRam>,
     driver: Driver,
-    ring: SplitRing,
+    ring: Vring,
 }
 
 fn bench() -> Bench {
@@ -33,15 +35,21 @@ impl Bench {
         self.ram.write_obj(sector, GuestAddress(HEADER + 8)).unwrap();
     }
 
-    fn parse_at(&self, head: u16, limits: &Limits) -> (Result<Request, RingError>, u64) {
-        let mut buffers = GuestBuffers::new(&self.ram);
-        let request = parse(self.ring.chain(head), &self.ram, limits, &mut buffers);
+    /// The next request that the driver has offered.
+    fn next(&mut self, limits: &Limits) -> (Result<Request, RingError>, u64) {
+        let (mut buffers, mut chain) = (GuestBuffers::new(&self.ram), Vec::new());
+        let request = match self.ring.pop(&mut chain) {
+            Ok(head) => {
+                parse(head.expect("a request was offered"), &chain, self.ring.regions(), limits, &mut buffers)
+            }
+            Err(error) => Err(error),
+        };
         (request, buffers.bytes())
     }
 
     fn parse(&mut self, buffers: &[Descriptor]) -> (Result<Request, RingError>, u64) {
-        let head = self.driver.add(buffers).unwrap();
-        self.parse_at(head, &LIMITS)
+        self.driver.add(buffers).unwrap();
+        self.next(&LIMITS)
     }
 
     fn kind(&mut self, kind: u32, sector: u64, data: &[Descriptor]) -> Kind {
@@ -117,9 +125,9 @@ fn every_rule_that_a_request_can_break_has_its_answer() {
     }
     let mut bench = bench();
     bench.header(TYPE_OUT, 0);
-    let head = bench.driver.add(&[readable(HEADER, 16), readable(DATA, 512), writable(STATUS, 1)]).unwrap();
+    bench.driver.add(&[readable(HEADER, 16), readable(DATA, 512), writable(STATUS, 1)]).unwrap();
     let read_only = Limits { read_only: true, ..LIMITS };
-    assert_eq!(bench.parse_at(head, &read_only).0.unwrap().kind, IO_ERROR);
+    assert_eq!(bench.next(&read_only).0.unwrap().kind, IO_ERROR);
 }
 
 #[test]
@@ -127,14 +135,14 @@ fn an_indirect_request_is_a_request() {
     let mut bench = bench();
     bench.header(TYPE_IN, 2);
     let parts = [readable(HEADER, 16), writable(DATA, 512), writable(DATA + 4096, 512), writable(STATUS, 1)];
-    let head = bench.driver.add_indirect(TABLE, &parts).unwrap();
-    let (request, bytes) = bench.parse_at(head, &LIMITS);
+    bench.driver.add_indirect(TABLE, &parts).unwrap();
+    let (request, bytes) = bench.next(&LIMITS);
     assert_eq!((request.unwrap().kind, bytes), (Kind::Read { offset: 1024 }, 1024));
 }
 
 #[test]
 fn more_pieces_than_the_kernel_takes_are_an_io_error() {
-    let bench = bench();
+    let mut bench = bench();
     bench.header(TYPE_IN, 0);
     let limits = Limits { most_segments: u32::MAX, ..LIMITS };
     let table = 0x40000;
@@ -146,15 +154,17 @@ fn more_pieces_than_the_kernel_takes_are_an_io_error() {
     bench.driver.write_descriptor_at(table + 16 * u64::from(pieces + 1), writable(STATUS, 1), 0, 0);
     let len = 16 * (u32::from(pieces) + 2);
     bench.driver.write_descriptor(0, readable(table, len), mock::INDIRECT, 0);
+    bench.driver.offer(0);
     assert_eq!(
-        bench.parse_at(0, &limits).0.unwrap().kind,
+        bench.next(&limits).0.unwrap().kind,
         Kind::Refused(Status::IoError),
         "not whole sectors either"
     );
     bench.driver.write_descriptor_at(table + 16 * u64::from(pieces + 1), writable(DATA, 1), NEXT, pieces + 2);
     bench.driver.write_descriptor_at(table + 16 * u64::from(pieces + 2), writable(STATUS, 1), 0, 0);
     bench.driver.write_descriptor(0, readable(table, len + 16), mock::INDIRECT, 0);
-    assert!(bench.parse_at(0, &limits).0.is_err(), "and a chain has an end");
+    bench.driver.offer(0);
+    assert!(bench.next(&limits).0.is_err(), "and a chain has an end");
 }
 
 fn descriptors() -> impl Strategy<Value = Vec<(u64, u32, u16, u16)>> {
@@ -169,12 +179,13 @@ proptest! {
     /// Whatever the descriptors say: no panic, and what is accepted stays within the disk, the memory and the limits.
     #[test]
     fn what_is_accepted_is_within_every_limit(table in descriptors(), kind in 0..12_u32, sector in prop_oneof![0..4_000_u64, any::<u64>()]) {
-        let bench = bench();
+        let mut bench = bench();
         bench.header(kind, sector);
         for (index, (address, len, flags, next)) in (0..).zip(table) {
             bench.driver.write_descriptor(index, readable(address, len), flags, next);
         }
-        let (request, bytes) = bench.parse_at(0, &LIMITS);
+        bench.driver.offer(0);
+        let (request, bytes) = bench.next(&LIMITS);
         if let Ok(request) = request {
             prop_assert!(bench.ram.address_in_range(request.status));
             if let Kind::Read { offset } | Kind::Write { offset } = request.kind {

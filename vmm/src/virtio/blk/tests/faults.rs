@@ -30,7 +30,7 @@ fn pair() -> Pair {
 }
 
 #[test]
-fn a_guest_that_breaks_its_queue_needs_a_reset_and_others_do_not() {
+pub(super) fn a_guest_that_breaks_its_queue_needs_a_reset_and_others_do_not() {
     type Breakage = fn(&mut BlkDriver);
     let breakages: [(&str, Breakage); 9] = [
         ("the index jumps", |driver| driver.queue.set_available(1000)),
@@ -94,7 +94,7 @@ fn a_guest_that_breaks_its_queue_needs_a_reset_and_others_do_not() {
 }
 
 #[test]
-fn a_head_that_is_offered_again_in_flight_breaks_the_queue() {
+pub(super) fn a_head_that_is_offered_again_in_flight_breaks_the_queue() {
     let ram = mock::ram(4 * MIB);
     let directory = TempDir::new().unwrap();
     let path = file_of(&directory, "disk", MIB as u64);
@@ -108,7 +108,11 @@ fn a_head_that_is_offered_again_in_flight_breaks_the_queue() {
     let (tell, told) = std::sync::mpsc::channel();
     blk.distress().unwrap().on_raise(move || tell.send(()).unwrap());
     let head = driver.request(0, 0, 0, 0, 512);
-    driver.queue.offer(head);
+    // One that needs no device: when it is back, the first was taken.
+    let asking = driver.request(1, 8, 0, 4096, 20);
+    driver.queue.kick();
+    assert_eq!(driver.queue.wait_used().0, asking);
+    driver.queue.offer_in_flight(head);
     driver.queue.kick();
     told.recv().unwrap();
     assert!(blk.stats().snapshot().fault.is_some_and(|fault| fault.contains("in flight")));
@@ -118,7 +122,7 @@ fn a_head_that_is_offered_again_in_flight_breaks_the_queue() {
 }
 
 #[test]
-fn data_outside_memory_is_an_error_of_that_request_alone() {
+pub(super) fn data_outside_memory_is_an_error_of_that_request_alone() {
     let mut pair = pair();
     let driver = &mut pair.bad_driver;
     for address in [8 * MIB as u64 - 256, u64::MAX - 511, 1 << 40] {
@@ -134,7 +138,7 @@ fn data_outside_memory_is_an_error_of_that_request_alone() {
 }
 
 #[test]
-fn a_file_cut_short_gives_errors_and_not_zeros() {
+pub(super) fn a_file_cut_short_gives_errors_and_not_zeros() {
     let directory = TempDir::new().unwrap();
     let path = file_of(&directory, "disk", MIB as u64 - 100);
     let (ram, thread) = (mock::ram(4 * MIB), iothread(0, 0));
@@ -152,7 +156,7 @@ fn a_file_cut_short_gives_errors_and_not_zeros() {
 }
 
 #[test]
-fn a_write_that_finds_no_space_is_an_error() {
+pub(super) fn a_write_that_finds_no_space_is_an_error() {
     let config = disk_config(Path::new("/dev/full"), CacheMode::Writeback, &[0]);
     let full = std::fs::OpenOptions::new().read(true).write(true).open("/dev/full").unwrap();
     let backing = Backing::new(&config, full, MIB as u64, Alignment::NONE).unwrap();
@@ -166,7 +170,7 @@ fn a_write_that_finds_no_space_is_an_error() {
 }
 
 #[test]
-fn after_a_flush_that_failed_the_page_cache_is_not_believed_again() {
+pub(super) fn after_a_flush_that_failed_the_page_cache_is_not_believed_again() {
     let directory = TempDir::new().unwrap();
     let path = file_of(&directory, "disk", MIB as u64);
     for (cache, later) in [(CacheMode::Writeback, 1), (CacheMode::None, 0)] {

@@ -3,7 +3,7 @@
 use super::*;
 
 /// Each driver writes its own sectors from many requests at once and reads them back, compared.
-fn hammer(driver: &mut BlkDriver, first_sector: u64, rounds: u64) {
+pub(super) fn hammer(driver: &mut BlkDriver, first_sector: u64, rounds: u64) {
     const DEPTH: u16 = 16;
     for round in 0..rounds {
         for kind in [1, 0] {
@@ -31,7 +31,7 @@ fn hammer(driver: &mut BlkDriver, first_sector: u64, rounds: u64) {
 }
 
 #[test]
-fn queues_of_several_disks_are_served_by_the_iothreads_they_were_given() {
+pub(super) fn queues_of_several_disks_are_served_by_the_iothreads_they_were_given() {
     let directory = TempDir::new().unwrap();
     let ram = mock::ram(16 * MIB);
     let threads = [iothread(0, 0), iothread(1, 20_000)];
@@ -75,7 +75,7 @@ fn queues_of_several_disks_are_served_by_the_iothreads_they_were_given() {
 /// The second of two submitters at depth 1 offers its request while the first one's is in flight: it must be seen then,
 /// not when the first completes. With a device that never completes the first, only seeing it in time ends this test.
 #[test]
-fn a_request_behind_one_in_flight_does_not_wait_for_it() {
+pub(super) fn a_request_behind_one_in_flight_does_not_wait_for_it() {
     let ram = mock::ram(4 * MIB);
     let thread = iothread(0, 0);
     let directory = TempDir::new().unwrap();
@@ -104,7 +104,7 @@ fn a_request_behind_one_in_flight_does_not_wait_for_it() {
 }
 
 #[test]
-fn a_doorbell_that_rang_before_the_queue_was_taken_is_heard() {
+pub(super) fn a_doorbell_that_rang_before_the_queue_was_taken_is_heard() {
     let directory = TempDir::new().unwrap();
     let path = file_of(&directory, "disk", 4096);
     let (ram, thread) = (mock::ram(4 * MIB), iothread(0, 0));
@@ -116,7 +116,7 @@ fn a_doorbell_that_rang_before_the_queue_was_taken_is_heard() {
 }
 
 #[test]
-fn after_a_reset_nothing_touches_guest_memory() {
+pub(super) fn after_a_reset_nothing_touches_guest_memory() {
     let directory = TempDir::new().unwrap();
     let path = file_of(&directory, "disk", 4 * MIB as u64);
     let ram = mock::ram(8 * MIB);
@@ -149,7 +149,7 @@ fn after_a_reset_nothing_touches_guest_memory() {
 }
 
 #[test]
-fn a_disk_outlives_the_drivers_that_come_and_go() {
+pub(super) fn a_disk_outlives_the_drivers_that_come_and_go() {
     let directory = TempDir::new().unwrap();
     let path = file_of(&directory, "disk", 4 * MIB as u64);
     let ram = mock::ram(4 * MIB);
@@ -171,7 +171,7 @@ fn a_disk_outlives_the_drivers_that_come_and_go() {
 }
 
 #[test]
-fn a_driver_that_wants_no_interrupt_gets_none() {
+pub(super) fn a_driver_that_wants_no_interrupt_gets_none() {
     let directory = TempDir::new().unwrap();
     let path = file_of(&directory, "disk", 4096);
     let (ram, thread) = (mock::ram(4 * MIB), iothread(0, 0));
@@ -192,7 +192,7 @@ fn a_driver_that_wants_no_interrupt_gets_none() {
 /// A backing whose blocks are larger than sectors, as on a drive of 4,096-byte sectors: every queue writes every eighth
 /// sector, so that each block is shared by both IOThreads.
 #[test]
-fn sectors_of_one_block_written_from_two_iothreads_are_all_there() {
+pub(super) fn sectors_of_one_block_written_from_two_iothreads_are_all_there() {
     let directory = TempDir::new().unwrap();
     let path = file_of(&directory, "disk", MIB as u64);
     let config = disk_config(&path, CacheMode::Writeback, &[0, 1]);
@@ -231,14 +231,9 @@ fn sectors_of_one_block_written_from_two_iothreads_are_all_there() {
 
 /// Flushes run on worker threads that the kernel makes for the IOThread.
 #[test]
-fn the_kernels_workers_stay_on_the_cpus_of_their_iothread() {
+pub(super) fn the_kernels_workers_stay_on_the_cpus_of_their_iothread() {
     let last = *vmprof_sys::affinity::cpus_of_thread(0).unwrap().last().unwrap();
-    let config = config::IoThread {
-        id: 0,
-        name: "iothread0".into(),
-        cpus: vec![last],
-        polling: config::Polling::default(),
-    };
+    let config = config::IoThread { cpus: vec![last], ..config::IoThread::named(0, "iothread0") };
     let thread = IoThread::spawn(&config).unwrap();
     let directory = TempDir::new().unwrap();
     let path = file_of(&directory, "disk", MIB as u64);
@@ -267,7 +262,7 @@ fn the_kernels_workers_stay_on_the_cpus_of_their_iothread() {
 }
 
 #[test]
-fn a_disk_is_free_again_as_soon_as_its_device_is_gone() {
+pub(super) fn a_disk_is_free_again_as_soon_as_its_device_is_gone() {
     let directory = TempDir::new().unwrap();
     let path = file_of(&directory, "disk", MIB as u64);
     let ram = mock::ram(4 * MIB);

@@ -1,0 +1,135 @@
+//! Where an IOThread without io_uring sleeps: in epoll, edge-triggered, so that an eventfd that was written is told of once
+//! for each write and never read, as a ring's multishot poll does it.
+
+use std::io;
+use std::os::fd::OwnedFd;
+
+use rustix::buffer::spare_capacity;
+use rustix::event::Timespec;
+use rustix::event::epoll::{self, CreateFlags, Event, EventData, EventFlags};
+use rustix::io::Errno;
+use vmm_sys_util::eventfd::EventFd;
+use vmprof_sys::eventfd::borrowed;
+use vmprof_sys::ring::{Completion, Wait};
+
+use super::service::Token;
+
+/// Bells told of by one call.
+const BATCH: usize = 64;
+
+pub(super) struct Bells {
+    epoll: OwnedFd,
+    /// By the number that epoll tells.
+    watched: Vec<Option<(EventFd, Token)>>,
+    events: Vec<Event>,
+    heard: Vec<Completion<Token>>,
+}
+
+impl std::fmt::Debug for Bells {
+    fn fmt(&self, out: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(out, "epoll with {} bells", self.watched.iter().flatten().count())
+    }
+}
+
+impl Bells {
+    pub(super) fn new() -> io::Result<Self> {
+        let (epoll, events) = (epoll::create(CreateFlags::CLOEXEC)?, Vec::with_capacity(BATCH));
+        Ok(Bells { epoll, watched: Vec::new(), events, heard: Vec::new() })
+    }
+
+    /// As a ring's watch: each write, and a count that it already holds, rings.
+    pub(super) fn watch(&mut self, eventfd: EventFd, token: Token) -> io::Result<usize> {
+        let index = self.watched.iter().position(Option::is_none).unwrap_or(self.watched.len());
+        let flags = EventFlags::IN | EventFlags::ET;
+        epoll::add(&self.epoll, borrowed(&eventfd), EventData::new_u64(index as u64), flags)?;
+        if index == self.watched.len() {
+            self.watched.push(None);
+        }
+        self.watched[index] = Some((eventfd, token));
+        Ok(index)
+    }
+
+    pub(super) fn unwatch(&mut self, index: usize) {
+        let Some((eventfd, token)) = self.watched.get_mut(index).and_then(Option::take) else { return };
+        // Fails only for what is not there, and then it is as wanted.
+        let _ = epoll::delete(&self.epoll, borrowed(&eventfd));
+        self.heard.push(Completion::Unwatched { token, error: None });
+    }
+
+    pub(super) fn has_heard(&self) -> bool {
+        !self.heard.is_empty()
+    }
+
+    /// Waits for a bell as long as it may.
+    pub(super) fn wait(&mut self, wait: Wait) -> io::Result<()> {
+        let time = match wait {
+            _ if self.has_heard() => Some(Timespec { tv_sec: 0, tv_nsec: 0 }),
+            Wait::Never => Some(Timespec { tv_sec: 0, tv_nsec: 0 }),
+            Wait::Forever => None,
+            Wait::AtMost(time) => {
+                Some(Timespec { tv_sec: time.as_secs() as i64, tv_nsec: i64::from(time.subsec_nanos()) })
+            }
+        };
+        self.events.clear();
+        match epoll::wait(&self.epoll, spare_capacity(&mut self.events), time.as_ref()) {
+            Ok(_) => {}
+            Err(Errno::INTR) => return Ok(()),
+            Err(errno) => return Err(errno.into()),
+        }
+        for event in &self.events {
+            let index = event.data.u64() as usize;
+            if let Some(Some((_, token))) = self.watched.get(index) {
+                self.heard.push(Completion::Rang { token: *token });
+            }
+        }
+        Ok(())
+    }
+
+    pub(super) fn reap(&mut self, into: &mut Vec<Completion<Token>>) {
+        into.append(&mut self.heard);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use vmm_sys_util::eventfd::EFD_NONBLOCK;
+
+    use super::*;
+
+    fn heard(bells: &mut Bells) -> Vec<Completion<Token>> {
+        let mut found = Vec::new();
+        bells.reap(&mut found);
+        found
+    }
+
+    #[test]
+    fn a_bell_rings_for_each_write_without_being_read() {
+        let mut bells = Bells::new().unwrap();
+        let bell = EventFd::new(EFD_NONBLOCK).unwrap();
+        bell.write(1).unwrap();
+        let watch = bells.watch(bell.try_clone().unwrap(), Token::Doorbell { slot: 7 }).unwrap();
+        bells.wait(Wait::Forever).unwrap();
+        let rang = |found: &[Completion<Token>]| {
+            matches!(found, [Completion::Rang { token: Token::Doorbell { slot: 7 } }])
+        };
+        assert!(rang(&heard(&mut bells)), "rung before it was watched");
+        bells.wait(Wait::AtMost(Duration::from_micros(50))).unwrap();
+        assert!(heard(&mut bells).is_empty(), "told once");
+        for _ in 0..100 {
+            bell.write(1).unwrap();
+            bells.wait(Wait::Forever).unwrap();
+            assert!(rang(&heard(&mut bells)));
+        }
+        bell.write(1).unwrap();
+        bells.unwatch(watch);
+        bells.unwatch(watch);
+        bells.wait(Wait::Forever).unwrap();
+        let found = heard(&mut bells);
+        assert!(matches!(found[..], [Completion::Unwatched { error: None, .. }]), "{found:?}");
+        bell.write(1).unwrap();
+        bells.wait(Wait::Never).unwrap();
+        assert!(!bells.has_heard());
+    }
+}
