@@ -56,7 +56,7 @@ proptest! {
         steps: u16,
         ahead: u16,
     ) {
-        let begin = Place(start % size | u16::from(wrap) << 15);
+        let begin = Place((start % size) | u16::from(wrap) << 15);
         let (steps, ahead) = (steps % size + 1, ahead % size);
         let word = AtomicU32::new(0);
         events(&word).ask(begin.advance(ahead, size));
@@ -67,6 +67,6 @@ proptest! {
     #[test]
     fn no_event_makes_a_packed_ring_stumble(word: u32, new: u16, steps: u16, size in 1_u16..=32_768) {
         let word = AtomicU32::new(word);
-        events(&word).wanted(Place(new % size | (new & 1 << 15)), steps % size + 1, size);
+        events(&word).wanted(Place((new % size) | (new & 1 << 15)), steps % size + 1, size);
     }
 }
