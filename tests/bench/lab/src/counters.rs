@@ -141,7 +141,7 @@ fn kvm(threads: &BTreeMap<u32, Thread>) -> Outcome<BTreeMap<String, u64>> {
 }
 
 /// Memory of a VMM's process, in KiB.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Memory {
     /// The most that was ever resident (VmHWM), guest RAM included.
     pub peak: u64,
@@ -151,6 +151,8 @@ pub struct Memory {
     pub guest: u64,
     /// Resident, anonymous, and not the guest's.
     pub anonymous: u64,
+    /// What is resident and not the guest's, by what is mapped: files by name, `[heap]`, `[stack]`, and all else that has none.
+    pub kinds: BTreeMap<String, u64>,
 }
 
 impl Memory {
@@ -161,20 +163,33 @@ impl Memory {
         Ok(Memory { peak, ..Memory::from_smaps(&smaps) })
     }
 
+    /// The most beyond guest RAM. Threads add their pages to the process's count some dozens at a time, so the mark may lie
+    /// below what smaps adds up to later.
+    pub fn most_beyond(&self) -> u64 {
+        self.peak.max(self.resident).saturating_sub(self.guest)
+    }
+
     fn from_smaps(smaps: &str) -> Memory {
         let mut memory = Memory::default();
         let mut is_guest = false;
+        let mut kind = String::new();
         for line in smaps.lines() {
             let Some((key, value)) = line.split_once(':').filter(|(key, _)| !key.contains(' ')) else {
                 // A mapping's first line has spaces before any colon.
                 is_guest = line.contains("/memfd:");
+                let name = line.split_whitespace().nth(5).unwrap_or("no name");
+                kind = name.rsplit('/').next().unwrap_or(name).to_owned();
                 continue;
             };
             let kib: u64 = value.trim().strip_suffix(" kB").and_then(|kib| kib.parse().ok()).unwrap_or(0);
             match key {
                 "Rss" => {
                     memory.resident += kib;
-                    memory.guest += if is_guest { kib } else { 0 };
+                    if is_guest {
+                        memory.guest += kib;
+                    } else if kib > 0 {
+                        *memory.kinds.entry(kind.clone()).or_default() += kib;
+                    }
                 }
                 "Anonymous" if !is_guest => memory.anonymous += kib,
                 _ => {}
@@ -209,8 +224,10 @@ mod tests {
         let smaps = "00400000-00500000 r-xp 00000000 00:01 7 /usr/bin/vmm\nRss: 300 kB\nAnonymous: 8 kB\n\
             7f0000000000-7f0040000000 rw-s 00000000 00:01 9 /memfd:ram (deleted)\nRss: 4096 kB\nAnonymous: 0 kB\n\
             7ffc00000000-7ffc00021000 rw-p 00000000 00:00 0 [stack]\nRss: 12 kB\nAnonymous: 12 kB\n";
-        let memory = Memory::from_smaps(smaps);
-        assert_eq!(memory, Memory { peak: 0, resident: 4408, guest: 4096, anonymous: 20 });
+        let memory = Memory { peak: 4400, ..Memory::from_smaps(smaps) };
+        let kinds = [("vmm".to_owned(), 300), ("[stack]".to_owned(), 12)].into();
+        assert_eq!(memory, Memory { peak: 4400, resident: 4408, guest: 4096, anonymous: 20, kinds });
+        assert_eq!(memory.most_beyond(), 312);
     }
 
     #[test]

@@ -26,7 +26,7 @@ pub fn run() -> Outcome<()> {
         for (step, &iothreads) in settings.iothreads.iter().enumerate() {
             // Neither is always the first to boot.
             let order = order((index + step) as u32);
-            measure(&settings, &devices, Pair { backing, iothreads }, order)?;
+            pair(&settings, &devices, Pair { backing, iothreads }, order)?;
         }
     }
     let (Some(&backing), Some(&iothreads)) = (settings.backing.first(), settings.iothreads.first()) else {
@@ -144,11 +144,16 @@ fn start(settings: &Settings, devices: &Devices, pair: Pair, vmm: Vmm) -> Outcom
     Ok(machine)
 }
 
-/// What the guest's shell can do: find the disk; run fio, wait until it really runs and until it is told to count, and say
+/// What the guest's shell can do: find the disk; add up its requests, and the interrupts of its queues on the four CPUs; run fio, wait until it really runs and until it is told to count, and say
 /// what the disk has done at the beginning and at the end of the seconds that count.
 const WORDS: &str = r#"
 for s in /sys/block/*/serial; do x=; read -r x <$s || :; if [ "$x" = data ]; then dev=${s%/serial}; dev=${dev##*/}; fi; done
-n() { read -r r _ _ _ w _ </sys/block/$dev/stat; n=$((r + w)); }
+vio=$(cd -P /sys/block/$dev/device && pwd -P); vio=${vio##*/}
+n() {
+    i=0
+    while read -r _ a b c d rest; do case $rest in *" $vio-req."*) i=$((i + a + b + c + d)); esac; done </proc/interrupts
+    read -r r _ _ _ w _ </sys/block/$dev/stat; n=$((r + w))
+}
 go() {
     n; before=$n
     fio --name=w --filename=/dev/$dev --ioengine=libaio --rw=$1 --bs=4k --direct=1 --numjobs=$2 --iodepth=$3 --cpus_allowed=0-$(($2 - 1)) --cpus_allowed_policy=split --time_based --runtime=600 --size=$4m --randrepeat=0 --norandommap --group_reporting --output=/dev/null </dev/null &
@@ -156,16 +161,52 @@ go() {
     until n; [ $n -gt $((before + 100)) ]; do sleep 0.1; done
     sleep 1
     echo "steady"; read -r _
-    n; echo "A $n"
+    n; echo "A $n $i"
     sleep $5
-    n; echo "B $n"
+    n; echo "B $n $i"
     kill -INT $fio; wait $fio; echo "C"
 }
 read -r line </proc/cmdline
 echo "up $line"
 "#;
 
-fn measure(settings: &Settings, devices: &Devices, pair: Pair, order: [Vmm; 2]) -> Outcome<()> {
+/// How often a pair is begun.
+const ATTEMPTS: u32 = 3;
+
+/// An emulated host may lose an interrupt of one of its guests, which then stalls or panics: that is told and counted, the
+/// rounds that are left are measured on a new pair, and a pair that is lost again and again ends the run.
+fn pair(settings: &Settings, devices: &Devices, pair: Pair, order: [Vmm; 2]) -> Outcome<()> {
+    let mut progress = Progress::default();
+    for attempt in 1..=ATTEMPTS {
+        match measure(settings, devices, pair, order, &mut progress) {
+            Ok(()) => break,
+            Err(error) if attempt == ATTEMPTS => return Err(error),
+            Err(error) => {
+                let why = error.to_string();
+                eprintln!("{}, {} IOThreads: begun again: {why}", pair.backing, pair.iothreads);
+                // What counts may be in the middle of something.
+                let _ = trace::stop();
+                tell(&Record::Lost { pair, why })?;
+            }
+        }
+    }
+    Ok(())
+}
+
+/// What of a pair is measured.
+#[derive(Default)]
+struct Progress {
+    rounds: u32,
+    memory: bool,
+}
+
+fn measure(
+    settings: &Settings,
+    devices: &Devices,
+    pair: Pair,
+    order: [Vmm; 2],
+    progress: &mut Progress,
+) -> Outcome<()> {
     let mut machines = Vec::new();
     for vmm in order {
         let mut machine = start(settings, devices, pair, vmm)?;
@@ -176,7 +217,8 @@ fn measure(settings: &Settings, devices: &Devices, pair: Pair, order: [Vmm; 2]) 
         }
         machines.push(machine);
     }
-    for round in 0..settings.rounds {
+    for round in progress.rounds..settings.rounds {
+        let mut windows = Vec::new();
         for point in &settings.points {
             for index in [round as usize % 2, (round as usize + 1) % 2] {
                 let Some(machine) = machines.get_mut(index) else { continue };
@@ -189,13 +231,22 @@ fn measure(settings: &Settings, devices: &Devices, pair: Pair, order: [Vmm; 2]) 
                     round + 1,
                     window.requests
                 );
-                tell(&Record::Window(window))?;
+                windows.push(Record::Window(window));
             }
         }
+        // A round counts whole or not at all: its ratios need both machines.
+        windows.iter().try_for_each(tell)?;
+        progress.rounds = round + 1;
     }
-    for machine in &mut machines {
-        let memory = Memory::of(machine.pid())?;
-        tell(&Record::Memory { vmm: machine.vmm, pair, memory })?;
+    if !progress.memory {
+        for machine in &mut machines {
+            let memory = Memory::of(machine.pid())?;
+            tell(&Record::Memory { vmm: machine.vmm, pair, memory })?;
+        }
+        progress.memory = true;
+    }
+    if !settings.reasons {
+        return Ok(());
     }
     trace::start()?;
     for point in &settings.points {
@@ -206,10 +257,18 @@ fn measure(settings: &Settings, devices: &Devices, pair: Pair, order: [Vmm; 2]) 
     trace::stop()
 }
 
-/// The number of requests that the guest tells with a word.
-fn requests(machine: &mut Machine, word: &str) -> Outcome<u64> {
+/// What the guest has seen so far.
+struct Seen {
+    requests: u64,
+    interrupts: u64,
+}
+
+fn seen(machine: &mut Machine, word: &str) -> Outcome<Seen> {
     let said = machine.hear(word)?;
-    said.parse().map_err(|_| format!("its guest said `{word}{said}`, which is no number").into())
+    let numbers = said.split_once(' ').and_then(|(requests, interrupts)| {
+        Some(Seen { requests: requests.parse().ok()?, interrupts: interrupts.parse().ok()? })
+    });
+    numbers.ok_or_else(|| format!("its guest said `{word}{said}`, which is not two numbers").into())
 }
 
 /// Returns when fio runs in the guest, which waits for a line to begin counting.
@@ -231,9 +290,9 @@ fn window(
     // Asking vmprof is work for it: outside of what is counted.
     let own_before = own(machine.vmm)?;
     machine.tell("now")?;
-    let before = requests(machine, "A ")?;
+    let before = seen(machine, "A ")?;
     let first = Snapshot::take(pid)?;
-    let after = requests(machine, "B ")?;
+    let after = seen(machine, "B ")?;
     let last = Snapshot::take(pid)?;
     let own_after = own(machine.vmm)?;
     machine.hear("C")?;
@@ -246,7 +305,8 @@ fn window(
         pair,
         point: point.clone(),
         round,
-        requests: after.saturating_sub(before),
+        requests: after.requests.saturating_sub(before.requests),
+        interrupts: after.interrupts.saturating_sub(before.interrupts),
         counts: last.since(&first),
         own: own.collect(),
     })
@@ -263,12 +323,12 @@ fn traced(machine: &mut Machine, settings: &Settings, pair: Pair, point: &Point)
     }
     begin(machine, settings, point)?;
     machine.tell("now")?;
-    let before = requests(machine, "A ")?;
+    let before = seen(machine, "A ")?;
     trace::clear()?;
-    let after = requests(machine, "B ")?;
+    let after = seen(machine, "B ")?;
     let counts = trace::read(&roles)?;
     machine.hear("C")?;
-    let requests = after.saturating_sub(before);
+    let requests = after.requests.saturating_sub(before.requests);
     Ok(Record::Trace { vmm: machine.vmm, pair, point: point.clone(), requests, counts })
 }
 

@@ -96,6 +96,7 @@ pub fn run(arguments: &Arguments) -> Outcome<()> {
         rounds: arguments.rounds,
         seconds: arguments.seconds,
         boots: arguments.boots,
+        reasons: !arguments.no_reasons,
         qemu: moved(&inner.argv, &inner_directory),
     };
     let initramfs = work.path().join("initramfs");

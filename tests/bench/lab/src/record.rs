@@ -39,6 +39,11 @@ pub enum Record {
         requests: u64,
         counts: BTreeMap<String, u64>,
     },
+    /// A machine of the pair ended or fell silent; the pair was begun again, and what it had measured stands.
+    Lost {
+        pair: Pair,
+        why: String,
+    },
     /// After all the windows of a pair.
     Memory {
         vmm: Vmm,
@@ -56,6 +61,8 @@ pub struct Window {
     pub round: u32,
     /// Requests that the guest's kernel saw complete.
     pub requests: u64,
+    /// Interrupts of the disk's queues that the guest's kernel counted in the same time.
+    pub interrupts: u64,
     pub counts: Counts,
     /// What vmprof itself counted: `iothread0.requests`, `kicks`, `interrupts`, `iothread0.enters`, `iothread0.wakeups`.
     pub own: BTreeMap<String, u64>,

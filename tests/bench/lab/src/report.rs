@@ -12,6 +12,7 @@ pub fn text(run: &Run) -> String {
     let results = Results::of(run);
     let mut text = head(run);
     text += &results.costs();
+    text += &results.shares();
     text += &results.reasons();
     text += &results.machines();
     text += &results.verdicts();
@@ -27,6 +28,13 @@ fn head(run: &Run) -> String {
                 "emulated host: {cpus} CPUs ({processor}), Linux {kernel}; {vmprof} and QEMU {}; guests: {cmdline}",
                 run.qemu
             );
+        }
+    }
+    for record in &run.records {
+        if let Record::Lost { pair, why } = record {
+            let why = why.lines().next().unwrap_or_default();
+            let _ =
+                writeln!(text, "a pair was lost and begun again: {}/{}: {why}", pair.backing, pair.iothreads);
         }
     }
     let machine = &run.machine;
@@ -55,6 +63,11 @@ fn switches(window: &Window, role: Role) -> f64 {
     threads.map(|thread| (thread.voluntary + thread.involuntary) as f64).sum::<f64>() / window.requests as f64
 }
 
+/// What vmprof counted of an IOThread.
+fn requests_of(window: &Window, iothread: u32) -> f64 {
+    window.own.get(&format!("iothread{iothread}.requests")).copied().unwrap_or(0) as f64
+}
+
 fn kvm(window: &Window, name: &str) -> f64 {
     window.counts.kvm.get(name).copied().unwrap_or(0) as f64 / window.requests as f64
 }
@@ -62,7 +75,7 @@ fn kvm(window: &Window, name: &str) -> f64 {
 /// Every thread but the vCPUs', whose time is the guest's before all.
 const VMM_US: Metric = Metric { name: "VMM µs", of: |w| run_us(w, |role| role != Role::Vcpu) };
 
-const METRICS: [Metric; 11] = [
+const METRICS: [Metric; 12] = [
     Metric { name: "kIOPS", of: |w| w.requests as f64 / w.counts.seconds / 1e3 },
     VMM_US,
     Metric { name: "IO µs", of: |w| run_us(w, |role| role == Role::IoThread) },
@@ -72,6 +85,7 @@ const METRICS: [Metric; 11] = [
     Metric { name: "vCPU csw", of: |w| switches(w, Role::Vcpu) },
     Metric { name: "exits", of: |w| kvm(w, "exits") },
     Metric { name: "io exits", of: |w| kvm(w, "io_exits") + kvm(w, "mmio_exits") },
+    Metric { name: "disk irqs", of: |w| w.interrupts as f64 / w.requests as f64 },
     Metric { name: "irqs", of: |w| kvm(w, "irq_injections") },
     Metric { name: "halts", of: |w| kvm(w, "halt_exits") },
 ];
@@ -157,6 +171,40 @@ impl<'a> Results<'a> {
         text
     }
 
+    /// What each IOThread did of the requests and of the CPU time; QEMU does not say which thread served a request.
+    fn shares(&self) -> String {
+        let mut text = String::from("\nshares of the IOThreads, % (medians of the rounds)\n");
+        for (&(pair, point), windows) in &self.windows {
+            if pair.iothreads < 2 {
+                continue;
+            }
+            for (vmm, windows) in windows {
+                let each = |of: &dyn Fn(&Window, u32) -> f64| {
+                    let shares = (0..pair.iothreads).map(|index| {
+                        let share = windows.iter().map(|window| {
+                            let all: f64 = (0..pair.iothreads).map(|other| of(window, other)).sum();
+                            100.0 * of(window, index) / all.max(1.0)
+                        });
+                        format!("{:.0}", median(share).unwrap_or(0.0))
+                    });
+                    shares.collect::<Vec<_>>().join(" ")
+                };
+                let time = each(&|window, index| {
+                    let name = format!("IO iothread{index}");
+                    let threads = window.counts.threads.iter().filter(|thread| thread.name == name);
+                    threads.map(|thread| thread.run_ns as f64).sum()
+                });
+                let requests = match vmm {
+                    Vmm::Vmprof => each(&requests_of),
+                    Vmm::Qemu => "not told".to_owned(),
+                };
+                let _ =
+                    writeln!(text, "{:<34}{vmm:<8} requests {requests:<16} CPU {time}", name(pair, point));
+            }
+        }
+        text
+    }
+
     /// Exits and system calls per request, from the traced windows, what is rarer than one in 200 left out.
     fn reasons(&self) -> String {
         let mut traces: BTreeMap<(Pair, &Point), Reasons<'_>> = BTreeMap::new();
@@ -196,18 +244,23 @@ impl<'a> Results<'a> {
                 list.join(" ")
             );
         }
-        text += "\nmemory, KiB        VmHWM    guest RAM   VmHWM less guest RAM   now beyond guest RAM   of it anonymous\n";
+        text += "\nmemory, KiB        VmHWM    guest RAM   VmHWM less guest RAM   now beyond guest RAM   of it anonymous   what is beyond\n";
         for record in &self.run.records {
             if let Record::Memory { vmm, pair, memory } = record {
+                let mut kinds: Vec<(&String, &u64)> = memory.kinds.iter().collect();
+                kinds.sort_by_key(|(_, kib)| std::cmp::Reverse(**kib));
+                let kinds: Vec<String> =
+                    kinds.iter().take(5).map(|(kind, kib)| format!("{kind} {kib}")).collect();
                 let _ = writeln!(
                     text,
-                    "{vmm:<8}{:<8}{:>9}{:>13}{:>23}{:>23}{:>18}",
+                    "{vmm:<8}{:<8}{:>9}{:>13}{:>23}{:>23}{:>18}   {}",
                     format!("{}/{}", pair.backing, pair.iothreads),
                     memory.peak,
                     memory.guest,
                     memory.peak.saturating_sub(memory.guest),
                     memory.resident.saturating_sub(memory.guest),
-                    memory.anonymous
+                    memory.anonymous,
+                    kinds.join(", ")
                 );
             }
         }
@@ -255,7 +308,7 @@ impl<'a> Results<'a> {
         }
         let beyond = self.run.records.iter().filter_map(|record| match record {
             Record::Memory { vmm: Vmm::Vmprof, memory, .. } => {
-                Some(memory.peak.saturating_sub(memory.guest) as f64 * 1024.0 / 1e6)
+                Some(memory.most_beyond() as f64 * 1024.0 / 1e6)
             }
             _ => None,
         });
@@ -290,8 +343,7 @@ impl<'a> Results<'a> {
             }
             let windows = self.windows.get(&(pair, point)).and_then(|windows| windows.get(&Vmm::Vmprof));
             let shares = windows.into_iter().flatten().filter_map(|window| {
-                let of = |name: &str| window.own.get(name).copied().unwrap_or(0) as f64;
-                let (first, second) = (of("iothread0.requests"), of("iothread1.requests"));
+                let (first, second) = (requests_of(window, 0), requests_of(window, 1));
                 (first + second > 0.0).then(|| 100.0 * first.max(second) / (first + second))
             });
             if let Some(share) = median(shares) {

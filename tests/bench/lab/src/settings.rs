@@ -16,11 +16,7 @@ pub struct Arguments {
     #[arg(long, value_delimiter = ',', default_value = "null,file")]
     pub backing: Vec<Backing>,
     /// fio's jobs and the depth of each: `randread/1x64`
-    #[arg(
-        long,
-        value_delimiter = ',',
-        default_value = "randread/1x1,randread/1x64,randread/4x1,randread/4x64,randwrite/1x1,randwrite/1x64"
-    )]
+    #[arg(long, value_delimiter = ',', default_value = "randread/1x1,randread/1x64,randread/4x64")]
     pub points: Vec<Point>,
     /// How often each point is measured on each machine, in turns
     #[arg(long, default_value_t = 3)]
@@ -31,6 +27,9 @@ pub struct Arguments {
     /// Further boots of each machine, in turns, that only tell the time to /init
     #[arg(long, default_value_t = 3)]
     pub boots: u32,
+    /// Leave out the windows that count exits and system calls by their reason
+    #[arg(long)]
+    pub no_reasons: bool,
     /// CPUs of the emulated host; as many as this machine has, unless written
     #[arg(long)]
     pub cpus: Option<u32>,
@@ -142,6 +141,7 @@ pub struct Settings {
     pub rounds: u32,
     pub seconds: u32,
     pub boots: u32,
+    pub reasons: bool,
     /// QEMU's own words up to its arguments, as they are in there.
     pub qemu: Vec<String>,
 }

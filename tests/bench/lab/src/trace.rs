@@ -2,7 +2,8 @@
 //! trace events. Counting costs time, so it has runs of its own, whose CPU times nobody uses.
 
 use std::collections::BTreeMap;
-use std::fs;
+use std::fs::{self, File};
+use std::io::Write as _;
 
 use crate::Outcome;
 use crate::counters::Role;
@@ -32,7 +33,10 @@ fn trigger(words: impl Fn(&str) -> String) -> Outcome<()> {
             eprintln!("{path} is not there: not counted");
             continue;
         }
-        fs::write(&path, words(key)).map_err(|error| format!("{path}: {error}"))?;
+        // Not cut to nothing first: the kernel takes that for the removal of every trigger.
+        let file = File::options().append(true).open(&path);
+        file.and_then(|mut file| file.write_all(words(key).as_bytes()))
+            .map_err(|error| format!("{path}: {error}"))?;
     }
     Ok(())
 }
