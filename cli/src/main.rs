@@ -37,6 +37,9 @@ use report::Report;
 const USAGE: u8 = 64;
 
 fn main() -> ExitCode {
+    if let Some(left) = up::left_behind() {
+        return ExitCode::from(up::run_machine(left));
+    }
     let arguments = match Arguments::read() {
         Ok(arguments) => arguments,
         Err(error) => {

@@ -4,6 +4,7 @@
 
 use std::fs::{self, File, TryLockError};
 use std::io;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -139,7 +140,7 @@ pub enum RecordError {
 pub struct OwnRecord {
     directory: PathBuf,
     name: String,
-    _lock: File,
+    lock: File,
 }
 
 impl OwnRecord {
@@ -169,7 +170,7 @@ impl OwnRecord {
                 for stale in ["run.json", "control.sock"] {
                     let _ = fs::remove_file(directory.join(stale));
                 }
-                return Ok(OwnRecord { directory, name: name.to_owned(), _lock: lock });
+                return Ok(OwnRecord { directory, name: name.to_owned(), lock });
             }
         }
     }
@@ -178,22 +179,31 @@ impl OwnRecord {
         &self.directory
     }
 
+    /// What holds it.
+    pub fn lock(&self) -> BorrowedFd<'_> {
+        self.lock.as_fd()
+    }
+
     /// Says what the run is; the keeper says how far it is.
     pub fn write(&self, run: Run) -> Result<Keeper, RecordError> {
         let io = |source| RecordError::Io { name: self.name.clone(), path: self.directory.clone(), source };
         write(&self.directory, &run).map_err(io)?;
-        Ok(Keeper { directory: self.directory.clone(), run })
+        Ok(Keeper::new(self.directory.clone(), run))
     }
 }
 
 /// Keeps the state of a run in its record, from whichever thread learns of it. It must not outlive the record's owner.
-#[derive(Debug)]
+#[derive(Debug, Serialize, Deserialize)]
 pub struct Keeper {
     directory: PathBuf,
     run: Run,
 }
 
 impl Keeper {
+    pub fn new(directory: PathBuf, run: Run) -> Keeper {
+        Keeper { directory, run }
+    }
+
     /// What lies behind the run already has come too late: in the lab two sides tell of it.
     pub fn is_at(&mut self, state: State) {
         if state <= self.run.state {

@@ -1,5 +1,6 @@
 //! What a run comes to: the exit status of `up`, and the sentence that goes with it.
 
+use serde::{Deserialize, Serialize};
 use vmprof_job::Ended;
 
 use super::conversation::Account;
@@ -19,7 +20,8 @@ pub enum MachineEnd {
 }
 
 /// What was run, which decides whose statuses are passed on.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
 pub enum Ran {
     /// CMD in a guest of this host: its status is ours.
     Command,

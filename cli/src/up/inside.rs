@@ -124,7 +124,8 @@ pub fn up(upping: &Upping) -> Result<u8, Failure> {
     };
     let ran = Ran::Inside { with_command: upping.with_command() };
     let keeper = claimed.as_mut().and_then(|claimed| claimed.keeper.take());
-    let tell = upping.teller(ran, image.as_ref(), keeper, raw.is_some());
+    let telling = upping.telling(ran, image.as_ref());
+    let tell = telling.teller(report, keeper, raw.is_some());
     let outcome = supervision
         .run(input, started, move || handle.kill(), wait, tell)
         .map_err(|error| Failure::os("the lab cannot be supervised", error))?;
@@ -133,7 +134,7 @@ pub fn up(upping: &Upping) -> Result<u8, Failure> {
         let (up_after, all) = (up_after.as_secs_f64(), started.elapsed().as_secs_f64());
         report.notice(format_args!("the lab was up after {up_after:.1} s and ran {all:.1} s"));
     }
-    Ok(upping.conclude(ran, &outcome))
+    Ok(telling.conclude(report, &outcome))
 }
 
 /// What this run has to itself, to its end.

@@ -2,13 +2,17 @@
 
 mod engines;
 mod filesystems;
+mod handover;
 mod here;
 mod image;
 mod inside;
+mod lease;
+mod machine;
 mod patience;
 pub mod promises;
 mod root;
 mod sources;
+mod telling;
 mod work;
 
 use std::path::PathBuf;
@@ -24,17 +28,16 @@ use crate::places::Places;
 use crate::profile::{self, Host};
 use crate::progress::Stages;
 use crate::report::Report;
-use crate::run::news::{News, Teller};
-use crate::run::record::Keeper;
-use crate::run::relay::Relay;
-use crate::run::supervise::Outcome;
-use crate::run::verdict::{Ran, verdict};
+use crate::run::verdict::Ran;
 use crate::saved::SavedPlan;
 
 pub use engines::Engines;
 pub use filesystems::Filesystems;
+pub use handover::left_behind;
 pub use image::BootImage;
+pub use machine::run as run_machine;
 pub use patience::Patience;
+use telling::Telling;
 pub use work::Work;
 
 /// What both ways of running start from.
@@ -89,7 +92,7 @@ fn try_up(arguments: UpArguments, report: Report) -> Result<u8, Failure> {
     }
     let upping = Upping { arguments, profile, path, saved, name, places, report };
     match (upping.arguments.on, kvm::probe()) {
-        (On::Kvm | On::Auto, Ok(kvm)) => here::up(&upping, &kvm),
+        (On::Kvm | On::Auto, Ok(_)) => here::up(&upping),
         (On::Kvm, Err(found)) => Err(no_kvm(&found)),
         // The lab would hide what one command mends.
         (On::Auto, Err(found @ NoKvm::Denied { .. })) => Err(no_kvm(&found)),
@@ -162,50 +165,16 @@ impl Upping {
         crate::guest::builder(store, stages, self.arguments.sources)
     }
 
-    /// What hears of the news of a run: the terminal, the record, and in the lab the vmprof outside. `ran` as in [`Work::ran`]; a raw terminal returns the
-    /// carriage for nobody.
-    fn teller(
-        &self,
-        ran: Ran,
-        image: Option<&BootImage>,
-        keeper: Option<Keeper>,
-        raw: bool,
-    ) -> impl FnMut(News) + Send + 'static {
-        let teller = Teller {
+    /// `image` as the guest's is known.
+    fn telling(&self, ran: Ran, image: Option<&BootImage>) -> Telling {
+        Telling {
             name: self.name.clone(),
             ran,
             serves: image.is_some_and(|image| work::serves(&image.conduct)),
-            // On a console, Ctrl-C is the guest's.
-            interrupt_key: if self.arguments.console { "Ctrl-A x" } else { "Ctrl-C" },
+            console: self.arguments.console,
             stop_within: image.map_or(Duration::ZERO, |image| Patience::with(&image.conduct).guest),
-        };
-        let (report, end, mut keeper) = (self.report, if raw { "\r" } else { "" }, keeper);
-        // With an image at hand this is the vmprof inside.
-        let mut relay = self.arguments.image.is_some().then(Relay::open).flatten();
-        move |news| {
-            // The record first: whoever reads the line may look there.
-            if let Some(state) = teller.state(&news) {
-                keeper.iter_mut().for_each(|keeper| keeper.is_at(state));
-                relay.iter_mut().for_each(|relay| relay.tell(state));
-            }
-            match (&mut keeper, &news) {
-                (Some(keeper), News::Paused { failure }) => {
-                    keeper.is_paused(Some(failure.clone().unwrap_or_default()));
-                }
-                (Some(keeper), News::Resumed) => keeper.is_paused(None),
-                _ => {}
-            }
-            if let Some(line) = teller.line(&news) {
-                report.notice(format_args!("{line}{end}"));
-            }
+            // With an image at hand this is the vmprof inside.
+            is_inside: self.arguments.image.is_some(),
         }
-    }
-
-    fn conclude(&self, ran: Ran, outcome: &Outcome) -> u8 {
-        let verdict = verdict(ran, &outcome.account, &outcome.end, outcome.received);
-        if let Some(notice) = &verdict.notice {
-            self.report.notice(notice);
-        }
-        verdict.status
     }
 }

@@ -4,6 +4,7 @@
 
 use std::time::Duration;
 
+use serde::{Deserialize, Serialize};
 use vmprof_guests::Conduct;
 
 /// What a guest gets past its own time to kill what is left, to write back and to power off, before its end is a hard one.
@@ -13,7 +14,7 @@ const WRITING_BACK: Duration = Duration::from_secs(120);
 /// Emulated, everything takes longer.
 const EMULATED: Duration = Duration::from_secs(30);
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Patience {
     /// From the beginning of a clean stop to SIGKILL for everything in the guest.
     pub guest: Duration,

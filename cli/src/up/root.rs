@@ -3,6 +3,7 @@
 
 use std::fs::{self, File, TryLockError};
 use std::io::{self, Read, Seek, SeekFrom as From};
+use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
@@ -15,7 +16,7 @@ pub struct PrivateRoot {
     directory: PathBuf,
     path: PathBuf,
     /// Says that somebody still uses the directory.
-    _lock: File,
+    lock: File,
 }
 
 impl PrivateRoot {
@@ -31,7 +32,7 @@ impl PrivateRoot {
             if !is_at(&lock, &directory) {
                 continue;
             }
-            let root = PrivateRoot { path: directory.join("root"), directory, _lock: lock };
+            let root = PrivateRoot { path: directory.join("root"), directory, lock };
             // From here on an error removes the directory.
             let mut copy =
                 File::options().read(true).write(true).create_new(true).mode(0o600).open(&root.path)?;
@@ -42,6 +43,16 @@ impl PrivateRoot {
 
     pub fn path(&self) -> &Path {
         &self.path
+    }
+
+    /// What goes with the run.
+    pub fn directory(&self) -> &Path {
+        &self.directory
+    }
+
+    /// What holds it.
+    pub fn lock(&self) -> BorrowedFd<'_> {
+        self.lock.as_fd()
     }
 }
 

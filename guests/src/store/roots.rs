@@ -10,6 +10,7 @@ use std::ffi::OsString;
 use std::fmt;
 use std::fs::{self, File};
 use std::io;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 
@@ -133,13 +134,21 @@ fn add(to: &mut Vec<String>, more: impl Iterator<Item = String>) {
 /// not be written: only its owner removes things there.
 #[derive(Debug)]
 pub struct Hold {
-    _held: Option<Held>,
+    held: Option<Held>,
 }
 
 #[derive(Debug)]
 struct Held {
     path: PathBuf,
-    _file: File,
+    file: File,
+}
+
+impl Hold {
+    /// The file that goes with it, and what holds that, where there is one: a process that goes on as another program hands
+    /// both over.
+    pub fn file(&self) -> Option<(&Path, BorrowedFd<'_>)> {
+        self.held.as_ref().map(|held| (held.path.as_path(), held.file.as_fd()))
+    }
 }
 
 impl Drop for Held {
@@ -179,7 +188,7 @@ impl Using {
         add(&mut root.entries, paths.into_iter().filter_map(entry));
         let mut temp = match self.store.temp_file() {
             Ok(temp) => temp,
-            Err(GuestError::Store(StoreError::NotWritable { .. })) => return Ok(Hold { _held: None }),
+            Err(GuestError::Store(StoreError::NotWritable { .. })) => return Ok(Hold { held: None }),
             Err(error) => return Err(error),
         };
         let own = temp.path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
@@ -188,7 +197,7 @@ impl Using {
         // The lock is the open file's, and follows it to its new name: nobody sees it there unlocked.
         let file = temp.file().try_clone().map_err(failed("hold", &path))?;
         self.store.settle(&mut temp, &path, self.store.file_mode())?;
-        Ok(Hold { _held: Some(Held { path, _file: file }) })
+        Ok(Hold { held: Some(Held { path, file }) })
     }
 }
 

@@ -7,6 +7,7 @@ pub mod aligned;
 pub mod blocking;
 pub mod child;
 pub mod eventfd;
+pub mod inherited;
 pub mod kick;
 pub mod kvm;
 pub mod memory;

@@ -5,10 +5,15 @@
 
 use std::io;
 
+/// From now on nobody is ended by the signal, in the program that this process goes on as either, until that has a handler for it.
+pub fn ignore(signal: i32) -> io::Result<()> {
+    // SAFETY: SIG_IGN names no code of ours that could run in a signal's context; what may not be ignored is refused.
+    let before = unsafe { libc::signal(signal, libc::SIG_IGN) };
+    if before == libc::SIG_ERR { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
 /// From now on reading a terminal that is another job's fails with EIO instead of stopping every thread (SIGTTIN): the
 /// machine goes on without input.
 pub fn read_a_foreign_terminal_as_an_error() -> io::Result<()> {
-    // SAFETY: SIG_IGN names no code of ours that could run in a signal's context; SIGTTIN may be ignored.
-    let before = unsafe { libc::signal(libc::SIGTTIN, libc::SIG_IGN) };
-    if before == libc::SIG_ERR { Err(io::Error::last_os_error()) } else { Ok(()) }
+    ignore(libc::SIGTTIN)
 }

@@ -1,0 +1,76 @@
+//! What hears of the news of a run: the terminal, the record, and in the lab the vmprof outside.
+
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use crate::report::Report;
+use crate::run::news::{News, Teller};
+use crate::run::record::Keeper;
+use crate::run::relay::Relay;
+use crate::run::supervise::Outcome;
+use crate::run::verdict::{Ran, verdict};
+
+/// What the news of a run depend on.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Telling {
+    /// The VM's name.
+    pub name: String,
+    /// As in [`super::Work::ran`].
+    pub ran: Ran,
+    /// Whether the guest has services.
+    pub serves: bool,
+    /// Whether the guest's console is interactive.
+    pub console: bool,
+    /// How long its services have for a clean stop.
+    pub stop_within: Duration,
+    /// This is the vmprof inside an emulated host.
+    pub is_inside: bool,
+}
+
+impl Telling {
+    /// A raw terminal returns the carriage for nobody.
+    pub fn teller(
+        &self,
+        report: Report,
+        mut keeper: Option<Keeper>,
+        raw: bool,
+    ) -> impl FnMut(News) + Send + use<> {
+        let teller = Teller {
+            name: self.name.clone(),
+            ran: self.ran,
+            serves: self.serves,
+            // On a console, Ctrl-C is the guest's.
+            interrupt_key: if self.console { "Ctrl-A x" } else { "Ctrl-C" },
+            stop_within: self.stop_within,
+        };
+        let end = if raw { "\r" } else { "" };
+        let mut relay = self.is_inside.then(Relay::open).flatten();
+        move |news| {
+            // The record first: whoever reads the line may look there.
+            if let Some(state) = teller.state(&news) {
+                keeper.iter_mut().for_each(|keeper| keeper.is_at(state));
+                relay.iter_mut().for_each(|relay| relay.tell(state));
+            }
+            match (&mut keeper, &news) {
+                (Some(keeper), News::Paused { failure }) => {
+                    keeper.is_paused(Some(failure.clone().unwrap_or_default()));
+                }
+                (Some(keeper), News::Resumed) => keeper.is_paused(None),
+                _ => {}
+            }
+            if let Some(line) = teller.line(&news) {
+                report.notice(format_args!("{line}{end}"));
+            }
+        }
+    }
+
+    /// The exit status, and the sentence that goes with it.
+    pub fn conclude(&self, report: Report, outcome: &Outcome) -> u8 {
+        let verdict = verdict(self.ran, &outcome.account, &outcome.end, outcome.received);
+        if let Some(notice) = &verdict.notice {
+            report.notice(notice);
+        }
+        verdict.status
+    }
+}
