@@ -1,6 +1,6 @@
 //! Where guest-physical memory lies in this process: what requests are looked up in. vm-memory searches for the region of
 //! every piece and hands it over in layers of iterators and results; buffers of one owner nearly always lie where its last
-//! one did, so each owner has a table of its own that remembers that.
+//! one did, so each owner remembers that. The table itself is one for all that were cloned from one another.
 
 // UNSAFETY: host addresses of guest memory, computed once per region.
 #![allow(unsafe_code, reason = "copies to and from guest memory through looked-up addresses")]
@@ -17,7 +17,7 @@ use crate::memory::GuestRam;
 #[derive(Debug, Clone)]
 pub struct Regions {
     ram: Arc<GuestRam>,
-    table: Box<[Region]>,
+    table: Arc<[Region]>,
     last: Cell<usize>,
 }
 
@@ -28,7 +28,8 @@ struct Region {
     host: NonNull<u8>,
 }
 
-// SAFETY: the addresses lie in the mapping that `ram` keeps alive on whatever thread this is.
+// SAFETY: the addresses lie in the mapping that `ram` keeps alive on whatever thread this is; the table is only read, and what
+// is remembered is each owner's own.
 unsafe impl Send for Regions {}
 
 impl Regions {

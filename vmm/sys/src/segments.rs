@@ -43,6 +43,11 @@ impl GuestBuffers {
         GuestBuffers { regions: Regions::new(ram), segments: Vec::new(), first: 0, bytes: 0 }
     }
 
+    /// An empty list over the same memory, which shares its table.
+    pub fn another(&self) -> Self {
+        GuestBuffers { regions: self.regions.clone(), segments: Vec::new(), first: 0, bytes: 0 }
+    }
+
     /// Empties the list and keeps its room for the next request.
     pub fn clear(&mut self) {
         self.segments.clear();

@@ -177,8 +177,7 @@ impl Memory {
             let Some((key, value)) = line.split_once(':').filter(|(key, _)| !key.contains(' ')) else {
                 // A mapping's first line has spaces before any colon.
                 is_guest = line.contains("/memfd:");
-                let name = line.split_whitespace().nth(5).unwrap_or("no name");
-                kind = name.rsplit('/').next().unwrap_or(name).to_owned();
+                kind = kind_of(line);
                 continue;
             };
             let kib: u64 = value.trim().strip_suffix(" kB").and_then(|kib| kib.parse().ok()).unwrap_or(0);
@@ -197,6 +196,25 @@ impl Memory {
         }
         memory
     }
+}
+
+/// What a mapping is for, by its first line in smaps.
+fn kind_of(line: &str) -> String {
+    let mut words = line.split_whitespace();
+    let range = words.next().and_then(|range| range.split_once('-'));
+    if let Some(name) = words.nth(4) {
+        return name.rsplit('/').next().unwrap_or(name).to_owned();
+    }
+    let address = |text: &str| u64::from_str_radix(text, 16).ok();
+    let (start, end) =
+        range.and_then(|(start, end)| Some((address(start)?, address(end)?))).unwrap_or_default();
+    // glibc begins the heaps of its arenas at multiples of 64 MiB, and Rust's threads have stacks of 2 MiB and a guard.
+    let kind = match end - start {
+        _ if start.is_multiple_of(64 << 20) => "arenas",
+        0x20_0000..=0x20_3000 => "threads' stacks",
+        _ => "other anonymous",
+    };
+    kind.to_owned()
 }
 
 #[cfg(test)]
@@ -228,6 +246,17 @@ mod tests {
         let kinds = [("vmm".to_owned(), 300), ("[stack]".to_owned(), 12)].into();
         assert_eq!(memory, Memory { peak: 4400, resident: 4408, guest: 4096, anonymous: 20, kinds });
         assert_eq!(memory.most_beyond(), 312);
+    }
+
+    #[test]
+    fn mappings_without_a_name_are_told_by_what_they_look_like() {
+        assert_eq!(kind_of("7f1234000000-7f1234021000 rw-p 00000000 00:00 0 "), "arenas");
+        assert_eq!(kind_of("7f1239001000-7f1239202000 rw-p 00000000 00:00 0 "), "threads' stacks");
+        assert_eq!(kind_of("7f1239001000-7f1239009000 rw-p 00000000 00:00 0 "), "other anonymous");
+        assert_eq!(
+            kind_of("7f1239001000-7f1239009000 rw-s 00000000 00:0e 9  anon_inode:[io_uring]"),
+            "anon_inode:[io_uring]"
+        );
     }
 
     #[test]

@@ -217,6 +217,8 @@ fn qemu_command(profile: &str, settings: &Settings) -> Outcome<(Command, Ports, 
     let [program, own @ ..] = settings.qemu.as_slice() else { return Err("no QEMU was packed".into()) };
     let mut command = Command::new(program);
     command.args(own).args(words.iter().skip(1)).args(["-monitor", "none"]);
+    // vmprof has no such timer either, and libvirt's tools leave it out: a guest's ticks by it are QEMU's main thread's work.
+    command.args(["-machine", "hpet=off"]);
     command.args(["-device", "virtio-serial-pci,id=channels"]);
     let (mut ours, mut theirs) = (Vec::new(), Vec::new());
     for (index, name) in [port::CONTROL, port::STDIN, port::STDOUT, port::STDERR].into_iter().enumerate() {

@@ -250,7 +250,7 @@ impl<'a> Results<'a> {
                 let mut kinds: Vec<(&String, &u64)> = memory.kinds.iter().collect();
                 kinds.sort_by_key(|(_, kib)| std::cmp::Reverse(**kib));
                 let kinds: Vec<String> =
-                    kinds.iter().take(5).map(|(kind, kib)| format!("{kind} {kib}")).collect();
+                    kinds.iter().take(8).map(|(kind, kib)| format!("{kind} {kib}")).collect();
                 let _ = writeln!(
                     text,
                     "{vmm:<8}{:<8}{:>9}{:>13}{:>23}{:>23}{:>18}   {}",

@@ -91,9 +91,8 @@ impl BlkQueue {
         let target = io.open(Arc::clone(&disk.backing.file), disk.engine)?;
         counters.serve_as(io.iothread());
         shown.clear();
-        let ram = queue.ring.ram();
-        let slot =
-            || Slot { state: State::Free, transfer: Transfer::new(GuestBuffers::new(ram)), erasure: None };
+        let buffers = GuestBuffers::new(queue.ring.ram());
+        let slot = || Slot { state: State::Free, transfer: Transfer::new(buffers.another()), erasure: None };
         let slots = std::iter::repeat_with(slot).take(queue.ring.size().into()).collect();
         let (bounces, stalled, held) = (BouncePool::new(&disk.backing), VecDeque::new(), VecDeque::new());
         Ok(BlkQueue {
