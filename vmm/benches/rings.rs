@@ -119,7 +119,7 @@ impl Bench {
             self.done.push((head, black_box(request).status));
         }
         for (head, status) in self.done.drain(..) {
-            assert!(self.ring.regions().write(status.0, &[0]));
+            assert!(self.ring.regions().write_byte(status.0, 0));
             self.ring.push_used(head, DATA_BYTES + 1);
         }
         black_box(self.ring.publish());

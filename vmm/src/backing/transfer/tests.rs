@@ -44,7 +44,7 @@ fn transfer(
     let ram = mock::ram(ram_bytes);
     let mut guest = GuestBuffers::new(&ram);
     pieces.iter().for_each(|(address, len)| guest.push(*address, *len).unwrap());
-    (ram, Transfer::new(guest))
+    (ram, Transfer::new(Box::new(guest)))
 }
 
 /// What happens to an operation: `Ok(n)` moves at most n bytes.

@@ -128,7 +128,10 @@ impl<'buffers> Parts<'buffers> {
     /// The first 16 bytes are the header, however they are cut (virtio 1.3, 2.7.4: no framing is assumed).
     fn readable(&mut self, buffer: Descriptor, regions: &Regions) -> Result<(), &'static str> {
         let of_header = (HEADER_BYTES - self.header_bytes).min(buffer.len as usize);
-        if of_header > 0 {
+        if of_header == HEADER_BYTES {
+            self.header = regions.read_array(buffer.address).ok_or("its header is not in guest memory")?;
+            self.header_bytes = HEADER_BYTES;
+        } else if of_header > 0 {
             let target = &mut self.header[self.header_bytes..][..of_header];
             if !regions.read(buffer.address, target) {
                 return Err("its header is not in guest memory");
@@ -178,9 +181,9 @@ impl<'buffers> Parts<'buffers> {
 
 /// Everything that can be wrong with a request that has an answer.
 fn judge(parts: &Parts<'_>, limits: &Limits) -> Kind {
-    let word = |at: usize| u32::from_le_bytes([0, 1, 2, 3].map(|byte| parts.header[at + byte]));
-    let sector = u64::from(word(12)) << 32 | u64::from(word(8));
-    let kind = word(0);
+    // virtio 1.3, 5.2.6: type (le32), reserved (le32), sector (le64).
+    let header = u128::from_le_bytes(parts.header);
+    let (kind, sector) = (header as u32, (header >> 64) as u64);
     if !matches!(kind, TYPE_IN | TYPE_OUT | TYPE_FLUSH | TYPE_GET_ID | TYPE_DISCARD | TYPE_WRITE_ZEROES) {
         return Kind::Refused(Status::Unsupported);
     }
