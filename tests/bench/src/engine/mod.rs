@@ -187,7 +187,7 @@ fn bare(settings: &Settings, disk: &Disk, rig: &Rig, load: &Load) -> Result<Tall
         let body = || {
             affinity::pin_current_thread(&[settings.server_cpu])
                 .doing(|| format!("the bare loop may not run on CPU {}", settings.server_cpu))?;
-            bare::run(&file, &rig.data()?, load)
+            bare::run(file, rig, load)
         };
         scope.spawn(body).join().map_err(|_| Error::Asked("the bare loop panicked".to_owned()))?
     })
