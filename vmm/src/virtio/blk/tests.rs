@@ -31,20 +31,8 @@ fn iothread(id: u32, max_ns: u64) -> Handle {
 }
 
 fn disk_config(path: &Path, cache: CacheMode, virtqueues: &[u32]) -> config::Disk {
-    config::Disk {
-        name: "data".into(),
-        path: path.to_owned(),
-        read_only: false,
-        cache,
-        engine: tested::engine_for(cache),
-        queue_size: 64,
-        packed: false,
-        logical_block_bytes: None,
-        physical_block_bytes: None,
-        discard: false,
-        on_error: Default::default(),
-        virtqueues: virtqueues.to_vec(),
-    }
+    let plain = config::Disk::named("data", path, virtqueues.to_vec());
+    config::Disk { cache, engine: tested::engine_for(cache), queue_size: 64, ..plain }
 }
 
 fn file_of(directory: &TempDir, name: &str, bytes: u64) -> PathBuf {
