@@ -12,6 +12,8 @@ pub mod kick;
 pub mod kvm;
 pub mod memory;
 pub mod mempolicy;
+#[cfg(feature = "peers")]
+pub mod peers;
 pub mod regions;
 pub mod ring;
 pub mod segments;
