@@ -27,6 +27,11 @@ use crate::verify::PlannedThread;
 /// Names the file with the handover by its number, in the environment: the arguments stay what the user wrote.
 const VARIABLE: &str = "VMPROF_HANDOVER";
 
+/// How Rust is told what stack a thread has that says nothing itself. The usual 2 MiB may be one huge page, which the kernel
+/// then fills at the first touch: seen as 2 MiB of a machine's memory for one of its threads.
+const STACK_VARIABLE: &str = "RUST_MIN_STACK";
+const STACK_BYTES: usize = 512 << 10;
+
 /// What a machine is run by.
 #[derive(Debug, Serialize, Deserialize)]
 pub struct Handover {
@@ -62,6 +67,9 @@ impl Handover {
         let mut arguments = env::args_os();
         let mut command = Command::new("/proc/self/exe");
         command.arg0(arguments.next().unwrap_or_default()).args(arguments).env(VARIABLE, number.to_string());
+        if env::var_os(STACK_VARIABLE).is_none() {
+            command.env(STACK_VARIABLE, STACK_BYTES.to_string());
+        }
         Err(command.exec())
     }
 
