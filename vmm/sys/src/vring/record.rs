@@ -13,7 +13,7 @@ use std::ptr::NonNull;
 use std::sync::Arc;
 use std::sync::atomic::{Ordering, fence};
 
-use vm_memory::{GuestAddress, GuestMemoryBackend as _};
+use vm_memory::{ByteValued, GuestAddress, GuestMemoryBackend as _};
 
 use crate::memory::GuestRam;
 
@@ -156,21 +156,24 @@ impl Record {
         self.write(at, value.to_le());
     }
 
-    fn read<T: Copy>(&self, at: usize) -> T {
-        debug_assert!(
-            at + size_of::<T>() <= Record::bytes(self.entries) && at.is_multiple_of(size_of::<T>())
-        );
-        // SAFETY: every `at` is a field of the header or of an entry below `entries`, which `at` resolved as one piece of
-        // memory that `_ram` keeps mapped; fields are aligned as the base is; integers are valid whatever stands there.
-        unsafe { self.base.as_ptr().add(at).cast::<T>().read_volatile() }
+    fn read<T: ByteValued>(&self, at: usize) -> T {
+        let field = self.field::<T>(at);
+        // SAFETY: a field of the header or of an entry below `entries`, which `at` resolved as one piece of memory that `_ram`
+        // keeps mapped, aligned as the base is; a `ByteValued` is valid whatever stands there.
+        unsafe { field.read_volatile() }
     }
 
-    fn write<T: Copy>(&self, at: usize, value: T) {
+    fn write<T: ByteValued>(&self, at: usize, value: T) {
+        let field = self.field::<T>(at);
+        // SAFETY: as in `read`.
+        unsafe { field.write_volatile(value) };
+    }
+
+    fn field<T>(&self, at: usize) -> *mut T {
         debug_assert!(
             at + size_of::<T>() <= Record::bytes(self.entries) && at.is_multiple_of(size_of::<T>())
         );
-        // SAFETY: as in `read`.
-        unsafe { self.base.as_ptr().add(at).cast::<T>().write_volatile(value) };
+        self.base.as_ptr().wrapping_add(at).cast()
     }
 }
 
