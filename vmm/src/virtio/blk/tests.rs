@@ -17,6 +17,7 @@ mod costs;
 mod engines;
 mod faults;
 mod layouts;
+mod recorded;
 mod resets;
 
 const MIB: usize = 1 << 20;
