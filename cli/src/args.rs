@@ -71,9 +71,13 @@ pub enum Verb {
     Ps(PsArguments),
     /// Stop a running VM
     Stop(StopArguments),
+    /// Have the guest of a running VM stand still; its disks end what they have begun
+    Pause(StopArguments),
+    /// Let a paused VM go on: requests that had paused it (rerror, werror) are tried again
+    Resume(StopArguments),
     /// Read back where every thread of a running VM really is
     Verify(NamedArguments),
-    /// Counters of a running VM: per vCPU, per IOThread, per virtqueue
+    /// Counters of a running VM: per vCPU, per IOThread, per virtqueue, with what is in flight and why it is paused
     Stats(NamedArguments),
     /// Serve a disk to QEMU or another VMM, with vmprof's own IOThreads
     VhostUserBlk(VhostUserBlkArguments),

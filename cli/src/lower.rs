@@ -51,6 +51,8 @@ pub fn machine(
             packed: false,
             logical_block_bytes: None,
             physical_block_bytes: None,
+            discard: false,
+            on_error: config::OnError::default(),
             virtqueues: vec![plan.iothreads.first().map_or(0, |iothread| iothread.id)],
         });
     }
@@ -65,6 +67,8 @@ pub fn machine(
         packed: disk.packed,
         logical_block_bytes: disk.logical_block_bytes,
         physical_block_bytes: disk.physical_block_bytes,
+        discard: disk.discard,
+        on_error: config::OnError { read: error_policy(disk.rerror), write: error_policy(disk.werror) },
         virtqueues: disk.virtqueues.iter().map(|virtqueue| virtqueue.iothread).collect(),
     }));
     let cmdline = cmdline(image.cmdline.as_deref());
@@ -176,6 +180,15 @@ fn memory_mode(mode: vmprof_profiles::MemoryMode) -> config::MemoryMode {
         vmprof_profiles::MemoryMode::Strict => config::MemoryMode::Strict,
         vmprof_profiles::MemoryMode::Preferred => config::MemoryMode::Preferred,
         vmprof_profiles::MemoryMode::Interleave => config::MemoryMode::Interleave,
+    }
+}
+
+fn error_policy(policy: vmprof_profiles::ErrorPolicy) -> config::ErrorPolicy {
+    match policy {
+        vmprof_profiles::ErrorPolicy::Report => config::ErrorPolicy::Report,
+        vmprof_profiles::ErrorPolicy::Ignore => config::ErrorPolicy::Ignore,
+        vmprof_profiles::ErrorPolicy::Stop => config::ErrorPolicy::Stop,
+        vmprof_profiles::ErrorPolicy::Enospc => config::ErrorPolicy::Enospc,
     }
 }
 

@@ -73,6 +73,8 @@ fn run(verb: &Verb, report: Report) -> Result<(), Failure> {
         Verb::Build(arguments) => guest::build(arguments, report),
         Verb::Ps(arguments) => running::ps(arguments, report),
         Verb::Stop(arguments) => running::stop(arguments, report),
+        Verb::Pause(arguments) => running::pause(arguments, report),
+        Verb::Resume(arguments) => running::resume(arguments, report),
         Verb::Verify(arguments) => running::verify(arguments, report),
         Verb::Stats(arguments) => running::stats(arguments, report),
         Verb::VhostUserBlk(arguments) => vhost_user_blk::serve(arguments, report),

@@ -1,4 +1,4 @@
-//! The verbs on running VMs: `ps`, `stop`, `verify`, `stats`, and `ask`, through which the lab's are reached.
+//! The verbs on running VMs: `ps`, `stop`, `pause`, `resume`, `verify`, `stats`, and `ask`, through which the lab's are reached.
 
 use serde_json::Value;
 
@@ -18,8 +18,12 @@ pub fn ps(arguments: &PsArguments, report: Report) -> Result<(), Failure> {
     }
     let mut text = format!("{:<20} {:>8}  {:<4} {:<8}  PROFILE\n", "NAME", "PID", "ON", "STATE");
     for run in runs {
-        let (state, profile) = (run.state.word(), run.profile.display());
+        let state = if run.paused.is_some() { "paused" } else { run.state.word() };
+        let profile = run.profile.display();
         text += &format!("{:<20} {:>8}  {:<4} {state:<8}  {profile}\n", run.name, run.pid, run.on);
+        if let Some(why) = run.paused.filter(|why| !why.is_empty()) {
+            text += &format!("  {why}\n");
+        }
     }
     report.data(&text)
 }
@@ -31,6 +35,18 @@ pub fn stop(arguments: &StopArguments, report: Report) -> Result<(), Failure> {
         std::thread::sleep(std::time::Duration::from_millis(50));
     }
     report.notice(format_args!("{} has stopped", arguments.name));
+    Ok(())
+}
+
+pub fn pause(arguments: &StopArguments, report: Report) -> Result<(), Failure> {
+    ask(&Places::from_environment()?, &arguments.name, Request::Pause)?;
+    report.notice(format_args!("{0} is paused, until `vmprof resume {0}`", arguments.name));
+    Ok(())
+}
+
+pub fn resume(arguments: &StopArguments, report: Report) -> Result<(), Failure> {
+    ask(&Places::from_environment()?, &arguments.name, Request::Resume)?;
+    report.notice(format_args!("{} goes on", arguments.name));
     Ok(())
 }
 
@@ -77,7 +93,7 @@ pub fn ask_and_print(name: &str, word: &str, report: Report) -> Result<(), Failu
             Kind::Failure,
             "vmprof::run::control",
             message,
-            "plan, stats, verify or stop",
+            "plan, stats, verify, stop, pause or resume",
         ));
     };
     report.json(&ask(&Places::from_environment()?, name, request)?)

@@ -3,6 +3,8 @@
 use std::fs;
 
 use serde::{Deserialize, Serialize};
+use vmprof_vmm::iothread::counters::Oldest;
+use vmprof_vmm::pause::PauseSnapshot;
 use vmprof_vmm::stats::Stats as Machine;
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -72,6 +74,9 @@ impl Stats {
             mib(process.beyond_guest_bytes),
             mib(process.anonymous_bytes)
         );
+        if let Some(pause) = &machine.paused {
+            text += &paused(pause);
+        }
         let vcpus = machine.vcpus.iter().map(|vcpu| {
             let exits = &vcpu.exits;
             let ports = [exits.port_reads, exits.port_writes, exits.mmio_reads, exits.mmio_writes];
@@ -88,8 +93,9 @@ impl Stats {
         let queues = machine.disks.iter().flat_map(|disk| {
             disk.virtqueues.iter().map(|queue| {
                 let served = queue.iothread.map_or("-".to_owned(), |id| id.to_string());
-                let counts = [queue.reads, queue.writes, queue.flushes, queue.errors];
-                let more = [queue.read_bytes, queue.written_bytes, queue.kicks, queue.interrupts];
+                let counts = [queue.reads, queue.writes, queue.flushes, queue.discards + queue.write_zeroes];
+                let more = [queue.errors, queue.read_bytes, queue.written_bytes, queue.kicks];
+                let more = more.into_iter().chain([queue.interrupts, queue.in_flight]);
                 let numbers = counts.into_iter().chain(more).map(|number| number.to_string());
                 [disk.name.clone(), queue.vq.to_string(), served].into_iter().chain(numbers).collect()
             })
@@ -101,20 +107,59 @@ impl Stats {
             "reads",
             "writes",
             "flushes",
+            "erasures",
             "errors",
             "bytes read",
             "written",
             "kicks",
             "interrupts",
+            "in flight",
         ];
         text += &table(&heads, queues);
         for disk in &machine.disks {
+            let old = disk.virtqueues.iter().filter_map(|queue| Some((queue.vq, queue.oldest.as_ref()?)));
+            for (vq, oldest) in old.filter(|(_, oldest)| oldest.age_ms >= OLD_MS) {
+                text += &waiting(&disk.name, vq, oldest);
+            }
             if let Some(fault) = &disk.fault {
                 text += &format!("disk {} needs a reset: {fault}\n", disk.name);
             }
         }
         text
     }
+}
+
+/// A request that takes as long as this is worth a line.
+const OLD_MS: u64 = 1_000;
+
+fn waiting(disk: &str, vq: u16, oldest: &Oldest) -> String {
+    let Oldest { head, kind, sector, .. } = oldest;
+    let place = if matches!(kind.as_str(), "read" | "write") {
+        format!(" of sector {sector}")
+    } else {
+        String::new()
+    };
+    let age = seconds(oldest.age_ms);
+    format!("disk {disk}, virtqueue {vq}: head {head}, a {kind}{place}, has been in flight for {age}\n")
+}
+
+fn paused(pause: &PauseSnapshot) -> String {
+    let mut text = format!("paused for {}", seconds(pause.since_ms));
+    if pause.asked {
+        text += ", because somebody asked for it";
+    }
+    text.push('\n');
+    for failure in &pause.failures {
+        text += &format!("  {failure}\n");
+    }
+    if pause.more_failures > 0 {
+        text += &format!("  and {} more\n", pause.more_failures);
+    }
+    text
+}
+
+fn seconds(ms: u64) -> String {
+    format!("{}.{} s", ms / 1_000, ms % 1_000 / 100)
 }
 
 fn row(name: &str, numbers: impl IntoIterator<Item = u64>) -> Vec<String> {
@@ -151,6 +196,31 @@ mod tests {
         assert_eq!(
             table(&["IOTHREAD", "enters", "wakeups"], rows.into_iter()),
             "\nIOTHREAD    enters  wakeups\niothread0        1    20000\niothread10     300        4\n"
+        );
+    }
+
+    #[test]
+    fn what_is_stuck_and_what_stopped_the_machine_have_their_lines() {
+        let oldest = |kind: &str| Oldest { head: 5, kind: kind.into(), sector: 64, age_ms: 12_345 };
+        assert_eq!(
+            waiting("data", 1, &oldest("read")),
+            "disk data, virtqueue 1: head 5, a read of sector 64, has been in flight for 12.3 s\n"
+        );
+        assert!(waiting("data", 1, &oldest("flush")).contains("head 5, a flush, has"));
+        let failure = vmprof_vmm::pause::Failure {
+            disk: "data".into(),
+            vq: 0,
+            head: 7,
+            kind: "write".into(),
+            sector: Some(8),
+            errno: 28,
+            error: "No space left on device (os error 28)".into(),
+        };
+        let pause = PauseSnapshot { since_ms: 900, asked: false, failures: vec![failure], more_failures: 2 };
+        assert_eq!(
+            paused(&pause),
+            "paused for 0.9 s\n  disk `data`, virtqueue 0, head 7: write of sector 8 failed: \
+             No space left on device (os error 28)\n  and 2 more\n"
         );
     }
 

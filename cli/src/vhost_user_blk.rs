@@ -76,6 +76,8 @@ fn config(arguments: &VhostUserBlkArguments) -> ServerConfig {
             queue_size: arguments.queue_size,
             logical_block_bytes: None,
             physical_block_bytes: None,
+            discard: false,
+            on_error: Default::default(),
             // A client over this protocol sets up split rings.
             packed: false,
             // Round robin, as the planner deals them out.

@@ -73,7 +73,8 @@ fn threads_and_queues_are_where_the_plan_has_them() {
     let _lab = the_lab();
     let home = Home::new();
     // Every queue is used: each job on a CPU of its own has that CPU's queue.
-    let script = "set -e; cat /sys/block/vdb/queue/scheduler; ls /sys/block/vdb/mq | wc -l; for cpu in 0 1 2 3; do \
+    let script = "set -e; cat /sys/block/vdb/queue/scheduler; ls /sys/block/vdb/mq | wc -l; \
+                  blkdiscard -o 64M -l 1M /dev/vdb; blkdiscard -z -o 65M -l 1M /dev/vdb; for cpu in 0 1 2 3; do \
                   taskset -c $cpu dd if=/dev/vdb of=/dev/null bs=4096 count=64 skip=$((cpu * 64)) iflag=direct; \
                   done; sleep 1000";
     let script = script.replace("vdb", "$(basename $(dirname $(grep -lx data /sys/block/*/serial)))");
@@ -94,6 +95,22 @@ fn threads_and_queues_are_where_the_plan_has_them() {
         ask(&["stats", "drive", "--format", "json"])
             .filter(|stats| reads(stats).values().filter(|reads| **reads >= 64).count() == 4)
     });
+
+    let erasures: (u64, u64) = stats["disks"].as_array().unwrap().iter().fold((0, 0), |sum, disk| {
+        let count = |what: &str| -> u64 {
+            disk["virtqueues"].as_array().unwrap().iter().filter_map(|vq| vq[what].as_u64()).sum()
+        };
+        (sum.0 + count("discards"), sum.1 + count("write_zeroes"))
+    });
+    assert_eq!(erasures, (1, 1), "{stats}");
+
+    // A guest that stands still goes on as if nothing had been.
+    home.run(["pause", "drive"]).expect(0);
+    let paused = ask(&["stats", "drive", "--format", "json"]).expect("a paused VM answers");
+    assert_eq!(paused["paused"]["asked"], true, "{paused}");
+    home.run(["pause", "drive"]).expect(1);
+    home.run(["resume", "drive"]).expect(0);
+    assert!(ask(&["stats", "drive", "--format", "json"]).expect("it goes on")["paused"].is_null());
 
     let plan = ask(&["ask", "drive", "plan"]).expect("the plan in force");
     assert_eq!(plan["host"]["nodes"], 2, "the lab has two nodes");

@@ -197,7 +197,7 @@ fn a_host_without_usable_kvm_is_4_with_what_was_found_and_what_to_do() {
 #[test]
 fn a_name_that_is_not_running_is_a_failure_that_says_so() {
     let home = Home::new();
-    for verb in ["stop", "stats", "verify"] {
+    for verb in ["stop", "pause", "resume", "stats", "verify"] {
         let stderr = home.run([verb, "ghost"]).expect(1).stderr;
         assert!(stderr.contains("no VM named `ghost` is running"), "{stderr}");
     }

@@ -133,6 +133,8 @@ fn options(mut words: impl Iterator<Item = String>) -> Result<Options, Box<dyn s
             packed: false,
             logical_block_bytes: None,
             physical_block_bytes: None,
+            discard: false,
+            on_error: Default::default(),
             virtqueues: (0..queues).map(|queue| queue % 2).collect(),
         })
     };

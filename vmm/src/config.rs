@@ -135,6 +135,10 @@ pub struct Disk {
     pub logical_block_bytes: Option<u32>,
     /// The unit that the guest is told to write whole, a power of two; `None` is the one that direct I/O asks for here.
     pub physical_block_bytes: Option<u32>,
+    /// Whether the guest may give back what it no longer needs, and have ranges zeroed without writing them. A disk whose
+    /// backing cannot is refused; on a read-only disk this says nothing.
+    pub discard: bool,
+    pub on_error: OnError,
     /// Which IOThread serves each virtqueue: element k is the id of virtqueue k's. Its length is the number of queues.
     pub virtqueues: Vec<u32>,
 }
@@ -169,6 +173,36 @@ pub enum Engine {
     IoUring,
     Native,
     Threads,
+}
+
+/// What becomes of a request that the backing fails.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct OnError {
+    pub read: ErrorPolicy,
+    /// Of writes, and of all that is to change the disk: flushes, discards, write zeroes.
+    pub write: ErrorPolicy,
+}
+
+impl OnError {
+    /// Whether a request may stop the machine.
+    pub fn may_stop(self) -> bool {
+        [self.read, self.write].iter().any(|policy| matches!(policy, ErrorPolicy::Stop | ErrorPolicy::Enospc))
+    }
+}
+
+/// QEMU's words of `rerror` and `werror`.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ErrorPolicy {
+    /// The guest is told.
+    #[default]
+    Report,
+    /// The guest is told that all is well.
+    Ignore,
+    /// The request is kept and the machine pauses; when it goes on, the request is tried again.
+    Stop,
+    /// `Stop` where the host has no space left, and `Report` for any other error.
+    Enospc,
 }
 
 /// The word of `aio`.

@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use serde::{Deserialize, Serialize};
 
 use crate::iothread::counters::IoThreadSnapshot;
+use crate::pause::PauseSnapshot;
 use crate::virtio::blk::DiskSnapshot;
 
 /// A snapshot. Numbers of different threads are not of the same instant.
@@ -13,6 +14,9 @@ pub struct Stats {
     pub vcpus: Vec<VcpuStats>,
     pub iothreads: Vec<IoThreadSnapshot>,
     pub disks: Vec<DiskSnapshot>,
+    /// Since when and why the guest does not run; `None` while it does.
+    #[serde(default)]
+    pub paused: Option<PauseSnapshot>,
 }
 
 /// One vCPU: how often it left the guest, and for what.

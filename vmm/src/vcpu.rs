@@ -1,7 +1,6 @@
 //! A vCPU's thread: it alone runs the vCPU, answers its exits through the bus, and says why it ended.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, Sender};
 
 use vmprof_sys::kvm::{self, Driven, GuestVcpu, SystemEvent};
@@ -9,6 +8,7 @@ use vmprof_sys::kvm::{self, Driven, GuestVcpu, SystemEvent};
 use crate::bus::Bus;
 use crate::config::Cpus;
 use crate::exit::{Exit, Registers, VmmError};
+use crate::pause::{Order, Pause};
 use crate::stats::ExitCounters;
 use crate::thread::{self, Thread, ThreadError};
 
@@ -19,8 +19,8 @@ pub struct Vcpu {
     pub guest: GuestVcpu,
     pub bus: Arc<Bus>,
     pub counters: Arc<ExitCounters>,
-    /// Raised before the kick that is to end the run.
-    pub stopping: Arc<AtomicBool>,
+    /// Its order changes before the kick that is to make it heard.
+    pub pause: Arc<Pause>,
     pub ends: Sender<Exit>,
 }
 
@@ -49,12 +49,15 @@ impl Vcpu {
 
     /// Runs until the guest or the host ends it; `None`: told to stop.
     fn run(self) -> Option<Exit> {
-        let Vcpu { id, mut guest, bus, counters, stopping, ends } = self;
+        let Vcpu { id, mut guest, bus, counters, pause, ends } = self;
         let mut panicked = false;
         let outcome = guest.while_kickable(|mut guest| {
             loop {
-                if stopping.load(Ordering::Acquire) {
-                    return None;
+                if pause.order() != Order::Go {
+                    if pause.wait() == Order::End {
+                        return None;
+                    }
+                    guest.was_away();
                 }
                 match step(id, &mut guest, &bus, &counters) {
                     // Said before the kernel has written all it has to say: it goes on. Said once, however often.

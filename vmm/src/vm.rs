@@ -3,7 +3,6 @@
 //! the emulator thread.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
 use std::time::{Duration, Instant};
 
@@ -16,6 +15,7 @@ use crate::exit::{Exit, VmmError};
 use crate::iothread::{Handle, IoThread};
 use crate::kvm::Usable;
 use crate::machine::{self, BuildError, Channels, Parts, Start};
+use crate::pause::Pause;
 use crate::serial::outlet::{self, Flowing};
 use crate::stats::ExitCounters;
 use crate::thread::{Thread, ThreadError};
@@ -41,6 +41,7 @@ pub struct Built {
     /// They run already, and wait for queues.
     iothreads: Vec<Handle>,
     disk_stats: Vec<DiskStats>,
+    pause: Arc<Pause>,
     vcpu_cpus: Vec<Cpus>,
     emulator_cpus: Cpus,
 }
@@ -79,8 +80,9 @@ impl Vm<Built> {
     ) -> Result<Vm<Built>, BuildError> {
         machine::check(host, config)?;
         let iothreads = config.iothreads.iter().map(IoThread::spawn).collect::<Result<Vec<_>, _>>()?;
-        let disks =
-            config.disks.iter().map(|disk| Blk::new(disk, &iothreads)).collect::<Result<Vec<_>, _>>()?;
+        let pause = Arc::new(Pause::default());
+        let open = |disk| Blk::of_machine(disk, &iothreads, &pause);
+        let disks = config.disks.iter().map(open).collect::<Result<Vec<_>, _>>()?;
         let disk_stats = disks.iter().map(Blk::stats).collect();
         let mut devices: Vec<Box<dyn VirtioDevice>> = Vec::new();
         devices.extend(disks.into_iter().map(|disk| Box::new(disk) as Box<dyn VirtioDevice>));
@@ -97,7 +99,7 @@ impl Vm<Built> {
         parts.handlers.extend(handlers);
         let ram = parts.bus.interrupts.vm().ram();
         iothreads.iter().try_for_each(|iothread| iothread.register_memory(ram))?;
-        Ok(Vm::of(config, parts, iothreads, disk_stats))
+        Ok(Vm::of(config, parts, iothreads, disk_stats, pause))
     }
 
     pub(crate) fn of(
@@ -105,18 +107,18 @@ impl Vm<Built> {
         parts: Parts,
         iothreads: Vec<Handle>,
         disk_stats: Vec<DiskStats>,
+        pause: Arc<Pause>,
     ) -> Vm<Built> {
         let vcpu_cpus = config.vcpus.iter().map(|vcpu| vcpu.cpus.clone()).collect();
         let emulator_cpus = config.emulator_cpus.clone();
-        Vm { stage: Built { parts, iothreads, disk_stats, vcpu_cpus, emulator_cpus } }
+        Vm { stage: Built { parts, iothreads, disk_stats, pause, vcpu_cpus, emulator_cpus } }
     }
 
     /// Starts the threads, each on its CPUs, and when all are in place the guest.
     pub fn start(self) -> Result<Vm<Running>, StartError> {
-        let Built { parts, iothreads, disk_stats, vcpu_cpus, emulator_cpus } = self.stage;
+        let Built { parts, iothreads, disk_stats, pause, vcpu_cpus, emulator_cpus } = self.stage;
         let Parts { bus, vcpus, handlers, outlet } = parts;
         let (ends, ended) = mpsc::channel();
-        let stopping = Arc::new(AtomicBool::new(false));
         let emulator = Emulator::start(&emulator_cpus, handlers, ends.clone())?;
         let serial = outlet.start(&emulator_cpus, ends.clone())?;
         let mut vcpu_threads = Vec::new();
@@ -129,7 +131,7 @@ impl Vm<Built> {
                 guest,
                 bus: bus.clone(),
                 counters: counted.clone(),
-                stopping: stopping.clone(),
+                pause: pause.clone(),
                 ends: ends.clone(),
             };
             let (go, gate) = mpsc::channel();
@@ -146,6 +148,7 @@ impl Vm<Built> {
             vcpu_threads.push(thread);
             gates.push(go);
         }
+        pause.threads(vcpu_threads.iter().map(|thread| thread.tid).collect());
         for go in &gates {
             // A thread that is gone has said why.
             let _ = go.send(());
@@ -155,10 +158,11 @@ impl Vm<Built> {
         threads.extend(counters.iter().map(|(_, name, tid, _)| (name.clone(), *tid)));
         threads.extend(iothreads.iter().map(|iothread| (format!("IO {}", iothread.name()), iothread.tid())));
         let shared_bus = Arc::downgrade(&bus);
-        let control =
-            Control::new(Shared { bus: shared_bus, ends, threads, counters, iothreads, disk_stats });
+        let shared =
+            Shared { bus: shared_bus, ends, threads, counters, iothreads, disk_stats, pause: pause.clone() };
+        let control = Control::new(shared);
         let (emulator, killed) = (Some(emulator), false);
-        Ok(Vm { stage: Running { control, bus, ended, stopping, vcpu_threads, emulator, serial, killed } })
+        Ok(Vm { stage: Running { control, bus, ended, pause, vcpu_threads, emulator, serial, killed } })
     }
 }
 
@@ -168,7 +172,7 @@ pub struct Running {
     control: Control,
     bus: Arc<Bus>,
     ended: Receiver<Exit>,
-    stopping: Arc<AtomicBool>,
+    pause: Arc<Pause>,
     vcpu_threads: Vec<Thread<()>>,
     emulator: Option<Emulator>,
     serial: Flowing,
@@ -243,7 +247,7 @@ impl Running {
                 broken.get_or_insert(VmmError::Broken { thread, panic });
             }
         };
-        self.stopping.store(true, Ordering::Release);
+        self.pause.end();
         let bus = &self.bus;
         bus.com1.stop_waiting();
         for thread in &self.vcpu_threads {

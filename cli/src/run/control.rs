@@ -31,6 +31,10 @@ pub enum Request {
     Verify,
     /// End the run cleanly.
     Stop,
+    /// Have the guest stand still.
+    Pause,
+    /// Let it go on, and try again what had stopped it.
+    Resume,
 }
 
 impl Request {
@@ -40,13 +44,14 @@ impl Request {
             Request::Stats => "stats",
             Request::Verify => "verify",
             Request::Stop => "stop",
+            Request::Pause => "pause",
+            Request::Resume => "resume",
         }
     }
 
     pub fn from_word(word: &str) -> Option<Request> {
-        [Request::Plan, Request::Stats, Request::Verify, Request::Stop]
-            .into_iter()
-            .find(|request| request.word() == word)
+        use Request::{Pause, Plan, Resume, Stats, Stop, Verify};
+        [Plan, Stats, Verify, Stop, Pause, Resume].into_iter().find(|request| request.word() == word)
     }
 }
 

@@ -35,6 +35,11 @@ pub enum Event {
         argv: Vec<Bytes>,
         answer: Sender<Ran>,
     },
+    /// The machine stands still, because of a failure or because somebody asked.
+    Paused {
+        failure: Option<String>,
+    },
+    Resumed,
     /// What the vmprof inside an emulated host says of its own run.
     InsideIsAt(State),
     MachineEnded,
@@ -165,6 +170,7 @@ pub fn hold(
     let mut time_is_up = false;
     let mut pending: Vec<ToGuest> = Vec::new();
     let mut acknowledged = false;
+    let mut paused = false;
     let mut heard_at = started;
     let mut ping_at = started;
 
@@ -259,6 +265,14 @@ pub fn hold(
                 account.stop_asked = true;
                 stop = Some(Stop::Clean(&manners.clean_stop, Because::Asked));
             }
+            Ok(Event::Paused { failure }) => {
+                paused = true;
+                tell(News::Paused { failure });
+            }
+            Ok(Event::Resumed) => {
+                paused = false;
+                tell(News::Resumed);
+            }
             Ok(Event::MachineEnded) | Err(mpsc::RecvTimeoutError::Disconnected) => return account,
             Err(mpsc::RecvTimeoutError::Timeout) => {
                 let now = Instant::now();
@@ -290,6 +304,10 @@ pub fn hold(
                 say(message);
                 if stopping_since.is_none() {
                     tell(News::Stopping { because });
+                    if paused {
+                        // It hears of it when it goes on; until then nothing but its time ends it.
+                        tell(News::CannotStopPaused);
+                    }
                     stopping_since = Some(Instant::now());
                 }
             }

@@ -24,6 +24,13 @@ pub enum News {
     Stopping {
         because: Because,
     },
+    /// The guest stands still: because of a request that failed, or because somebody asked for it.
+    Paused {
+        failure: Option<String>,
+    },
+    Resumed,
+    /// A clean stop was asked of a guest that stands still.
+    CannotStopPaused,
 }
 
 /// What a clean stop began with.
@@ -86,6 +93,14 @@ impl Teller {
                     seconds(self.stop_within)
                 ))
             }
+            News::Paused { failure: Some(failure) } => {
+                Some(format!("{name} is paused: {failure}; `vmprof resume {name}` tries it again"))
+            }
+            News::Paused { failure: None } => Some(format!("{name} is paused, until `vmprof resume {name}`")),
+            News::Resumed => Some(format!("{name} goes on")),
+            News::CannotStopPaused => Some(format!(
+                "{name} is paused and cannot end cleanly: `vmprof resume {name}` lets it, Ctrl-C again ends it at once"
+            )),
         }
     }
 
@@ -98,6 +113,7 @@ impl Teller {
             (News::Ready { .. }, Ran::Serving) => Some(State::Serving),
             (News::Ready { .. }, _) => Some(State::Running),
             (News::Stopping { .. }, _) => Some(State::Stopping),
+            (News::Paused { .. } | News::Resumed | News::CannotStopPaused, _) => None,
         }
     }
 }
@@ -202,6 +218,18 @@ mod tests {
         assert_eq!(line(inside, true, Because::TimeIsUp).unwrap(), short);
         assert_eq!(line(Ran::Command, false, Because::TimeIsUp).unwrap(), short);
         assert_eq!(line(inside, true, Because::Asked), None);
+    }
+
+    #[test]
+    fn a_pause_says_why_and_what_ends_it() {
+        let line = |news| teller(Ran::Serving, true).line(&news).unwrap();
+        let failure = "disk `data`, virtqueue 0, head 3: write of sector 8 failed: no space".to_owned();
+        let paused = line(News::Paused { failure: Some(failure.clone()) });
+        assert!(paused.contains(&failure) && paused.contains("`vmprof resume db`"), "{paused}");
+        for news in [News::Paused { failure: None }, News::CannotStopPaused] {
+            assert!(line(news).contains("`vmprof resume db`"));
+        }
+        assert_eq!(line(News::Resumed), "db goes on");
     }
 
     #[test]

@@ -24,6 +24,10 @@ pub struct Run {
     pub on: String,
     #[serde(default)]
     pub state: State,
+    /// Why the guest stands still, empty where somebody asked for it; `None` while it runs. The lab's guest is the inner
+    /// vmprof's to know.
+    #[serde(default)]
+    pub paused: Option<String>,
     /// Seconds since the epoch.
     pub started: u64,
     /// CPUs of this host that pinned threads hold, as a kernel list; empty in the lab.
@@ -84,6 +88,7 @@ impl Run {
             profile,
             on,
             state: State::Starting,
+            paused: None,
             started,
             cpus,
             disks,
@@ -195,6 +200,16 @@ impl Keeper {
             return;
         }
         self.run.state = state;
+        self.write();
+    }
+
+    /// That the guest stands still, and why; `None`: that it goes on.
+    pub fn is_paused(&mut self, why: Option<String>) {
+        self.run.paused = why;
+        self.write();
+    }
+
+    fn write(&self) {
         // Whoever reads the record sees an older state then: nothing of the run depends on it.
         let _ = write(&self.directory, &self.run);
     }
@@ -288,6 +303,10 @@ mod tests {
         assert_eq!(state(), State::Starting);
         keeper.is_at(State::Serving);
         assert_eq!(state(), State::Serving);
+        keeper.is_paused(Some("no space".to_owned()));
+        assert_eq!((state(), running(&places)[0].paused.as_deref()), (State::Serving, Some("no space")));
+        keeper.is_paused(None);
+        assert_eq!(running(&places)[0].paused, None);
         keeper.is_at(State::Stopping);
         keeper.is_at(State::Serving);
         assert_eq!(state(), State::Stopping, "a run does not go back");

@@ -14,6 +14,7 @@ use vmprof_profiles::{CpuSet, Plan};
 use vmprof_vmm::backing::DiskError;
 use vmprof_vmm::exit::Exit;
 use vmprof_vmm::kvm::Usable;
+use vmprof_vmm::pause::PauseNews;
 use vmprof_vmm::vm::{Control, StartError};
 use vmprof_vmm::{BuildError, Channels, Port, Vm, thread};
 
@@ -101,6 +102,17 @@ pub fn up(upping: &Upping, kvm: &Usable) -> Result<u8, Failure> {
     let vm = Vm::build(kvm, &config, channels, &job).map_err(not_built)?.start().map_err(not_started)?;
     let control = vm.control();
     let answers = Here { plan: plan.clone(), control: control.clone(), events: supervision.events.clone() };
+    let events = supervision.events.clone();
+    // Nobody to hear it means that the run is over.
+    control.on_pause(move |news| {
+        let event = match news {
+            PauseNews::Paused(failure) => {
+                Event::Paused { failure: failure.map(|failure| failure.to_string()) }
+            }
+            PauseNews::Resumed => Event::Resumed,
+        };
+        let _ = events.send(event);
+    });
     control::serve(own.directory(), Arc::new(answers))
         .map_err(|error| Failure::os("the control socket cannot be opened", error))?;
 
@@ -156,6 +168,9 @@ fn not_built(error: BuildError) -> Failure {
             Kind::HostCannot,
             "put the file on a filesystem that has direct I/O, or give the disk a cached mode",
         ),
+        BuildError::Disk(DiskError::NoDiscard { .. }) => {
+            (Kind::HostCannot, "write discard=ignore, or leave it out: what the guest frees stays allocated")
+        }
         BuildError::Disk(DiskError::InUse { .. }) => {
             (Kind::Failure, "`vmprof ps` lists this user's running VMs")
         }
@@ -214,6 +229,12 @@ impl Answers for Here {
                 let planned = |(name, cpus): (String, CpuSet)| PlannedThread { name, cpus: cpus.to_string() };
                 let threads: Vec<PlannedThread> = self.plan.threads().into_iter().map(planned).collect();
                 json(serde_json::to_value(read_back(&threads, "/proc/self/task".as_ref())))
+            }
+            Request::Pause => {
+                self.control.pause().map(|()| Value::Bool(true)).map_err(|error| error.to_string())
+            }
+            Request::Resume => {
+                self.control.resume().map(|()| Value::Bool(true)).map_err(|error| error.to_string())
             }
             Request::Stop => match self.events.send(Event::StopAsked) {
                 Ok(()) => Ok(Value::Bool(true)),

@@ -188,6 +188,13 @@ impl Upping {
                 keeper.iter_mut().for_each(|keeper| keeper.is_at(state));
                 relay.iter_mut().for_each(|relay| relay.tell(state));
             }
+            match (&mut keeper, &news) {
+                (Some(keeper), News::Paused { failure }) => {
+                    keeper.is_paused(Some(failure.clone().unwrap_or_default()));
+                }
+                (Some(keeper), News::Resumed) => keeper.is_paused(None),
+                _ => {}
+            }
             if let Some(line) = teller.line(&news) {
                 report.notice(format_args!("{line}{end}"));
             }

@@ -2,7 +2,7 @@
 //! anything is built or booted; `plan` shows it, since a plan may be made for another program.
 
 use miette::Diagnostic;
-use vmprof_profiles::{ErrorPolicy, Plan, Profile};
+use vmprof_profiles::{Plan, Profile};
 use vmprof_vmm::config::{FEWEST_QUEUE_ENTRIES, LARGEST_LOGICAL_BLOCK_BYTES, LARGEST_PHYSICAL_BLOCK_BYTES};
 
 use crate::failure::{Failure, Kind};
@@ -36,9 +36,6 @@ fn counted(count: usize) -> String {
 pub fn of_profile(profile: &Profile) -> Result<(), Failure> {
     let disks = profile.disks.iter().map(|disk| Wish {
         name: &disk.name.value,
-        discard: disk.discard,
-        rerror: disk.rerror,
-        werror: disk.werror,
         logical_block_bytes: disk.logical_block_bytes,
         physical_block_bytes: disk.physical_block_bytes,
         queue_size: disk.queue_size,
@@ -50,9 +47,6 @@ pub fn of_profile(profile: &Profile) -> Result<(), Failure> {
 pub fn of_plan(plan: &Plan) -> Result<(), Failure> {
     let disks = plan.disks.iter().map(|disk| Wish {
         name: &disk.name,
-        discard: disk.discard,
-        rerror: disk.rerror,
-        werror: disk.werror,
         logical_block_bytes: disk.logical_block_bytes,
         physical_block_bytes: disk.physical_block_bytes,
         queue_size: disk.queue_size,
@@ -79,9 +73,6 @@ fn nets(count: usize) -> Option<Promise> {
 /// What a disk asks for, of a profile or of a plan.
 struct Wish<'a> {
     name: &'a str,
-    discard: bool,
-    rerror: ErrorPolicy,
-    werror: ErrorPolicy,
     logical_block_bytes: Option<u32>,
     physical_block_bytes: Option<u32>,
     queue_size: u16,
@@ -96,22 +87,6 @@ impl Wish<'_> {
                 instead: instead.to_owned(),
             });
         };
-        if self.discard {
-            promise(
-                "`discard=unmap`, and the guest is offered no discard".to_owned(),
-                "write `discard=ignore`, or leave it out: what the guest frees stays allocated",
-            );
-        }
-        for (word, policy, what) in
-            [("rerror", self.rerror, "read"), ("werror", self.werror, "write and flush")]
-        {
-            if policy != ErrorPolicy::Report {
-                promise(
-                    format!("`{word}={}`, and the guest is told of every failed {what}", policy.word()),
-                    &format!("write `{word}=report`, or leave it out"),
-                );
-            }
-        }
         let (most_logical, most_physical) = (LARGEST_LOGICAL_BLOCK_BYTES, LARGEST_PHYSICAL_BLOCK_BYTES);
         if let Some(bytes) = self.logical_block_bytes.filter(|bytes| *bytes > most_logical) {
             promise(
@@ -139,7 +114,7 @@ impl Wish<'_> {
 
 #[cfg(test)]
 mod tests {
-    use vmprof_profiles::{Aio, Net, NetBackend, Written, read_profile};
+    use vmprof_profiles::{Aio, ErrorPolicy, Net, NetBackend, Written, read_profile};
 
     use super::*;
 
@@ -166,14 +141,14 @@ mod tests {
         let disk = &mut profile.disks[0];
         (disk.logical_block_bytes, disk.physical_block_bytes) = (Some(4096), Some(16384));
         (disk.aio, disk.aio_fallback) = (Aio::Native, Some(Aio::Threads));
+        disk.discard = true;
+        (disk.rerror, disk.werror) = (ErrorPolicy::Stop, ErrorPolicy::Enospc);
         assert_eq!(told(&profile), [""; 0]);
     }
 
     #[test]
     fn everything_is_refused_at_once_each_with_its_disk() {
         let mut profile = profile();
-        profile.disks[0].discard = true;
-        (profile.disks[0].rerror, profile.disks[0].werror) = (ErrorPolicy::Stop, ErrorPolicy::Enospc);
         let data = profile.disks[0].name.clone();
         (profile.disks[1].logical_block_bytes, profile.disks[1].physical_block_bytes) =
             (Some(65536), Some(4 << 20));
@@ -190,11 +165,8 @@ mod tests {
             mac: None,
         });
         let told = told(&profile);
-        assert_eq!(told[0], "this version of `up` cannot do 7 things that the profile asks for");
+        assert_eq!(told[0], "this version of `up` cannot do 4 things that the profile asks for");
         let expected = [
-            ("`data`", "`discard=unmap`"),
-            ("`data`", "`rerror=stop`"),
-            ("`data`", "`werror=enospc`"),
             ("`log`", "logical blocks of 65536"),
             ("`log`", "physical blocks of 4194304"),
             ("`log`", "queues of 2"),

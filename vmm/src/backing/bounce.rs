@@ -10,7 +10,9 @@ use super::Backing;
 pub const BOUNCE_BYTES: usize = 256 << 10;
 /// Bounce buffers of one queue: requests beyond these wait for one.
 pub(super) const MOST_BOUNCES: usize = 16;
-/// The bounce buffers of one queue. Made on the thread that uses them, so that they lie on its node.
+
+/// The bounce buffers of one queue. Made on the thread that uses them, so that they lie on its node, and no sooner than they
+/// are needed. Not of a whole IOThread: a backing that hangs would keep the buffers that other disks of the thread wait for.
 #[derive(Debug)]
 pub struct BouncePool {
     alignment: usize,

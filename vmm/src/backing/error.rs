@@ -57,6 +57,18 @@ pub enum DiskError {
     #[error("disk `{disk}`: {} wants direct I/O in blocks of {block_bytes} bytes, and vmprof goes up to {most}", path.display())]
     BlocksTooLarge { disk: String, path: PathBuf, block_bytes: u64, most: u64 },
     #[error(
+        "disk `{disk}` asks for discard=unmap, and {} cannot give space back: {why}; discard=ignore keeps what the guest frees",
+        path.display()
+    )]
+    NoDiscard { disk: String, path: PathBuf, why: &'static str },
+    #[error("disk `{disk}` asks for discard=unmap, and {} refused a trial of it", path.display())]
+    Discard { disk: String, path: PathBuf, source: io::Error },
+    #[error(
+        "disk `{disk}` is to pause the machine at a failed request (rerror or werror), and there is no machine to pause here; \
+         report and ignore are what there is"
+    )]
+    NothingToPause { disk: String },
+    #[error(
         "disk `{disk}`: the guest finds it by its serial, which has at most 20 bytes; give it a shorter name"
     )]
     NameTooLong { disk: String },

@@ -15,11 +15,15 @@ use crate::config::{self, CacheMode, Engine};
 
 pub mod alignment;
 pub mod bounce;
+pub mod device;
+pub mod erase;
 pub mod error;
 pub mod gate;
 pub mod transfer;
 
 pub use alignment::Alignment;
+use device::BlockDevice;
+use erase::Erase;
 pub use error::DiskError;
 use gate::Gate;
 
@@ -35,6 +39,10 @@ pub struct Backing {
     pub size_bytes: u64,
     pub alignment: Alignment,
     pub gate: Gate,
+    /// How ranges are given back; `None`: not at all.
+    pub erase: Option<Erase>,
+    /// The transfers that its device likes best; 0: it does not say.
+    pub optimal_bytes: u64,
     /// Holds the lock. A description of its own: an io_uring lets go of its files some time after it is closed, and a lock
     /// in `file` would outlast us by that.
     _lock: Option<File>,
@@ -58,8 +66,14 @@ impl Backing {
             return Err(DiskError::Empty { disk: disk.name.clone(), path: disk.path.clone() });
         }
         let alignment = if disk.cache.is_direct() { Alignment::probe(disk, &file)? } else { Alignment::NONE };
+        let device = BlockDevice::under(&file).map_err(|source| DiskError::unreadable(disk, source))?;
+        let erase = match disk.discard && !disk.read_only {
+            true => Some(Erase::probe(disk, &file, size_bytes, alignment, device.as_ref())?),
+            false => None,
+        };
+        let optimal_bytes = device.map_or(0, |device| device.optimal_bytes);
         let backing = Backing::new(disk, file, size_bytes, alignment)?;
-        Ok(Backing { _lock: Some(locked), ..backing })
+        Ok(Backing { erase, optimal_bytes, _lock: Some(locked), ..backing })
     }
 
     /// A file that is open, and need not be locked.
@@ -77,7 +91,8 @@ impl Backing {
             return Err(DiskError::PartialBlock { disk, path, size_bytes, block_bytes: block });
         }
         let (file, gate) = (Arc::new(file), Gate::default());
-        Ok(Backing { file, capacity_bytes, size_bytes, alignment, gate, _lock: None })
+        let (erase, optimal_bytes) = (None, 0);
+        Ok(Backing { file, capacity_bytes, size_bytes, alignment, gate, erase, optimal_bytes, _lock: None })
     }
 }
 

@@ -5,7 +5,7 @@ use tempfile::TempDir;
 
 use super::*;
 
-fn disk(path: &Path, cache: CacheMode) -> config::Disk {
+pub(super) fn disk(path: &Path, cache: CacheMode) -> config::Disk {
     config::Disk {
         name: "data".into(),
         path: path.to_owned(),
@@ -16,6 +16,8 @@ fn disk(path: &Path, cache: CacheMode) -> config::Disk {
         packed: false,
         logical_block_bytes: None,
         physical_block_bytes: None,
+        discard: false,
+        on_error: config::OnError::default(),
         virtqueues: vec![0],
     }
 }
@@ -100,4 +102,14 @@ fn a_filesystem_without_direct_io_is_named_with_the_way_out() {
     for word in ["`data`", "cache=directsync", "some/file", "cache=writethrough"] {
         assert!(text.contains(word), "{text}");
     }
+}
+
+#[test]
+fn discards_are_tried_where_they_are_asked_for_and_can_be_used() {
+    let directory = TempDir::new().unwrap();
+    let path = file(&directory, 8_192);
+    let asked = config::Disk { discard: true, ..disk(&path, CacheMode::Writeback) };
+    assert!(Backing::open(&asked).unwrap().erase.is_some());
+    assert!(Backing::open(&disk(&path, CacheMode::Writeback)).unwrap().erase.is_none());
+    assert!(Backing::open(&config::Disk { read_only: true, ..asked }).unwrap().erase.is_none());
 }

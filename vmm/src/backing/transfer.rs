@@ -1,5 +1,6 @@
 //! Moving the bytes of one read or write: as many operations as it takes. Short reads and writes go on where they stopped;
-//! EAGAIN and EINTR try again; what O_DIRECT would refuse goes through a bounce buffer, block by block.
+//! EAGAIN and EINTR try again; what O_DIRECT would refuse goes through a bounce buffer, block by block, and so do zeros that
+//! nobody sent.
 
 use std::io;
 use std::ops::Range;
@@ -59,6 +60,8 @@ pub struct Transfer {
     /// A buffer whose operation is to be repeated as it is.
     again: Option<(Operation, AlignedBuffer, usize)>,
     patience: u16,
+    /// Zeros that are to be written in place of the guest's bytes.
+    zeroes: u64,
 }
 
 impl Transfer {
@@ -71,6 +74,7 @@ impl Transfer {
             gate: None,
             again: None,
             patience: PATIENCE,
+            zeroes: 0,
         }
     }
 
@@ -82,6 +86,19 @@ impl Transfer {
     /// Sets out to move all of the guest's buffers from or to `offset`, which was checked against the capacity.
     pub fn begin(&mut self, direction: Direction, offset: u64) {
         (self.direction, self.offset, self.phase, self.patience) = (direction, offset, Phase::Idle, PATIENCE);
+        self.zeroes = 0;
+    }
+
+    /// Sets out to write `bytes` zeros to `offset`: to be stepped by [`step_zeroes`](Self::step_zeroes). They are durable
+    /// after a flush.
+    pub fn begin_zeroes(&mut self, offset: u64, bytes: u64) {
+        self.begin(Direction::Write { durable: false }, offset);
+        self.zeroes = bytes;
+    }
+
+    /// After an error: the next step tries again what failed, with new patience.
+    pub fn retry(&mut self) {
+        self.patience = PATIENCE;
     }
 
     pub fn is_durable(&self) -> bool {
@@ -103,18 +120,34 @@ impl Transfer {
         let aligned = self.offset.is_multiple_of(block)
             && bytes.is_multiple_of(block)
             && guest.aligned_to(backing.alignment.memory, block as usize);
-        let window = Window::at(self.offset, bytes, block);
-        let blocks = if aligned { self.offset..self.offset + bytes } else { window.blocks.clone() };
-        if !self.enter(backing, blocks) {
+        if !aligned {
+            return self.bounce(backing, pool, bytes);
+        }
+        if !self.enter(backing, self.offset..self.offset + bytes) {
             return Step::Wait;
         }
-        if aligned {
-            self.phase = Phase::Direct;
-            let operation = self.operation(self.offset);
-            return self
-                .guest
-                .take()
-                .map_or(Step::Wait, |guest| Step::Start(operation, Buffers::Guest(guest)));
+        self.phase = Phase::Direct;
+        let operation = self.operation(self.offset);
+        self.guest.take().map_or(Step::Wait, |guest| Step::Start(operation, Buffers::Guest(guest)))
+    }
+
+    /// The next operation of writing zeros.
+    pub fn step_zeroes(&mut self, backing: &Backing, pool: &mut BouncePool) -> Step {
+        if let Some((operation, buffer, bytes)) = self.again.take() {
+            return Step::Start(operation, Buffers::Bounce { buffer, bytes });
+        }
+        if self.zeroes == 0 {
+            self.leave(backing);
+            return Step::Done;
+        }
+        self.bounce(backing, pool, self.zeroes)
+    }
+
+    /// The next turn of a transfer that has `bytes` left and cannot use the guest's own buffers.
+    fn bounce(&mut self, backing: &Backing, pool: &mut BouncePool, bytes: u64) -> Step {
+        let window = Window::at(self.offset, bytes, backing.alignment.offset);
+        if !self.enter(backing, window.blocks.clone()) {
+            return Step::Wait;
         }
         let Some(mut buffer) = pool.take() else {
             self.leave(backing);
@@ -127,9 +160,7 @@ impl Transfer {
                 Operation::Read { offset: start }
             }
             Direction::Write { .. } if window.is_whole() => {
-                if let Some(guest) = &mut self.guest {
-                    guest.take_front(&mut buffer.as_mut_slice()[..bytes]);
-                }
+                self.source(&mut buffer.as_mut_slice()[..bytes]);
                 self.phase = Phase::BounceWrite(window);
                 self.operation(start)
             }
@@ -208,9 +239,7 @@ impl Transfer {
             Phase::Fetch(window) => {
                 let blocks = &mut buffer.as_mut_slice()[..bytes];
                 blocks[moved.min(bytes)..].fill(0);
-                if let Some(guest) = &mut self.guest {
-                    guest.take_front(&mut blocks[window.skip..][..window.want]);
-                }
+                self.source(&mut blocks[window.skip..][..window.want]);
                 self.repeat(Phase::BounceWrite(window), buffer, bytes);
                 Ok(())
             }
@@ -220,6 +249,12 @@ impl Transfer {
             }
             Phase::BounceWrite(window) => {
                 self.offset += window.want as u64;
+                let want = window.want as u64;
+                self.zeroes = self.zeroes.saturating_sub(want);
+                if let Some(guest) = &mut self.guest {
+                    // Of zeros there is none.
+                    guest.advance(want);
+                }
                 self.patience = PATIENCE;
                 pool.put(buffer);
                 self.leave(backing);
@@ -229,6 +264,16 @@ impl Transfer {
                 pool.put(buffer);
                 Ok(())
             }
+        }
+    }
+
+    /// What is to be written next.
+    fn source(&self, target: &mut [u8]) {
+        if self.zeroes > 0 {
+            target.fill(0);
+        } else if let Some(guest) = &self.guest {
+            // Dropped when it is written: what fails may be tried again.
+            guest.read_front(target);
         }
     }
 

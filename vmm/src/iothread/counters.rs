@@ -52,6 +52,8 @@ pub struct QueueCounters {
     pub writes: Counter,
     pub flushes: Counter,
     pub others: Counter,
+    pub discards: Counter,
+    pub write_zeroes: Counter,
     pub read_bytes: Counter,
     pub written_bytes: Counter,
     pub errors: Counter,
@@ -70,6 +72,8 @@ impl Default for QueueCounters {
             writes: zero(),
             flushes: zero(),
             others: zero(),
+            discards: zero(),
+            write_zeroes: zero(),
             read_bytes: zero(),
             written_bytes: zero(),
             errors: zero(),
@@ -93,11 +97,15 @@ impl QueueCounters {
             writes: self.writes.get(),
             flushes: self.flushes.get(),
             others: self.others.get(),
+            discards: self.discards.get(),
+            write_zeroes: self.write_zeroes.get(),
             read_bytes: self.read_bytes.get(),
             written_bytes: self.written_bytes.get(),
             errors: self.errors.get(),
             kicks: self.kicks.get(),
             interrupts: self.interrupts.get(),
+            in_flight: 0,
+            oldest: None,
         }
     }
 }
@@ -115,12 +123,31 @@ pub struct QueueSnapshot {
     pub flushes: u64,
     /// GET_ID and what is not supported.
     pub others: u64,
+    #[serde(default)]
+    pub discards: u64,
+    #[serde(default)]
+    pub write_zeroes: u64,
     /// Bytes of reads and writes that ended well.
     pub read_bytes: u64,
     pub written_bytes: u64,
-    /// Requests that ended with an error, or were not supported.
+    /// Requests that failed, whatever the driver was told of it, or were not supported.
     pub errors: u64,
     /// Doorbells heard, and interrupts sent.
     pub kicks: u64,
     pub interrupts: u64,
+    /// Requests taken and not ended; those that wait for the machine to go on are among them.
+    #[serde(default)]
+    pub in_flight: u64,
+    #[serde(default)]
+    pub oldest: Option<Oldest>,
+}
+
+/// The request that has been in flight for longest.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Oldest {
+    pub head: u16,
+    pub kind: String,
+    /// Where it begins, for reads and writes.
+    pub sector: u64,
+    pub age_ms: u64,
 }

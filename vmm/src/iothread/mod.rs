@@ -251,6 +251,12 @@ impl Handle {
         Release(answered)
     }
 
+    /// Has the thread go over its queues once, as if one of them had something.
+    pub fn wake(&self) {
+        // Fails only when the counter would overflow: then the thread is being woken anyway.
+        let _ = self.0.bell.write(1);
+    }
+
     /// Whether the thread has ended: before `stop`, that is a failure, which `stop` tells.
     pub fn is_finished(&self) -> bool {
         let thread = self.0.thread.lock().unwrap_or_else(PoisonError::into_inner);

@@ -350,6 +350,12 @@ impl Worker {
 
     fn take_commands(&mut self) {
         self.commanded = false;
+        self.obey();
+        // Whoever rang may mean any of them: a queue may hold requests that wait for the machine to go on, or is to let go.
+        (0..self.queues.len()).for_each(|slot| self.wake(slot));
+    }
+
+    fn obey(&mut self) {
         loop {
             match self.commands.try_recv() {
                 Ok(Command::Serve { key, begin, doorbell, answer }) => {

@@ -6,6 +6,7 @@ use std::sync::{Arc, Weak};
 use crate::bus::Bus;
 use crate::exit::Exit;
 use crate::iothread::Handle;
+use crate::pause::{Pause, PauseError, PauseNews};
 use crate::stats::{ExitCounters, Stats, VcpuStats};
 use crate::virtio::blk::DiskStats;
 
@@ -24,6 +25,7 @@ pub(super) struct Shared {
     pub(super) counters: Vec<(u32, String, i32, Arc<ExitCounters>)>,
     pub(super) iothreads: Vec<Handle>,
     pub(super) disk_stats: Vec<DiskStats>,
+    pub(super) pause: Arc<Pause>,
 }
 
 impl Control {
@@ -40,6 +42,24 @@ impl Control {
         if let Some(bus) = self.0.bus.upgrade() {
             bus.power.press_button();
         }
+    }
+
+    /// Has every vCPU leave the guest and wait. Its disks end what they have begun.
+    pub fn pause(&self) -> Result<(), PauseError> {
+        self.0.pause.pause()
+    }
+
+    /// Lets a paused machine go on, and its disks try again what had stopped it.
+    pub fn resume(&self) -> Result<(), PauseError> {
+        self.0.pause.resume()?;
+        self.0.iothreads.iter().for_each(Handle::wake);
+        Ok(())
+    }
+
+    /// Who hears when the machine pauses and goes on, said once; called on the machine's threads, where it must not wait for
+    /// anything. A machine that is paused already is told of at once.
+    pub fn on_pause(&self, tell: impl Fn(PauseNews) + Send + Sync + 'static) {
+        self.0.pause.on_news(tell);
     }
 
     /// Ends the machine at once, as pulling the plug does.
@@ -64,6 +84,7 @@ impl Control {
             vcpus: self.0.counters.iter().map(vcpu).collect(),
             iothreads: self.0.iothreads.iter().map(Handle::snapshot).collect(),
             disks: self.0.disk_stats.iter().map(DiskStats::snapshot).collect(),
+            paused: self.0.pause.snapshot(),
         }
     }
 }

@@ -7,6 +7,7 @@ use super::*;
 use crate::boot::cpuid;
 use crate::config::{Boot, Memory, MemoryMode};
 use crate::kvm;
+use crate::pause::{PauseError, PauseNews};
 
 /// A machine for `code`, or `None`, said by name, where there is no /dev/kvm that opens.
 fn machine(test: &str, vcpus: u32, code: &[u8]) -> Option<(Vm<Running>, Outside)> {
@@ -133,6 +134,50 @@ fn a_guest_that_never_ends_is_killed() {
     let Some((vm, _)) = machine("kill", 2, &[0xeb, 0xfe]) else { return };
     vm.control().kill();
     assert!(matches!(vm.wait(), Exit::Killed));
+}
+
+/// Machine code that leaves the guest again and again: `mov dx, 0x80; out dx, al`, for ever.
+const BUSY: [u8; 6] = [0xba, 0x80, 0x00, 0xee, 0xeb, 0xfd];
+
+/// Waits until no vCPU has left its guest for a while.
+fn stands_still(control: &Control) -> u64 {
+    let exits = || control.stats().vcpus.iter().map(|vcpu| vcpu.exits.port_writes).sum::<u64>();
+    for _ in 0..3_000 {
+        let before = exits();
+        std::thread::sleep(Duration::from_millis(10));
+        if exits() == before {
+            return before;
+        }
+    }
+    panic!("a paused guest goes on");
+}
+
+#[test]
+fn a_paused_machine_stands_still_until_it_is_resumed_and_can_be_ended() {
+    let Some((vm, _)) = machine("pause", 2, &BUSY) else { return };
+    let control = vm.control();
+    let (tell, told) = mpsc::channel();
+    control.on_pause(move |news| tell.send(news).unwrap());
+    let exits = || control.stats().vcpus[0].exits.port_writes;
+    while exits() == 0 {
+        std::thread::yield_now();
+    }
+    control.pause().unwrap();
+    let still = stands_still(&control);
+    assert!(control.stats().paused.is_some_and(|pause| pause.asked));
+    control.power_button();
+    control.resume().unwrap();
+    while exits() <= still {
+        std::thread::yield_now();
+    }
+    assert!(control.stats().paused.is_none());
+    control.pause().unwrap();
+    stands_still(&control);
+    control.kill();
+    assert!(matches!(vm.wait(), Exit::Killed));
+    assert_eq!(control.resume(), Err(PauseError::Ending));
+    let paused = || PauseNews::Paused(None);
+    assert_eq!(told.try_iter().collect::<Vec<_>>(), [paused(), PauseNews::Resumed, paused()]);
 }
 
 /// What a pipe holds, and more than a batch beyond it, so that whoever writes it must be waiting.

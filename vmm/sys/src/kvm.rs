@@ -289,6 +289,12 @@ impl Driven<'_> {
         self.0.run()
     }
 
+    /// Tells the guest that it did not run for a while, so that its watchdogs do not take the time for a hang.
+    pub fn was_away(&self) {
+        // Refused when the guest has no clock of KVM's: then there is no place to tell it.
+        let _ = self.0.fd.kvmclock_ctrl();
+    }
+
     pub fn registers(&self) -> Result<(kvm_regs, kvm_sregs)> {
         self.0.registers()
     }

@@ -118,7 +118,14 @@ impl GuestBuffers {
 
     /// Copies from the front into `target` and drops what was read. Answers how many bytes that were.
     pub fn take_front(&mut self, target: &mut [u8]) -> usize {
-        self.eat(target.len(), |at, source, len| {
+        let done = self.read_front(target);
+        self.advance(done as u64);
+        done
+    }
+
+    /// Copies from the front into `target` and keeps it, to be read again or dropped by [`advance`](Self::advance).
+    pub fn read_front(&self, target: &mut [u8]) -> usize {
+        self.walk(target.len(), |at, source, len| {
             // SAFETY: as in `fill_front`, the other way around.
             unsafe { std::ptr::copy_nonoverlapping(source, target[at..].as_mut_ptr(), len) };
         })
@@ -134,7 +141,14 @@ impl GuestBuffers {
     }
 
     /// Goes over the front `bytes` piece by piece (offset so far, address, length) and drops them.
-    fn eat(&mut self, bytes: usize, mut each: impl FnMut(usize, *mut u8, usize)) -> usize {
+    fn eat(&mut self, bytes: usize, each: impl FnMut(usize, *mut u8, usize)) -> usize {
+        let done = self.walk(bytes, each);
+        self.advance(done as u64);
+        done
+    }
+
+    /// The same without dropping them.
+    fn walk(&self, bytes: usize, mut each: impl FnMut(usize, *mut u8, usize)) -> usize {
         let mut done = 0;
         for piece in self.segments() {
             let len = piece.iov_len.min(bytes - done);
@@ -144,7 +158,6 @@ impl GuestBuffers {
                 break;
             }
         }
-        self.advance(done as u64);
         done
     }
 }
@@ -215,6 +228,7 @@ mod tests {
         buffers.push(0x1004, 4).unwrap();
         buffers.push(0x1000, 4).unwrap();
         let mut found = [0; 6];
+        assert_eq!((buffers.read_front(&mut found), &found), (6, b"efghab"));
         assert_eq!(buffers.take_front(&mut found), 6);
         assert_eq!(&found, b"efghab");
         buffers.zero_front(100);

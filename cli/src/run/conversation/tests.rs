@@ -184,6 +184,26 @@ fn one_interrupt_stops_cleanly_and_a_second_one_hard() {
 }
 
 #[test]
+fn a_machine_that_stands_still_is_asked_to_stop_and_ended_hard_in_the_end() {
+    let interrupt = || Event::Interrupted { signal: signal_hook::consts::SIGINT };
+    let failure = Some("no space".to_owned());
+    let paused = || Event::Paused { failure: Some("no space".to_owned()) };
+    let (_, said, killed, told) =
+        told_after(vec![hello(), ready(), paused(), interrupt(), interrupt()], &manners());
+    assert_eq!((said, killed), (vec![STOP], true));
+    assert!(told.contains(&News::Paused { failure }) && told.contains(&News::CannotStopPaused));
+    let short =
+        Manners { grace: Duration::from_millis(1), timeout: Some(Duration::from_millis(1)), ..manners() };
+    let (account, _, killed, _) = told_after(vec![hello(), ready(), paused()], &short);
+    assert!(account.timed_out && killed);
+    let (_, _, killed, told) = told_after(
+        vec![hello(), paused(), Event::Resumed, interrupt(), stopped(&[]), Event::MachineEnded],
+        &manners(),
+    );
+    assert!(!killed && told.contains(&News::Resumed) && !told.contains(&News::CannotStopPaused));
+}
+
+#[test]
 fn a_machine_that_has_not_said_hello_has_nothing_to_end_cleanly() {
     let (account, said, killed) = after(vec![Event::Interrupted { signal: 15 }], &manners());
     assert!(account.killed && killed && said.is_empty());

@@ -27,6 +27,8 @@ fn backing(size_bytes: u64, alignment: Alignment) -> Backing {
         packed: false,
         logical_block_bytes: None,
         physical_block_bytes: None,
+        discard: false,
+        on_error: Default::default(),
         virtqueues: vec![0],
     };
     Backing::new(&disk, file, size_bytes, alignment).unwrap()
@@ -174,6 +176,65 @@ fn an_error_that_stays_is_believed_and_one_that_passes_is_not() {
         let error =
             run(&mut transfer, &backing, &mut pool, std::iter::repeat(Err(Errno::AGAIN))).unwrap_err();
         assert_eq!(error.raw_os_error(), Some(Errno::AGAIN.raw_os_error()), "patience ends");
+    }
+}
+
+/// A request that stopped the machine goes on where it failed, whichever of its operations that was.
+#[test]
+fn what_failed_can_be_tried_again_and_moves_the_same_bytes() {
+    for failing in 0..4 {
+        let backing = backing(DISK_BYTES, BLOCKS_OF_4096);
+        let mut pool = BouncePool::new(&backing);
+        let (ram, mut transfer) = transfer(&[(0x1010, 1024), (0x3000, 8192)], 1 << 16);
+        let bytes: Vec<u8> = (0..9_216).map(|at| (at / 3) as u8).collect();
+        ram.write_slice(&bytes[..1024], GuestAddress(0x1010)).unwrap();
+        ram.write_slice(&bytes[1024..], GuestAddress(0x3000)).unwrap();
+        transfer.begin(Direction::Write { durable: false }, 512);
+        let fates = std::iter::repeat_n(Ok(usize::MAX), failing).chain([Err(Errno::NOSPC)]);
+        let failed = run(&mut transfer, &backing, &mut pool, fates).is_err();
+        assert_eq!(failed, failing < 2, "the blocks are read once and written once");
+        if failed {
+            assert!(backing.gate.enter(&(0..DISK_BYTES)), "others may go on meanwhile");
+            backing.gate.leave(&(0..DISK_BYTES));
+            transfer.retry();
+            run(&mut transfer, &backing, &mut pool, []).unwrap();
+        }
+        let mut found = vec![0xff; 9_216 + 1_024];
+        backing.file.read_exact_at(&mut found, 0).unwrap();
+        assert!(
+            found[..512] == [0; 512] && found[512..][..9_216] == bytes && found[512 + 9_216..] == [0; 512]
+        );
+    }
+}
+
+#[test]
+fn zeros_are_written_into_larger_blocks_and_over_several_turns() {
+    for (alignment, offset, bytes) in [
+        (BLOCKS_OF_4096, 512, 3072),
+        (BLOCKS_OF_4096, 3584, 600 << 10),
+        (SECTORS, 512, 512),
+        (Alignment::NONE, 1024, 512),
+    ] {
+        let backing = backing(DISK_BYTES, alignment);
+        backing.file.write_all_at(&vec![7; DISK_BYTES as usize], 0).unwrap();
+        let (_ram, mut transfer) = transfer(&[], 1 << 16);
+        let mut pool = BouncePool::new(&backing);
+        transfer.begin_zeroes(offset, bytes);
+        for fate in
+            [Ok(usize::MAX), Err(Errno::AGAIN), Ok(512)].into_iter().chain(std::iter::repeat(Ok(usize::MAX)))
+        {
+            let Step::Start(operation, mut buffers) = transfer.step_zeroes(&backing, &mut pool) else {
+                break;
+            };
+            let result = perform(&backing, operation, &mut buffers, fate);
+            transfer.completed(result, buffers, &backing, &mut pool).unwrap();
+        }
+        let mut found = vec![0; DISK_BYTES as usize];
+        backing.file.read_exact_at(&mut found, 0).unwrap();
+        let mut expected = vec![7; DISK_BYTES as usize];
+        expected[offset as usize..][..bytes as usize].fill(0);
+        assert!(found == expected, "{alignment:?} {offset} {bytes}");
+        assert!(backing.gate.enter(&(0..DISK_BYTES)));
     }
 }
 

@@ -9,6 +9,8 @@ pub(super) struct Blocks {
     pub(super) logical_bytes: u32,
     /// A multiple of the logical ones by a power of two.
     pub(super) physical_bytes: u32,
+    /// The transfers that the disk likes best; 0: it does not say.
+    pub(super) optimal_bytes: u64,
 }
 
 impl Blocks {
@@ -35,6 +37,11 @@ impl Blocks {
             let block_bytes = logical_bytes;
             return Err(DiskError::PartialLogicalBlock { disk: disk(), path, size_bytes, block_bytes });
         }
-        Ok(Blocks { logical_bytes, physical_bytes })
+        Ok(Blocks { logical_bytes, physical_bytes, optimal_bytes: backing.optimal_bytes })
+    }
+
+    /// The best size of requests, in logical blocks; 0: none.
+    pub(super) fn optimal(self) -> u32 {
+        u32::try_from(self.optimal_bytes / u64::from(self.logical_bytes)).unwrap_or(0)
     }
 }

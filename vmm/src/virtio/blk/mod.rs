@@ -10,17 +10,21 @@ use super::device::{ActivateError, ActiveQueue, VirtioDevice};
 use super::distress::Distress;
 use super::transport::{F_RING_PACKED, F_RING_RESET};
 use crate::backing::{Backing, DiskError, WriteCache};
-use crate::config::{self, Engine};
+use crate::config::{self, Engine, OnError};
 use crate::iothread::counters::{QueueCounters, QueueSnapshot};
 use crate::iothread::service::Begin;
 use crate::iothread::{DeviceId, Handle};
+use crate::pause::Pause;
 
 mod blocks;
+mod erase;
+mod in_flight;
 mod queue;
 pub mod request;
 mod space;
 
 use blocks::Blocks;
+use in_flight::InFlight;
 use queue::{BlkQueue, ID_BYTES};
 use request::Limits;
 use space::{Space, WRITEBACK_AT};
@@ -35,6 +39,8 @@ const FLUSH: u64 = 1 << 9;
 const TOPOLOGY: u64 = 1 << 10;
 const CONFIG_WCE: u64 = 1 << 11;
 const MULTI_QUEUE: u64 = 1 << 12;
+const DISCARD: u64 = 1 << 13;
+const WRITE_ZEROES: u64 = 1 << 14;
 const INDIRECT_DESCRIPTORS: u64 = 1 << 28;
 const EVENT_IDX: u64 = 1 << 29;
 
@@ -51,8 +57,12 @@ struct Disk {
     engine: Engine,
     cache: WriteCache,
     limits: Limits,
+    on_error: OnError,
+    /// The machine to stop at a failed request, where there is one.
+    pause: Option<Arc<Pause>>,
     distress: Arc<Distress>,
     counters: Vec<Arc<QueueCounters>>,
+    in_flight: Vec<Arc<InFlight>>,
     /// What the driver did to need a reset; written by an IOThread, read by whoever asks for a snapshot.
     fault: Mutex<Option<(u16, RingError)>>,
 }
@@ -83,8 +93,11 @@ impl DiskStats {
         DiskSnapshot {
             name: self.0.name.clone(),
             virtqueues: (0..)
-                .zip(&self.0.counters)
-                .map(|(index, counters)| counters.snapshot(index))
+                .zip(self.0.counters.iter().zip(&self.0.in_flight))
+                .map(|(index, (counters, shown))| {
+                    let (in_flight, oldest) = shown.look();
+                    QueueSnapshot { in_flight, oldest, ..counters.snapshot(index) }
+                })
                 .collect(),
             fault: fault.map(|(queue, error)| format!("virtqueue {queue}: {error}")),
         }
@@ -106,8 +119,28 @@ pub struct Blk {
 }
 
 impl Blk {
-    /// Opens the disk, to be served by those of `iothreads` that its mapping names.
+    /// Opens the disk, to be served by those of `iothreads` that its mapping names. It has no machine that it could stop.
     pub fn new(config: &config::Disk, iothreads: &[Handle]) -> Result<Blk, DiskError> {
+        if config.on_error.may_stop() {
+            return Err(DiskError::NothingToPause { disk: config.name.clone() });
+        }
+        Blk::open(config, iothreads, None)
+    }
+
+    /// The same for a disk of a machine, which a failed request may stop.
+    pub fn of_machine(
+        config: &config::Disk,
+        iothreads: &[Handle],
+        pause: &Arc<Pause>,
+    ) -> Result<Blk, DiskError> {
+        Blk::open(config, iothreads, Some(Arc::clone(pause)))
+    }
+
+    fn open(
+        config: &config::Disk,
+        iothreads: &[Handle],
+        pause: Option<Arc<Pause>>,
+    ) -> Result<Blk, DiskError> {
         let name = config.name.clone();
         let size = config.queue_size;
         if !size.is_power_of_two() || !(config::FEWEST_QUEUE_ENTRIES..=32_768).contains(&size) {
@@ -130,14 +163,25 @@ impl Blk {
             let (engine, iothread) = (config.engine, lacking.name().to_owned());
             return Err(DiskError::EngineNotHere { disk: name, engine, iothread });
         }
-        Blk::with_backing(config, id, served_by, Backing::open(config)?)
+        Blk::with_pause(config, id, served_by, Backing::open(config)?, pause)
     }
 
+    #[cfg(test)]
     fn with_backing(
         config: &config::Disk,
         id: [u8; ID_BYTES],
         iothreads: Vec<Handle>,
         backing: Backing,
+    ) -> Result<Blk, DiskError> {
+        Blk::with_pause(config, id, iothreads, backing, None)
+    }
+
+    fn with_pause(
+        config: &config::Disk,
+        id: [u8; ID_BYTES],
+        iothreads: Vec<Handle>,
+        backing: Backing,
+        pause: Option<Arc<Pause>>,
     ) -> Result<Blk, DiskError> {
         let blocks = Blocks::of(config, &backing)?;
         let limits = Limits {
@@ -152,7 +196,10 @@ impl Blk {
             engine: config.engine,
             cache: WriteCache::new(config.cache),
             limits,
+            on_error: config.on_error,
+            pause,
             distress: Arc::default(),
+            in_flight: iothreads.iter().map(|_| Arc::new(InFlight::new(config.queue_size))).collect(),
             counters: iothreads.iter().map(|_| Arc::default()).collect(),
             fault: Mutex::new(None),
         };
@@ -180,6 +227,7 @@ impl Blk {
             blocks: self.blocks,
             queues: self.queue_sizes.len() as u16,
             write_back: self.disk.cache.is_write_back(),
+            discard_bytes: self.disk.backing.erase.as_ref().map(|erase| erase.granularity_bytes),
         }
     }
 
@@ -187,13 +235,16 @@ impl Blk {
         let index = queue.index;
         let refused = |reason| ActivateError { device: self.title.clone(), queue: index, reason };
         let at = usize::from(index);
-        let (Some(iothread), Some(counters)) = (self.iothreads.get(at), self.disk.counters.get(at)) else {
+        let (Some(iothread), Some(counters), Some(shown)) =
+            (self.iothreads.get(at), self.disk.counters.get(at), self.disk.in_flight.get(at))
+        else {
             return Err(refused("the disk has no such queue".to_owned()));
         };
         let doorbell =
             queue.doorbell.try_clone().map_err(|error| refused(format!("its doorbell: {error}")))?;
-        let (disk, counters) = (Arc::clone(&self.disk), Arc::clone(counters));
-        let begin: Begin = Box::new(move |io| Ok(Box::new(BlkQueue::begin(disk, queue, counters, io)?)));
+        let (disk, counters, shown) = (Arc::clone(&self.disk), Arc::clone(counters), Arc::clone(shown));
+        let begin: Begin =
+            Box::new(move |io| Ok(Box::new(BlkQueue::begin(disk, queue, counters, shown, io)?)));
         iothread.serve(device, index, begin, doorbell).map_err(|error| {
             let cause =
                 std::error::Error::source(&error).map_or_else(String::new, |cause| format!(": {cause}"));
@@ -224,6 +275,9 @@ impl VirtioDevice for Blk {
         }
         if self.disk.cache.is_offered() {
             features |= FLUSH | CONFIG_WCE;
+        }
+        if self.disk.backing.erase.is_some() {
+            features |= DISCARD | WRITE_ZEROES;
         }
         features
     }

@@ -1,22 +1,28 @@
 //! One virtqueue of a disk while an IOThread serves it: heads become requests, requests become transfers and flushes, and
 //! what ended goes back to the driver. Every head has its slot, made when the queue goes live, so that a request allocates
-//! nothing.
+//! nothing. [`erasing`] has what gives ranges back, [`failing`] what becomes of requests that fail.
 
 use std::collections::VecDeque;
 use std::io;
 use std::sync::Arc;
 
+use rustix::io::Errno;
 use vmprof_sys::ring::{Buffers, Operation};
 use vmprof_sys::segments::GuestBuffers;
 use vmprof_sys::vring::{Descriptor, Position, RingError};
 
 use super::Disk;
+use super::erase::Erasure;
+use super::in_flight::{InFlight, Moment};
 use super::request::{self, Kind, Request, Status};
 use crate::backing::bounce::BouncePool;
 use crate::backing::transfer::{Direction, Step, Transfer};
 use crate::iothread::counters::QueueCounters;
 use crate::iothread::service::{Drained, Io, QueueService, Target};
 use crate::virtio::device::ActiveQueue;
+
+mod erasing;
+mod failing;
 
 /// virtio 1.3, 5.2.6: the id string of GET_ID.
 pub(super) const ID_BYTES: usize = 20;
@@ -25,6 +31,8 @@ pub(super) const ID_BYTES: usize = 20;
 struct Slot {
     state: State,
     transfer: Transfer,
+    /// Made at the first request of the slot that needs one.
+    erasure: Option<Box<Erasure>>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -34,8 +42,21 @@ enum State {
     Moving(Request),
     /// A transfer that waits for a bounce buffer or a block.
     Stalled(Request),
-    /// A flush, or a write that became subject to one while it was under way.
+    /// A flush, or a change that must be durable before it completes.
     Syncing(Request),
+    /// A range is being given back or zeroed.
+    Erasing(Request),
+    /// The same by writing zeros.
+    Zeroing(Request),
+    /// It failed, and waits for the machine to go on.
+    Held(Request, Stage),
+}
+
+/// Where a request failed, and goes on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Stage {
+    Moving,
+    Syncing,
 }
 
 #[derive(Debug)]
@@ -46,10 +67,16 @@ pub(super) struct BlkQueue {
     slots: Vec<Slot>,
     in_flight: usize,
     stalled: VecDeque<u16>,
+    held: VecDeque<u16>,
+    /// How often the machine had been resumed when the last of `held` failed.
+    held_since: u64,
+    /// Nothing stops the machine any more: who offered these requests does not wait for them.
+    ending: bool,
     bounces: BouncePool,
     /// The descriptors of the request that is being taken.
     chain: Vec<Descriptor>,
     counters: Arc<QueueCounters>,
+    shown: Arc<InFlight>,
 }
 
 impl BlkQueue {
@@ -58,14 +85,17 @@ impl BlkQueue {
         disk: Arc<Disk>,
         queue: ActiveQueue,
         counters: Arc<QueueCounters>,
+        shown: Arc<InFlight>,
         io: &mut Io<'_>,
     ) -> io::Result<Self> {
         let target = io.open(Arc::clone(&disk.backing.file), disk.engine)?;
         counters.serve_as(io.iothread());
+        shown.clear();
         let ram = queue.ring.ram();
-        let slot = || Slot { state: State::Free, transfer: Transfer::new(GuestBuffers::new(ram)) };
+        let slot =
+            || Slot { state: State::Free, transfer: Transfer::new(GuestBuffers::new(ram)), erasure: None };
         let slots = std::iter::repeat_with(slot).take(queue.ring.size().into()).collect();
-        let (bounces, stalled) = (BouncePool::new(&disk.backing), VecDeque::new());
+        let (bounces, stalled, held) = (BouncePool::new(&disk.backing), VecDeque::new(), VecDeque::new());
         Ok(BlkQueue {
             disk,
             queue,
@@ -73,9 +103,13 @@ impl BlkQueue {
             slots,
             in_flight: 0,
             stalled,
+            held,
+            held_since: 0,
+            ending: false,
             bounces,
             chain: Vec::new(),
             counters,
+            shown,
         })
     }
 
@@ -86,17 +120,30 @@ impl BlkQueue {
         chain: &mut Vec<Descriptor>,
         io: &mut Io<'_>,
     ) -> Result<Drained, RingError> {
-        for _ in 0..quota {
-            let Some(head) = self.queue.ring.pop(chain)? else {
-                return Ok(if self.stalled.is_empty() { Drained::All } else { Drained::Stalled });
-            };
-            self.accept(head, chain, io)?;
+        let mut left = quota;
+        let mut next = self.queue.ring.pop(chain)?;
+        if next.is_some() {
+            let now = Moment::now();
+            while let Some(head) = next {
+                self.accept(head, chain, now, io)?;
+                left -= 1;
+                if left == 0 {
+                    return Ok(Drained::More);
+                }
+                next = self.queue.ring.pop(chain)?;
+            }
         }
-        Ok(Drained::More)
+        Ok(if self.stalled.is_empty() { Drained::All } else { Drained::Stalled })
     }
 
     /// Takes one request.
-    fn accept(&mut self, head: u16, chain: &[Descriptor], io: &mut Io<'_>) -> Result<(), RingError> {
+    fn accept(
+        &mut self,
+        head: u16,
+        chain: &[Descriptor],
+        now: Moment,
+        io: &mut Io<'_>,
+    ) -> Result<(), RingError> {
         let broken = RingError::HeadInFlight { head };
         let slot = self.slots.get_mut(usize::from(head)).ok_or(broken)?;
         // The driver may offer anything: a head that it does not have would give two requests one slot.
@@ -109,21 +156,30 @@ impl BlkQueue {
         self.in_flight += 1;
         match request.kind {
             Kind::Read { offset } => {
+                self.shown.begin(head, Kind::Read { offset }, now);
                 slot.transfer.begin(Direction::Read, offset);
                 self.advance(head, request, io);
             }
             Kind::Write { offset } => {
+                self.shown.begin(head, Kind::Write { offset }, now);
                 let durable = self.disk.cache.write_is_durable();
                 slot.transfer.begin(Direction::Write { durable }, offset);
                 self.advance(head, request, io);
             }
-            Kind::Flush if self.disk.cache.flush_is_kept() => self.sync(head, request, io),
+            Kind::Flush if self.disk.cache.flush_is_kept() => {
+                self.shown.begin(head, Kind::Flush, now);
+                self.sync(head, request, io);
+            }
             Kind::Flush => self.finish(head, request, Status::Ok),
             Kind::GetId => {
                 let id = self.disk.id;
                 let written = buffers.fill_front(&id);
                 // The rest of a longer buffer is not ours to fill: only what was written is reported.
                 self.finish_with(head, request, Status::Ok, written as u64);
+            }
+            kind @ (Kind::Discard | Kind::WriteZeroes) => {
+                self.shown.begin(head, kind, now);
+                self.accept_erasure(head, request, io);
             }
             Kind::Refused(status) => self.finish(head, request, status),
         }
@@ -143,23 +199,71 @@ impl BlkQueue {
                 self.stalled.push_back(head);
             }
             Step::Done => {
-                let write = matches!(request.kind, Kind::Write { .. });
-                if write && !slot.transfer.is_durable() && self.disk.cache.write_is_durable() {
-                    // The guest switched its write cache off meanwhile: what completes from then on is durable.
-                    self.sync(head, request, io);
-                } else {
-                    self.finish(head, request, Status::Ok);
+                let durable = slot.transfer.is_durable();
+                match request.kind {
+                    Kind::Read { .. } => self.finish(head, request, Status::Ok),
+                    _ => self.settle(head, request, durable, io),
                 }
             }
         }
     }
 
+    /// A change of the disk is made: ends it, or makes it durable first, also where the guest switched its write cache off
+    /// meanwhile: what completes from then on is durable.
+    fn settle(&mut self, head: u16, request: Request, durable: bool, io: &mut Io<'_>) {
+        if !durable && self.disk.cache.write_is_durable() {
+            self.sync(head, request, io);
+        } else {
+            self.finish(head, request, Status::Ok);
+        }
+    }
+
     fn sync(&mut self, head: u16, request: Request, io: &mut Io<'_>) {
         if self.disk.cache.is_lost() {
-            return self.finish(head, request, Status::IoError);
+            return self.failed(head, request, Stage::Syncing, Errno::IO.into());
         }
         self.slots[usize::from(head)].state = State::Syncing(request);
         io.start(self.target, Operation::Sync, Buffers::None, head);
+    }
+
+    fn synced(&mut self, head: u16, request: Request, result: io::Result<u32>, io: &mut Io<'_>) {
+        match result {
+            // One that ran beside a flush that failed may not have been told.
+            Ok(_) if self.disk.cache.is_lost() => {
+                self.failed(head, request, Stage::Syncing, Errno::IO.into());
+            }
+            Ok(_) => self.finish(head, request, Status::Ok),
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => self.sync(head, request, io),
+            Err(error) => {
+                self.disk.cache.flush_failed();
+                self.failed(head, request, Stage::Syncing, error);
+            }
+        }
+    }
+
+    /// Goes on with requests that wait for something.
+    fn go_on(&mut self, io: &mut Io<'_>) -> Drained {
+        // One look for both, which find nothing almost always.
+        if !(self.stalled.is_empty() & self.held.is_empty()) {
+            self.try_stalled(io);
+            self.try_held(io);
+        }
+        if self.stalled.is_empty() { Drained::All } else { Drained::Stalled }
+    }
+
+    #[cold]
+    fn try_stalled(&mut self, io: &mut Io<'_>) {
+        // Each once: who still has to wait is put back at the end.
+        for _ in 0..self.stalled.len() {
+            if let Some(head) = self.stalled.pop_front()
+                && let State::Stalled(request) = self.slots[usize::from(head)].state
+            {
+                match request.kind {
+                    Kind::WriteZeroes => self.advance_zeroes(head, request, io),
+                    _ => self.advance(head, request, io),
+                }
+            }
+        }
     }
 
     fn finish(&mut self, head: u16, request: Request, status: Status) {
@@ -172,14 +276,19 @@ impl BlkQueue {
 
     /// Gives the head back. `written` bytes of data came before the status byte.
     fn finish_with(&mut self, head: u16, request: Request, status: Status, written: u64) {
-        self.slots[usize::from(head)].state = State::Free;
-        self.in_flight -= 1;
+        self.free(head);
         // Cannot fail: the address was in guest memory when the request was parsed, and guest memory does not change.
         let _ = self.queue.ring.regions().write(request.status.0, &[status as u8]);
         // virtio 1.3, 2.7.8.2: the length counts what was written from the first writable byte on, without a gap.
         let used = if written == request.writable { written + 1 } else { written };
         self.queue.ring.push_used(head, u32::try_from(used).unwrap_or(u32::MAX));
         self.count(request, status, written);
+    }
+
+    fn free(&mut self, head: u16) {
+        self.slots[usize::from(head)].state = State::Free;
+        self.shown.end(head);
+        self.in_flight -= 1;
     }
 
     fn count(&self, request: Request, status: Status, read: u64) {
@@ -194,6 +303,8 @@ impl BlkQueue {
                 counters.written_bytes.add(if status == Status::Ok { request.readable } else { 0 });
             }
             Kind::Flush => counters.flushes.add(1),
+            Kind::Discard => counters.discards.add(1),
+            Kind::WriteZeroes => counters.write_zeroes.add(1),
             Kind::GetId | Kind::Refused(_) => counters.others.add(1),
         }
         if status != Status::Ok {
@@ -204,7 +315,7 @@ impl BlkQueue {
 
 impl QueueService for BlkQueue {
     fn drain(&mut self, quota: usize, io: &mut Io<'_>) -> Result<Drained, RingError> {
-        self.resume(io);
+        self.go_on(io);
         let mut chain = std::mem::take(&mut self.chain);
         let drained = self.take(quota, &mut chain, io);
         self.chain = chain;
@@ -212,15 +323,12 @@ impl QueueService for BlkQueue {
     }
 
     fn resume(&mut self, io: &mut Io<'_>) -> Drained {
-        // Each once: who still has to wait is put back at the end.
-        for _ in 0..self.stalled.len() {
-            if let Some(head) = self.stalled.pop_front()
-                && let State::Stalled(request) = self.slots[usize::from(head)].state
-            {
-                self.advance(head, request, io);
-            }
+        // Nobody waits for what had failed: it would be given back to a driver that has forgotten it.
+        self.ending = true;
+        while let Some(head) = self.held.pop_front() {
+            self.free(head);
         }
-        if self.stalled.is_empty() { Drained::All } else { Drained::Stalled }
+        self.go_on(io)
     }
 
     fn completed(&mut self, tag: u16, result: io::Result<u32>, buffers: Buffers, io: &mut Io<'_>) {
@@ -229,20 +337,18 @@ impl QueueService for BlkQueue {
             State::Moving(request) => {
                 match slot.transfer.completed(result, buffers, &self.disk.backing, &mut self.bounces) {
                     Ok(()) => self.advance(tag, request, io),
-                    Err(_) => self.finish(tag, request, Status::IoError),
+                    Err(error) => self.failed(tag, request, Stage::Moving, error),
                 }
             }
-            State::Syncing(request) => match result {
-                // One that ran beside a flush that failed may not have been told.
-                Ok(_) if self.disk.cache.is_lost() => self.finish(tag, request, Status::IoError),
-                Ok(_) => self.finish(tag, request, Status::Ok),
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => self.sync(tag, request, io),
-                Err(_) => {
-                    self.disk.cache.flush_failed();
-                    self.finish(tag, request, Status::IoError);
+            State::Zeroing(request) => {
+                match slot.transfer.completed(result, buffers, &self.disk.backing, &mut self.bounces) {
+                    Ok(()) => self.advance_zeroes(tag, request, io),
+                    Err(error) => self.failed(tag, request, Stage::Moving, error),
                 }
-            },
-            State::Free | State::Stalled(_) => {}
+            }
+            State::Syncing(request) => self.synced(tag, request, result, io),
+            State::Erasing(request) => self.erased(tag, request, result, io),
+            State::Free | State::Stalled(_) | State::Held(..) => {}
         }
     }
 

@@ -14,6 +14,8 @@ const TYPE_IN: u32 = 0;
 const TYPE_OUT: u32 = 1;
 const TYPE_FLUSH: u32 = 4;
 const TYPE_GET_ID: u32 = 8;
+const TYPE_DISCARD: u32 = 11;
+const TYPE_WRITE_ZEROES: u32 = 13;
 
 /// The status byte that ends a request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -35,6 +37,9 @@ pub enum Kind {
     },
     Flush,
     GetId,
+    /// Their ranges are in the buffers, and still to be held against the disk.
+    Discard,
+    WriteZeroes,
     /// Not to be carried out: the answer is known.
     Refused(Status),
 }
@@ -176,13 +181,14 @@ fn judge(parts: &Parts<'_>, limits: &Limits) -> Kind {
     let word = |at: usize| u32::from_le_bytes([0, 1, 2, 3].map(|byte| parts.header[at + byte]));
     let sector = u64::from(word(12)) << 32 | u64::from(word(8));
     let kind = word(0);
-    if !matches!(kind, TYPE_IN | TYPE_OUT | TYPE_FLUSH | TYPE_GET_ID) {
+    if !matches!(kind, TYPE_IN | TYPE_OUT | TYPE_FLUSH | TYPE_GET_ID | TYPE_DISCARD | TYPE_WRITE_ZEROES) {
         return Kind::Refused(Status::Unsupported);
     }
     let (wrong_side, too_many) = match kind {
         TYPE_IN => (parts.out_bytes > 0, parts.segments > limits.most_segments),
         TYPE_OUT => (parts.in_bytes > 0, parts.segments > limits.most_segments),
         TYPE_GET_ID => (parts.out_bytes > 0, false),
+        TYPE_DISCARD | TYPE_WRITE_ZEROES => (parts.in_bytes > 0, false),
         _ => (false, false),
     };
     if parts.unusable || wrong_side || too_many {
@@ -192,7 +198,9 @@ fn judge(parts: &Parts<'_>, limits: &Limits) -> Kind {
         TYPE_FLUSH => Kind::Flush,
         TYPE_GET_ID => Kind::GetId,
         // virtio 1.3, 5.2.6.2: a write to a read-only device is an I/O error.
-        TYPE_OUT if limits.read_only => Kind::Refused(Status::IoError),
+        TYPE_OUT | TYPE_DISCARD | TYPE_WRITE_ZEROES if limits.read_only => Kind::Refused(Status::IoError),
+        TYPE_DISCARD => Kind::Discard,
+        TYPE_WRITE_ZEROES => Kind::WriteZeroes,
         _ => match range(sector, parts.out_bytes + parts.in_bytes, limits.capacity_bytes) {
             Some(offset) if kind == TYPE_IN => Kind::Read { offset },
             Some(offset) => Kind::Write { offset },

@@ -15,10 +15,13 @@ use crate::virtio::mock::{self, Driver, readable, writable};
 
 mod costs;
 mod engines;
+mod erasing;
 mod faults;
 mod layouts;
+mod policies;
 mod recorded;
 mod resets;
+mod seen;
 
 const MIB: usize = 1 << 20;
 
@@ -39,6 +42,8 @@ fn disk_config(path: &Path, cache: CacheMode, virtqueues: &[u32]) -> config::Dis
         packed: false,
         logical_block_bytes: None,
         physical_block_bytes: None,
+        discard: false,
+        on_error: Default::default(),
         virtqueues: virtqueues.to_vec(),
     }
 }
@@ -83,7 +88,8 @@ impl BlkDriver {
         let mut buffers = vec![readable(header, 16)];
         if len > 0 {
             let address = self.data + data;
-            buffers.push(if kind == 1 { readable(address, len) } else { writable(address, len) });
+            let given = matches!(kind, 1 | 11 | 13);
+            buffers.push(if given { readable(address, len) } else { writable(address, len) });
         }
         buffers.push(writable(header + 16, 1));
         self.queue.add(&buffers).unwrap()
@@ -221,20 +227,20 @@ fn the_write_cache_is_shown_and_switched_as_the_mode_allows() {
         let mut blk = Blk::new(&disk_config(&path, cache, &[0]), std::slice::from_ref(&thread)).unwrap();
         let both = FLUSH | CONFIG_WCE;
         assert_eq!(blk.features() & both, if offered { both } else { 0 }, "{cache:?}");
-        assert_eq!(cache_of(&blk), offered.into());
+        assert_eq!(cache_of(&blk), u8::from(offered));
         blk.write_config(32, &[0]);
         assert_eq!(cache_of(&blk), 0);
         blk.write_config(31, &[0, 1, 0]);
         assert_eq!(
             cache_of(&blk),
-            offered.into(),
+            u8::from(offered),
             "{cache:?}: what the mode promises is not the guest's to change"
         );
         blk.activate(ALL_FEATURES & !FLUSH, Vec::new()).unwrap();
         assert_eq!(cache_of(&blk), 0, "a driver that cannot flush writes through");
         assert_eq!(blk.disk.cache.write_is_durable(), cache != CacheMode::Unsafe);
         blk.reset();
-        assert_eq!(cache_of(&blk), offered.into());
+        assert_eq!(cache_of(&blk), u8::from(offered));
     }
 }
 
