@@ -28,6 +28,7 @@ mod entrance;
 mod entry;
 mod files;
 mod registered;
+mod remote;
 mod setup;
 
 use entrance::Entrance;

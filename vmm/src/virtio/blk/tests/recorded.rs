@@ -10,8 +10,8 @@ use std::time::{Duration, UNIX_EPOCH};
 
 use fuser::{
     BackgroundSession, Config, Errno, FileAttr, FileHandle, FileType, Filesystem, FopenFlags, Generation,
-    INodeNo, LockOwner, OpenFlags, ReplyAttr, ReplyData, ReplyEmpty, ReplyEntry, ReplyOpen, ReplyWrite,
-    Request, WriteFlags,
+    INodeNo, InitFlags, KernelConfig, LockOwner, OpenFlags, ReplyAttr, ReplyData, ReplyEmpty, ReplyEntry,
+    ReplyOpen, ReplyWrite, Request, WriteFlags,
 };
 
 use super::*;
@@ -34,8 +34,22 @@ enum Event {
 
 #[derive(Debug)]
 enum Held {
-    Write { offset: u64, data: Vec<u8>, durable: bool, reply: ReplyWrite },
-    Flush { begun: usize, reply: ReplyEmpty },
+    Write {
+        offset: u64,
+        data: Vec<u8>,
+        durable: bool,
+        reply: ReplyWrite,
+    },
+    /// Reads are held only while they hang.
+    Read {
+        offset: u64,
+        bytes: usize,
+        reply: ReplyData,
+    },
+    Flush {
+        begun: usize,
+        reply: ReplyEmpty,
+    },
 }
 
 #[derive(Debug, Default)]
@@ -43,7 +57,7 @@ struct Record {
     content: Vec<u8>,
     events: Vec<Event>,
     held: Vec<Held>,
-    /// Writes that cover this sector end with this error, or never.
+    /// Writes that cover this sector end with this error, or never; reads that do may hang as well.
     fault: Option<(u64, Fault)>,
     chance: u64,
 }
@@ -71,6 +85,7 @@ impl Record {
                 }
                 reply.written(data.len() as u32);
             }
+            Held::Read { offset, bytes, reply } => reply.data(self.bytes_at(offset, bytes)),
             Held::Flush { begun, reply } => {
                 self.events.push(Event::Flushed { begun });
                 reply.ok();
@@ -79,12 +94,21 @@ impl Record {
     }
 
     fn covers(&self, held: &Held, fault: Fault) -> bool {
-        match (held, self.fault) {
-            (Held::Write { offset, data, .. }, Some((sector, found))) => {
-                found == fault && (offset / 512..(offset + data.len() as u64) / 512).contains(&sector)
-            }
-            _ => false,
+        match held {
+            Held::Write { offset, data, .. } => self.faulty(*offset, data.len(), fault),
+            Held::Read { offset, bytes, .. } => self.faulty(*offset, *bytes, fault),
+            Held::Flush { .. } => false,
         }
+    }
+
+    fn faulty(&self, offset: u64, bytes: usize, fault: Fault) -> bool {
+        let sectors = offset / 512..(offset + bytes as u64) / 512;
+        self.fault.is_some_and(|(sector, found)| found == fault && sectors.contains(&sector))
+    }
+
+    fn bytes_at(&self, offset: u64, bytes: usize) -> &[u8] {
+        let start = (offset as usize).min(self.content.len());
+        &self.content[start..(start + bytes).min(self.content.len())]
     }
 }
 
@@ -94,7 +118,11 @@ fn version_in(bytes: &[u8]) -> u64 {
 
 /// The file system: one file, `disk`.
 #[derive(Debug)]
-struct Recorder(Arc<Mutex<Record>>);
+struct Recorder {
+    record: Arc<Mutex<Record>>,
+    /// Whether the kernel may go on while it waits for our answer to direct I/O, as libfuse lets it.
+    async_dio: bool,
+}
 
 fn attributes(inode: INodeNo) -> FileAttr {
     let (kind, perm, size) = match inode {
@@ -121,6 +149,15 @@ fn attributes(inode: INodeNo) -> FileAttr {
 }
 
 impl Filesystem for Recorder {
+    fn init(&mut self, _: &Request, config: &mut KernelConfig) -> std::io::Result<()> {
+        if self.async_dio {
+            config
+                .add_capabilities(InitFlags::FUSE_ASYNC_DIO)
+                .map_err(|_| std::io::ErrorKind::Unsupported)?;
+        }
+        Ok(())
+    }
+
     fn lookup(&self, _: &Request, _: INodeNo, name: &OsStr, reply: ReplyEntry) {
         match name.to_str() {
             Some("disk") => reply.entry(&FOR_EVER, &attributes(DISK), Generation(0)),
@@ -152,10 +189,11 @@ impl Filesystem for Recorder {
         _: Option<LockOwner>,
         reply: ReplyData,
     ) {
-        let record = self.0.lock().unwrap();
-        let start = (offset as usize).min(record.content.len());
-        let end = (start + size as usize).min(record.content.len());
-        reply.data(&record.content[start..end]);
+        let (mut record, bytes) = (self.record.lock().unwrap(), size as usize);
+        match record.faulty(offset, bytes, Fault::Hang) {
+            true => record.held.push(Held::Read { offset, bytes, reply }),
+            false => reply.data(record.bytes_at(offset, bytes)),
+        }
     }
 
     fn write(
@@ -171,11 +209,11 @@ impl Filesystem for Recorder {
         reply: ReplyWrite,
     ) {
         let durable = flags.0 & rustix::fs::OFlags::DSYNC.bits() as i32 != 0;
-        self.0.lock().unwrap().held.push(Held::Write { offset, data: data.to_vec(), durable, reply });
+        self.record.lock().unwrap().held.push(Held::Write { offset, data: data.to_vec(), durable, reply });
     }
 
     fn fsync(&self, _: &Request, _: INodeNo, _: FileHandle, _: bool, reply: ReplyEmpty) {
-        let mut record = self.0.lock().unwrap();
+        let mut record = self.record.lock().unwrap();
         let begun = record.events.len();
         record.held.push(Held::Flush { begun, reply });
     }
@@ -193,11 +231,15 @@ struct Recorded {
 impl Recorded {
     /// `None`, and said so, where there is no FUSE.
     fn mount(test: &str, seed: u64) -> Option<Recorded> {
+        Self::with(test, seed, false)
+    }
+
+    fn with(test: &str, seed: u64, async_dio: bool) -> Option<Recorded> {
         let record = Record { content: vec![0; SECTORS as usize * 512], chance: seed, ..Record::default() };
         let record = Arc::new(Mutex::new(record));
         let directory = TempDir::new().unwrap();
-        let session = match fuser::spawn_mount(Recorder(record.clone()), directory.path(), &Config::default())
-        {
+        let recorder = Recorder { record: record.clone(), async_dio };
+        let session = match fuser::spawn_mount(recorder, directory.path(), &Config::default()) {
             Ok(session) => session,
             Err(error) => {
                 eprintln!("skipped: {test}: no FUSE file can be had: {error}");
@@ -387,46 +429,80 @@ impl Drop for Hanging<'_> {
     }
 }
 
-/// On IOThreads of their own: this kernel starts a write of a FUSE file inside the system call that submits it, and the thread
-/// waits there for the file's server.
-#[test]
-fn a_backing_that_fails_or_hangs_is_told_of_and_disks_of_other_iothreads_go_on() {
-    let name = "a_backing_that_fails_or_hangs_is_told_of";
-    let Some(recorded) = Recorded::mount(name, 1) else { return };
-    let directory = TempDir::new().unwrap();
-    let path = file_of(&directory, "good", MIB as u64);
-    let (ram, threads) = (mock::ram(8 * MIB), [iothread(0, 0), iothread(1, 0)]);
-    let mut blks = [(recorded.path(), 0), (path, 1)]
-        .map(|(path, thread)| Blk::new(&disk_config(&path, CacheMode::None, &[thread]), &threads).unwrap());
-    let mut drivers = [0, 2].map(|region| BlkDriver::new(&ram, region, 64));
-    for (blk, driver) in blks.iter_mut().zip(&drivers) {
-        blk.activate(ALL_FEATURES, vec![driver.queue.device_side(0)]).unwrap();
+/// A disk of that file and one of a file that is well, on one IOThread.
+struct Pair {
+    blks: [Blk; 2],
+    bad: BlkDriver,
+    good: BlkDriver,
+    _directory: TempDir,
+}
+
+impl Pair {
+    fn new(recorded: &Recorded, cache: CacheMode) -> Pair {
+        let directory = TempDir::new().unwrap();
+        let path = file_of(&directory, "good", MIB as u64);
+        let (ram, threads) = (mock::ram(8 * MIB), [iothread(0, 0)]);
+        let mut blks = [recorded.path(), path].map(|path| {
+            let config = config::Disk { queue_size: 256, ..disk_config(&path, cache, &[0]) };
+            Blk::new(&config, &threads).unwrap()
+        });
+        let drivers = [0, 4].map(|region| BlkDriver::new(&ram, region, 256));
+        for (blk, driver) in blks.iter_mut().zip(&drivers) {
+            blk.activate(ALL_FEATURES, vec![driver.queue.device_side(0)]).unwrap();
+        }
+        let [bad, good] = drivers;
+        Pair { blks, bad, good, _directory: directory }
     }
-    let [bad, good] = &mut drivers;
+}
+
+#[test]
+fn a_backing_that_fails_is_told_of_and_its_neighbour_goes_on() {
+    let Some(recorded) = Recorded::mount("a_backing_that_fails_is_told_of", 1) else { return };
+    let Pair { blks, mut bad, mut good, _directory } = Pair::new(&recorded, CacheMode::None);
     for error in [rustix::io::Errno::IO, rustix::io::Errno::NOSPC] {
         recorded.fault(Some((9, Fault::Error(error.raw_os_error()))));
         assert_eq!(bad.run(1, 8, 0, 1024).0, 1, "{error}: told as an I/O error");
         assert_eq!(bad.run(1, 16, 0, 1024).0, 0, "{error}: the next request is as good as ever");
         assert_eq!(good.run(1, 8, 0, 1024).0, 0);
     }
-    let hanging = Hanging(&recorded);
-    recorded.fault(Some((9, Fault::Hang)));
-    let stuck = bad.request(1, 1, 8, 0, 1024);
-    bad.queue.kick();
-    for _ in 0..16 {
-        assert_eq!(good.run(1, 8, 0, 1024).0, 0);
-    }
-    assert_eq!(bad.status(1), 0xff, "it hangs");
-    drop(hanging);
-    assert_eq!(bad.queue.wait_used().0, stuck);
-    assert_eq!(bad.status(1), 0);
     assert_eq!(blks[0].stats().snapshot().virtqueues[0].errors, 2);
+}
+
+/// Whether the server lets the kernel wait elsewhere or not: a write of a FUSE file may else be waited for inside the system
+/// call that submits it. And however many hang: flushes of the neighbour need a worker of the kernel's, or a thread of the pool.
+#[test]
+fn a_backing_that_hangs_stops_no_disk_of_the_same_iothread() {
+    for (cache, async_dio) in
+        [(CacheMode::None, false), (CacheMode::None, true), (CacheMode::Writethrough, false)]
+    {
+        let name = "a_backing_that_hangs_stops_no_disk";
+        let Some(recorded) = Recorded::with(name, 1, async_dio) else { return };
+        let Pair { blks, mut bad, mut good, _directory } = Pair::new(&recorded, cache);
+        let hanging = Hanging(&recorded);
+        recorded.fault(Some((9, Fault::Hang)));
+        let stuck = 80;
+        for tag in 0..stuck {
+            bad.request(tag, u32::from(tag % 2), 8, 8192, 1024);
+        }
+        bad.queue.kick();
+        for _ in 0..16 {
+            for (kind, bytes) in [(1, 1024), (0, 1024), (4, 0)] {
+                assert_eq!(good.run(kind, 8, 0, bytes).0, 0, "{cache:?} {async_dio}");
+            }
+        }
+        let queue = &blks[0].stats().snapshot().virtqueues[0];
+        assert_eq!(queue.in_flight, u64::from(stuck), "{cache:?}: {queue:?}");
+        drop(hanging);
+        (0..stuck).for_each(|_| assert!(usize::from(bad.queue.wait_used().0) < 256));
+        assert!((0..stuck).all(|tag| bad.status(tag) == 0));
+    }
 }
 
 #[test]
 fn other_engines_keep_and_tell_the_same() {
     tested::over_other_engines(&[
         ("power cuts", what_the_driver_may_rely_on_survives_a_power_cut_at_any_moment),
-        ("faults", a_backing_that_fails_or_hangs_is_told_of_and_disks_of_other_iothreads_go_on),
+        ("faults", a_backing_that_fails_is_told_of_and_its_neighbour_goes_on),
+        ("hangs", a_backing_that_hangs_stops_no_disk_of_the_same_iothread),
     ]);
 }
