@@ -8,6 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::time::Instant;
 
 use vmprof_tests::drives::{Drive, Drives};
 use vmprof_tests::{Finished, Home, checkout, finish, the_lab};
@@ -163,7 +164,9 @@ fn every_disk_keeps_what_is_written_to_it_or_is_refused() {
     });
     let (mut right, mut wrong) = (0, Vec::new());
     for group in disks.chunks(DISKS_A_BOOT) {
+        let begun = Instant::now();
         let (ran, finished) = boot(&home, group.to_vec(), &mut refused);
+        println!("{} disks in {:.0?}", ran.len(), begun.elapsed());
         for disk in &ran {
             let said: Vec<&str> = finished
                 .stdout
@@ -191,8 +194,10 @@ fn every_disk_keeps_what_is_written_to_it_or_is_refused() {
             println!("{told}");
         }
         if finished.status != Some(0) {
-            println!("{}", finished.stderr);
             wrong.push(format!("a boot ended with {:?}", finished.status));
+        }
+        if !wrong.is_empty() {
+            println!("{}", finished.stderr);
         }
     }
     for (title, code) in &refused {
