@@ -63,7 +63,9 @@ struct Disk {
     name: &'static str,
     cache: &'static str,
     filesystem: &'static str,
-    queues: u32,
+    /// Its engine and its format of ring.
+    aio: &'static str,
+    ring: &'static str,
 }
 
 impl Disk {
@@ -82,15 +84,18 @@ impl Disk {
 }
 
 const fn disk(name: &'static str, cache: &'static str, filesystem: &'static str) -> Disk {
-    Disk { name, cache, filesystem, queues: 1 }
+    Disk { name, cache, filesystem, aio: "io_uring", ring: "split" }
 }
 
 impl Size {
     fn asked_for() -> Size {
         let number = |name: &str| std::env::var(name).ok().and_then(|value| value.parse::<u32>().ok());
         let Some(seconds) = number("VMPROF_DURABILITY_SECONDS") else {
-            let disks = ["none", "writethrough", "unsafe"].iter().zip(["d0", "d1", "d2"]);
-            let disks = disks.map(|(cache, name)| disk(name, cache, "ext4")).collect();
+            let disks = vec![
+                Disk { aio: "native", ring: "packed", ..disk("d0", "none", "ext4") },
+                Disk { aio: "threads", ..disk("d1", "writethrough", "ext4") },
+                Disk { ring: "packed", ..disk("d2", "unsafe", "ext4") },
+            ];
             return Size { disks, seconds: 10, moments: 24 };
         };
         let only = std::env::var("VMPROF_DURABILITY_ONLY").unwrap_or_default();
@@ -102,10 +107,10 @@ impl Size {
             disk("d2", "writeback", "ext4"),
             disk("d3", "writethrough", "ext4"),
             disk("d4", "unsafe", "ext4"),
-            disk("d5", "none", "xfs"),
-            disk("d6", "directsync", "xfs"),
-            disk("d7", "writeback", "xfs"),
-            disk("d8", "writethrough", "xfs"),
+            Disk { aio: "native", ring: "packed", ..disk("d5", "none", "xfs") },
+            Disk { aio: "native", ..disk("d6", "directsync", "xfs") },
+            Disk { aio: "threads", ring: "packed", ..disk("d7", "writeback", "xfs") },
+            Disk { aio: "threads", ..disk("d8", "writethrough", "xfs") },
         ];
         disks.retain(wanted);
         assert!(!disks.is_empty(), "`{only}` names no disk: there is `none/ext4`, for one");
@@ -146,11 +151,11 @@ fn write(home: &Home, size: &Size) -> BTreeMap<&'static str, (Vec<Promise>, Writ
     let (mut drives, mut logs) = (Vec::new(), BTreeMap::new());
     let mut places = Vec::new();
     for disk in &size.disks {
-        let (Disk { name, cache, filesystem, queues }, mib) = (disk, disk.mib());
+        let (Disk { name, cache, filesystem, aio, ring }, mib) = (disk, disk.mib());
         writeln!(
             nodes,
-            "    disk {name} {{ source file=\"{name}.raw\" size=\"{mib}MiB\"; driver raw cache={cache}; \
-             queues {queues}; format {filesystem} mount=\"/{name}\"; }}"
+            "    disk {name} {{ source file=\"{name}.raw\" size=\"{mib}MiB\"; driver raw cache={cache} \
+             aio={aio}; queues 1 ring={ring}; format {filesystem} mount=\"/{name}\"; }}"
         )
         .expect("text grows");
         let log = home.path().join(format!("{name}.log"));

@@ -1,7 +1,5 @@
 //! Drives that fail, and one that hangs, beside one that is well. QEMU's `blkdebug` fails requests of a drive of the emulated host,
 //! its throttling holds them back until the test lets go.
-//!
-//! `tests/faults` runs it.
 
 use std::fmt::Write as _;
 use std::fs;
@@ -48,7 +46,7 @@ const DISKS: [(&str, &str); 6] = [
 
 /// Lets through so many bytes a second that `hung` writes; 0: all, those that have waited included.
 fn limit_writes(qmp: &Path, bytes: u64) {
-    let mut limits = json!({ "id": "hung", "bps": 0, "bps_rd": 0, "iops": 0, "iops_rd": 0, "iops_wr": 0 });
+    let mut limits = json!({ "id": "/machine/peripheral/hung/virtio-backend", "bps": 0, "bps_rd": 0, "iops": 0, "iops_rd": 0, "iops_wr": 0 });
     limits["bps_wr"] = bytes.into();
     tell(qmp, &json!({ "execute": "block_set_io_throttle", "arguments": limits }));
 }
@@ -150,7 +148,6 @@ fn queue_of(stats: &Value, disk: &str) -> Value {
 
 /// All disks are one IOThread's.
 #[test]
-#[ignore = "a boot of its own: tests/faults runs it"]
 fn a_drive_that_fails_or_hangs_is_treated_as_the_profile_says_and_the_others_go_on() {
     let _lab = the_lab();
     let home = Home::new();
