@@ -53,7 +53,7 @@ pub struct Transfer {
     direction: Direction,
     offset: u64,
     /// Away while the kernel has it.
-    guest: Option<GuestBuffers>,
+    guest: Option<Box<GuestBuffers>>,
     phase: Phase,
     /// What this transfer holds of the backing's gate.
     gate: Option<Range<u64>>,
@@ -65,7 +65,7 @@ pub struct Transfer {
 }
 
 impl Transfer {
-    pub fn new(guest: GuestBuffers) -> Self {
+    pub fn new(guest: Box<GuestBuffers>) -> Self {
         Transfer {
             direction: Direction::Read,
             offset: 0,
@@ -80,7 +80,7 @@ impl Transfer {
 
     /// The guest's buffers, to be filled for the next request. `None` only while the kernel has them.
     pub fn guest_mut(&mut self) -> Option<&mut GuestBuffers> {
-        self.guest.as_mut()
+        self.guest.as_deref_mut()
     }
 
     /// Sets out to move all of the guest's buffers from or to `offset`, which was checked against the capacity.

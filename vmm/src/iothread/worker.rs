@@ -23,8 +23,9 @@ use super::service::{Begin, Drained, Io, QueueService, Token};
 use super::{Command, IoThreadError, Positions, QueueKey, Queues};
 use crate::config;
 
-/// Requests taken from one queue before the next has its turn.
-const QUOTA: usize = 64;
+/// Requests taken from one queue before the next has its turn, and before what they started is handed over: the drive works on
+/// the first of a batch while the rest is read.
+const QUOTA: usize = 8;
 /// How long requests wait for another thread to leave a block, before asking again.
 const STALL: Duration = Duration::from_micros(100);
 /// How often a thread that polls asks for bells that it cannot see without a system call.

@@ -79,7 +79,7 @@ mod tests {
         guest.push(0, 4096).unwrap();
         guest.push(0x3000, 4096).unwrap();
         let write = Operation::Write { offset: 100, durable: true };
-        assert_eq!(perform(&file, write, &mut Buffers::Guest(guest)).unwrap(), 8192);
+        assert_eq!(perform(&file, write, &mut Buffers::Guest(Box::new(guest))).unwrap(), 8192);
         let mut found = [0; 4096];
         file.read_exact_at(&mut found, 100).unwrap();
         assert_eq!(found, [7; 4096]);

@@ -61,6 +61,26 @@ impl Regions {
         })
     }
 
+    /// The bytes at `address`. `None`: not all of them are memory.
+    #[inline]
+    pub fn read_array<const N: usize>(&self, address: u64) -> Option<[u8; N]> {
+        if let Some(source) = self.one_piece(address, N) {
+            // SAFETY: `source` holds `N` bytes of guest memory that `ram` keeps mapped; bytes have no alignment to keep.
+            return Some(unsafe { source.cast::<[u8; N]>().as_ptr().read_volatile() });
+        }
+        let mut target = [0; N];
+        self.read(address, &mut target).then_some(target)
+    }
+
+    /// Writes one byte. `false`: there is no memory.
+    #[inline]
+    pub fn write_byte(&self, address: u64, byte: u8) -> bool {
+        let Some((target, _)) = self.find(address) else { return false };
+        // SAFETY: `target` is a byte of guest memory that `ram` keeps mapped.
+        unsafe { target.as_ptr().write_volatile(byte) };
+        true
+    }
+
     /// Writes `source` at `address`. `false`: not all of that is memory, and some may have been written.
     #[inline]
     pub fn write(&self, address: u64, source: &[u8]) -> bool {
@@ -76,6 +96,15 @@ impl Regions {
     pub(crate) fn one_piece(&self, address: u64, bytes: usize) -> Option<NonNull<u8>> {
         let (host, left) = self.find(address)?;
         (left >= bytes as u64).then_some(host)
+    }
+
+    /// Whether the host's memory at `pointer` is all the guest's.
+    #[cfg(feature = "peers")]
+    pub(crate) fn is_host_memory(&self, pointer: *const u8, bytes: usize) -> bool {
+        self.table.iter().any(|region| {
+            let at = (pointer as u64).checked_sub(region.host.as_ptr() as u64);
+            at.and_then(|at| region.len.checked_sub(at)).is_some_and(|left| bytes as u64 <= left)
+        })
     }
 
     /// Goes over `bytes` at `address` region by region: how many came before, where they are, how many there are. Ends with
@@ -180,6 +209,11 @@ mod tests {
         assert!(regions.read(0x3ffe, &mut found));
         assert_eq!(&found, b"abcd");
         assert!(!regions.read(0x4ffe, &mut found));
+        assert_eq!(regions.read_array(0x3ffe), Some(*b"abcd"), "across");
+        assert_eq!(regions.read_array(0x3fff), Some(*b"b"), "at the end of one");
+        assert_eq!(regions.read_array::<4>(0x4ffe), None);
+        assert!(regions.write_byte(0x4000, b'x') && !regions.write_byte(0x5000, b'x'));
+        assert_eq!(regions.read_array(0x3ffe), Some(*b"abxd"));
         assert!(!regions.write(u64::MAX - 1, b"abcd"));
         assert!(regions.read(0x9000, &mut []), "nothing is everywhere");
     }

@@ -47,8 +47,8 @@ const BATCH: usize = 32;
 pub enum Buffers {
     /// Flushes have none.
     None,
-    /// The guest's own, all that is left in them.
-    Guest(GuestBuffers),
+    /// The guest's own, all that is left in them. Boxed: they change hands several times for each request.
+    Guest(Box<GuestBuffers>),
     /// The first `bytes` of a buffer of ours.
     Bounce { buffer: AlignedBuffer, bytes: usize },
 }

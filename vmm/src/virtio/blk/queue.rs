@@ -92,8 +92,11 @@ impl BlkQueue {
         counters.serve_as(io.iothread());
         shown.clear();
         let ram = queue.ring.ram();
-        let slot =
-            || Slot { state: State::Free, transfer: Transfer::new(GuestBuffers::new(ram)), erasure: None };
+        let slot = || Slot {
+            state: State::Free,
+            transfer: Transfer::new(Box::new(GuestBuffers::new(ram))),
+            erasure: None,
+        };
         let slots = std::iter::repeat_with(slot).take(queue.ring.size().into()).collect();
         let (bounces, stalled, held) = (BouncePool::new(&disk.backing), VecDeque::new(), VecDeque::new());
         Ok(BlkQueue {
@@ -278,7 +281,7 @@ impl BlkQueue {
     fn finish_with(&mut self, head: u16, request: Request, status: Status, written: u64) {
         self.free(head);
         // Cannot fail: the address was in guest memory when the request was parsed, and guest memory does not change.
-        let _ = self.queue.ring.regions().write(request.status.0, &[status as u8]);
+        let _ = self.queue.ring.regions().write_byte(request.status.0, status as u8);
         // virtio 1.3, 2.7.8.2: the length counts what was written from the first writable byte on, without a gap.
         let used = if written == request.writable { written + 1 } else { written };
         self.queue.ring.push_used(head, u32::try_from(used).unwrap_or(u32::MAX));

@@ -14,7 +14,7 @@ fn ram() -> Arc<GuestRam> {
 fn guest(ram: &Arc<GuestRam>, pieces: &[(u64, u32)]) -> Buffers {
     let mut buffers = GuestBuffers::new(ram);
     pieces.iter().for_each(|(address, len)| buffers.push(*address, *len).unwrap());
-    Buffers::Guest(buffers)
+    Buffers::Guest(Box::new(buffers))
 }
 
 /// `None` where the kernel has no AIO.

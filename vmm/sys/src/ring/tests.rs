@@ -13,7 +13,7 @@ fn ram() -> Arc<GuestRam> {
 fn guest(ram: &Arc<GuestRam>, pieces: &[(u64, u32)]) -> Buffers {
     let mut buffers = GuestBuffers::new(ram);
     pieces.iter().for_each(|(address, len)| buffers.push(*address, *len).unwrap());
-    Buffers::Guest(buffers)
+    Buffers::Guest(Box::new(buffers))
 }
 
 fn wait_for<T: Copy>(ring: &mut Ring<T>, count: usize) -> Vec<Completion<T>> {

@@ -145,18 +145,19 @@ impl PackedEntry {
 }
 
 /// The two words of the descriptor at `index`, which is below the table's entries.
+#[inline]
 pub(super) fn read(table: Table, index: u16) -> [u64; 2] {
     debug_assert!(u32::from(index) < table.entries);
     // SAFETY: the callers checked `index` against the table's entries, which were resolved as one piece of guest memory.
     let entry = unsafe { table.base.as_ptr().add(DESCRIPTOR_BYTES * usize::from(index)) };
-    let words = if entry.cast::<[u64; 2]>().is_aligned() {
+    let [address, rest] = if entry.cast::<[u64; 2]>().is_aligned() {
         // SAFETY: as above, and aligned; the ring that the table belongs to keeps the memory mapped.
         unsafe { entry.cast::<[u64; 2]>().read_volatile() }
     } else {
         // An indirect table may lie anywhere.
         // SAFETY: as above; a byte array has no alignment to keep.
-        let bytes = unsafe { entry.cast::<[[u8; 8]; 2]>().read_volatile() };
-        bytes.map(u64::from_ne_bytes)
+        let [address, rest] = unsafe { entry.cast::<[[u8; 8]; 2]>().read_volatile() };
+        [u64::from_ne_bytes(address), u64::from_ne_bytes(rest)]
     };
-    words.map(u64::from_le)
+    [u64::from_le(address), u64::from_le(rest)]
 }
