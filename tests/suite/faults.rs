@@ -18,8 +18,6 @@ const BAD_WRITE_SECTOR: u64 = 2048;
 const BAD_READ_SECTOR: u64 = 4096;
 const EIO: i64 = 5;
 
-/// Each with the policies of its driver.
-
 /// Says one thing to QEMU and waits for its answer.
 fn tell(socket: &Path, command: &Value) {
     let mut stream = UnixStream::connect(socket).expect("QEMU listens");
@@ -35,6 +33,7 @@ fn tell(socket: &Path, command: &Value) {
     }
 }
 
+/// Each with the policies of its driver.
 const DISKS: [(&str, &str); 6] = [
     ("good", ""),
     ("bad", ""),

@@ -46,12 +46,12 @@ impl Disk {
         )
     }
 
-    /// The block sizes that the guest must be shown, logical and physical: what the profile says, else 512 and what direct I/O
-    /// asks for, which on 512e is 512 as well.
+    /// The block sizes that the guest must be shown: the logical one as the profile says, else 512; and what the drive writes at
+    /// once.
     fn blocks(&self) -> (u32, u32) {
         match self.drive {
             "4Kn-4096" => (4096, 4096),
-            "4Kn" if matches!(self.cache, "none" | "directsync") => (512, 4096),
+            "4Kn" | "512e" => (512, 4096),
             _ => (512, 512),
         }
     }
