@@ -1,5 +1,9 @@
 //! The harness of the end-to-end tests: the binary as users get it, in an environment of its own.
 
+pub mod drives;
+pub mod promises;
+pub mod writelog;
+
 use std::ffi::OsStr;
 use std::io::{BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
@@ -101,6 +105,16 @@ impl Home {
     /// Runs it to its end.
     pub fn run<A: AsRef<OsStr>>(&self, arguments: impl IntoIterator<Item = A>) -> Finished {
         finish(&mut self.vmprof(arguments))
+    }
+}
+
+impl Drop for Home {
+    /// A test that fails leaves its places for whoever looks into it, where VMPROF_KEEP is set.
+    fn drop(&mut self) {
+        if std::thread::panicking() && std::env::var_os("VMPROF_KEEP").is_some() {
+            self.directory.disable_cleanup(true);
+            eprintln!("kept: {}", self.path().display());
+        }
     }
 }
 

@@ -3,10 +3,13 @@
 mod boots;
 mod cli;
 mod docs;
+mod durability;
 mod explain;
 mod exports;
+mod faults;
 mod images;
 mod kills;
+mod matrix;
 mod postgres;
 mod roots;
 mod store;

@@ -1,6 +1,7 @@
 //! `aio=threads`: threads of an IOThread's own that do one operation after the other and block in it. They are as many as
-//! there ever were operations at once, up to a bound, and stay until the IOThread ends. This is the one engine with a lock:
-//! the IOThread and its threads meet in it twice per batch, not per request.
+//! there ever were operations at once, up to a bound for each file, so that one which hangs leaves the others theirs; and they
+//! stay until the IOThread ends. This is the one engine with a lock: the IOThread and its threads meet in it twice per batch,
+//! not per request.
 
 use std::collections::VecDeque;
 use std::fs::File;
@@ -15,7 +16,7 @@ use vmprof_sys::ring::{Buffers, Completion, Operation};
 use super::service::Token;
 use crate::thread::{self, Thread, ThreadError};
 
-/// As QEMU's pool has them.
+/// At once in operations on one file; as QEMU's pool has them.
 const MOST_THREADS: usize = 64;
 
 struct Job {
@@ -25,12 +26,58 @@ struct Job {
     token: Token,
 }
 
+/// What is to be done on one file.
+struct Lane {
+    /// The file's address, to know it again: it is not held by a lane, but by its jobs.
+    file: usize,
+    jobs: VecDeque<Job>,
+    /// Jobs that threads have taken.
+    busy: usize,
+}
+
+impl Lane {
+    /// Jobs that a thread may take now.
+    fn ready(&self) -> usize {
+        self.jobs.len().min(MOST_THREADS.saturating_sub(self.busy))
+    }
+}
+
 #[derive(Default)]
 struct Work {
-    jobs: VecDeque<Job>,
+    /// One for each file that ever had jobs at the same time as the others.
+    lanes: Vec<Lane>,
+    /// The lane that is asked first: they take turns.
+    turn: usize,
     /// Threads that wait for a job.
     idle: usize,
     ending: bool,
+}
+
+impl Work {
+    fn add(&mut self, job: Job) {
+        let file = Arc::as_ptr(&job.file).addr();
+        let own = self.lanes.iter().position(|lane| lane.file == file);
+        let unused = || self.lanes.iter().position(|lane| lane.busy == 0 && lane.jobs.is_empty());
+        let at = own.or_else(unused).unwrap_or(self.lanes.len());
+        if at == self.lanes.len() {
+            self.lanes.push(Lane { file, jobs: VecDeque::new(), busy: 0 });
+        }
+        self.lanes[at].file = file;
+        self.lanes[at].jobs.push_back(job);
+    }
+
+    /// The next job, with its lane.
+    fn take(&mut self) -> Option<(usize, Job)> {
+        let count = self.lanes.len();
+        let at = (0..count).map(|n| (self.turn + n) % count).find(|at| self.lanes[*at].ready() > 0)?;
+        self.turn = at + 1;
+        self.lanes[at].busy += 1;
+        self.lanes[at].jobs.pop_front().map(|job| (at, job))
+    }
+
+    fn ready(&self) -> usize {
+        self.lanes.iter().map(Lane::ready).sum()
+    }
 }
 
 /// Where the IOThread and its threads meet.
@@ -108,10 +155,10 @@ impl Pool {
         self.in_flight += self.staged.len();
         let shared = Arc::clone(&self.shared);
         let mut work = lock(&shared.work);
-        work.jobs.extend(self.staged.drain(..));
-        let waiting = work.jobs.len();
-        let lacking = waiting.saturating_sub(work.idle).min(MOST_THREADS - self.threads.len());
-        (0..waiting.min(work.idle)).for_each(|_| shared.wake.notify_one());
+        self.staged.drain(..).for_each(|job| work.add(job));
+        let (ready, most) = (work.ready(), MOST_THREADS * work.lanes.len());
+        let lacking = ready.saturating_sub(work.idle).min(most.saturating_sub(self.threads.len()));
+        (0..ready.min(work.idle)).for_each(|_| shared.wake.notify_one());
         drop(work);
         for _ in 0..lacking {
             let Err(error) = self.grow() else { continue };
@@ -125,7 +172,7 @@ impl Pool {
 
     fn refuse(&mut self, error: &ThreadError) {
         let mut done = lock(&self.shared.done);
-        for job in lock(&self.shared.work).jobs.drain(..) {
+        for job in lock(&self.shared.work).lanes.iter_mut().flat_map(|lane| lane.jobs.drain(..)) {
             let result = Err(io::Error::other(error.to_string()));
             done.push(Completion::Done { token: job.token, result, buffers: job.buffers });
         }
@@ -165,11 +212,16 @@ impl Drop for Pool {
 impl Shared {
     /// What a thread of the pool does until the pool ends and nothing is left.
     fn work(&self) {
+        let mut left = None;
         loop {
             let mut work = lock(&self.work);
-            let job = loop {
-                match work.jobs.pop_front() {
-                    Some(job) => break job,
+            if let Some(lane) = left.and_then(|lane: usize| work.lanes.get_mut(lane)) {
+                lane.busy -= 1;
+            }
+            let (lane, job) = loop {
+                match work.take() {
+                    Some(taken) => break taken,
+                    // Jobs that may not be taken yet are left to the threads that fill their lane.
                     None if work.ending => return,
                     None => {
                         work.idle += 1;
@@ -179,6 +231,7 @@ impl Shared {
                 }
             };
             drop(work);
+            left = Some(lane);
             let Job { file, operation, mut buffers, token } = job;
             let result = blocking::perform(&file, operation, &mut buffers);
             // The file first: who hears of the end may count on being its last user.
@@ -220,9 +273,9 @@ mod tests {
         found
     }
 
-    /// The most operations at once that a pool carries out, with `count` of them that block until a pipe is filled.
+    /// The most operations at once that a pool carries out on a file, with `count` of them that block until a pipe is filled.
     #[test]
-    fn operations_that_block_get_a_thread_each_up_to_the_bound_and_the_rest_waits_for_one() {
+    fn operations_that_block_get_a_thread_each_up_to_the_bound_and_hold_up_those_of_their_file_alone() {
         let cpu = cpus_of_thread(0).unwrap()[0];
         let mut pool = Pool::new("iothread7", &[cpu]).unwrap();
         let (empty, mut filler) = io::pipe().unwrap();
@@ -240,6 +293,10 @@ mod tests {
             assert_eq!((name.trim(), cpus_of_thread(thread.tid).unwrap()), ("aio iothread7", vec![cpu]));
         }
         assert!(!pool.has_completions());
+        let other = Arc::new(tempfile::tempfile().unwrap());
+        pool.start(other, Operation::Sync, Buffers::None, Token::Request { slot: 1, tag: 7 });
+        let done = wait_for(&mut pool, 1);
+        assert!(matches!(done[..], [Completion::Done { token: Token::Request { slot: 1, tag: 7 }, .. }]));
         filler.write_all(&vec![1; 512 * count]).unwrap();
         let done = wait_for(&mut pool, count);
         assert!(done.iter().all(|done| matches!(done, Completion::Done { result: Ok(512), .. })), "{done:?}");

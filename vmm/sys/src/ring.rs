@@ -28,6 +28,7 @@ mod entrance;
 mod entry;
 mod files;
 mod registered;
+mod remote;
 mod setup;
 
 use entrance::Entrance;
@@ -138,6 +139,7 @@ impl<T: Copy> Ring<T> {
     /// The same as `options` say.
     pub fn with(options: &Options) -> Result<Self, SetupError> {
         let (uring, completions) = setup::ring(options)?;
+        setup::allow_workers(&uring);
         let (entrance, files) = (Entrance::new(&uring), Files::new(&uring));
         Ok(Ring {
             uring: Uring(uring),

@@ -19,6 +19,7 @@ mod erasing;
 mod faults;
 mod layouts;
 mod policies;
+mod recorded;
 mod resets;
 mod seen;
 

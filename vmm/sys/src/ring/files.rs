@@ -7,6 +7,8 @@ use std::sync::Arc;
 
 use io_uring::{IoUring, squeue, types};
 
+use super::remote::is_remote;
+
 /// Registered files of one ring; more than this many are used by their descriptors.
 const REGISTERED: usize = 64;
 const EMPTY: i32 = -1;
@@ -19,6 +21,8 @@ pub struct FileId(usize);
 struct Entry {
     file: Arc<File>,
     users: usize,
+    /// Of every operation on it.
+    flags: squeue::Flags,
 }
 
 #[derive(Debug)]
@@ -52,7 +56,8 @@ impl Files {
         if at == self.entries.len() {
             self.entries.push(None);
         }
-        self.entries[at] = Some(Entry { file, users: 1 });
+        let flags = if is_remote(&file) { squeue::Flags::ASYNC } else { squeue::Flags::empty() };
+        self.entries[at] = Some(Entry { file, users: 1, flags });
         Ok(FileId(at))
     }
 
@@ -72,10 +77,11 @@ impl Files {
 
     /// What an entry's file field and flags are to be.
     pub(super) fn target(&self, FileId(at): FileId) -> (types::Fd, squeue::Flags) {
+        let entry = self.entries[at].as_ref();
+        let flags = entry.map_or(squeue::Flags::empty(), |entry| entry.flags);
         if at < self.registered {
-            return (types::Fd(at as i32), squeue::Flags::FIXED_FILE);
+            return (types::Fd(at as i32), flags | squeue::Flags::FIXED_FILE);
         }
-        let fd = self.entries[at].as_ref().map_or(EMPTY, |entry| entry.file.as_raw_fd());
-        (types::Fd(fd), squeue::Flags::empty())
+        (types::Fd(entry.map_or(EMPTY, |entry| entry.file.as_raw_fd())), flags)
     }
 }

@@ -143,6 +143,18 @@ pub(super) fn confine_workers(uring: &IoUring, cpus: &[u32]) -> io::Result<()> {
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 
+/// The most worker threads that one ring's operations may wait in. Work that may wait is carried out by workers: flushes,
+/// operations on remote files, and what a drive has no tag left for. The kernel's own bound, four for a CPU, is soon used up by
+/// one drive that hangs; the flushes of all others would then wait for it. Workers come when all others wait, and go when
+/// they have nothing to do.
+const WORKERS: u32 = 1_024;
+
+/// Linux 5.15; before that, the kernel's bound stays.
+pub(super) fn allow_workers(uring: &IoUring) {
+    // What the kernel answers is the old bound, and EINVAL where it knows no such request.
+    let _ = uring.submitter().register_iowq_max_workers(&mut [WORKERS; 2]);
+}
+
 fn sysctl() -> Option<u8> {
     std::fs::read_to_string(DISABLED_BY_SYSCTL).ok()?.trim().parse().ok()
 }
