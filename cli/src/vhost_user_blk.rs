@@ -73,6 +73,7 @@ fn config(arguments: &VhostUserBlkArguments) -> ServerConfig {
                 CacheWord::Unsafe => config::CacheMode::Unsafe,
             },
             engine,
+            iopoll: arguments.iopoll,
             queue_size: arguments.queue_size,
             logical_block_bytes: None,
             physical_block_bytes: None,

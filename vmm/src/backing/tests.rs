@@ -12,6 +12,7 @@ pub(super) fn disk(path: &Path, cache: CacheMode) -> config::Disk {
         read_only: false,
         cache,
         engine: Engine::IoUring,
+        iopoll: false,
         queue_size: 64,
         packed: false,
         logical_block_bytes: None,

@@ -39,6 +39,7 @@ fn disk(name: &str, path: std::path::PathBuf, virtqueues: Vec<u32>) -> config::D
         read_only: false,
         cache: CacheMode::Writeback,
         engine: Engine::IoUring,
+        iopoll: false,
         queue_size: 128,
         logical_block_bytes: None,
         physical_block_bytes: None,

@@ -145,6 +145,7 @@ fn iothread(
         read_only: true,
         cache: CacheMode::None,
         engine: Engine::IoUring,
+        iopoll: false,
         queue_size: QUEUE_SIZE,
         packed: false,
         logical_block_bytes: None,

@@ -23,6 +23,7 @@ fn backing(size_bytes: u64, alignment: Alignment) -> Backing {
         read_only: false,
         cache: CacheMode::None,
         engine: Engine::IoUring,
+        iopoll: false,
         queue_size: 64,
         packed: false,
         logical_block_bytes: None,

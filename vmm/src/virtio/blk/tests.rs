@@ -37,6 +37,7 @@ fn disk_config(path: &Path, cache: CacheMode, virtqueues: &[u32]) -> config::Dis
         read_only: false,
         cache,
         engine: tested::engine_for(cache),
+        iopoll: false,
         queue_size: 64,
         packed: false,
         logical_block_bytes: None,

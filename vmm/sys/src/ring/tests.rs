@@ -184,3 +184,43 @@ fn a_dropped_ring_has_waited_for_the_kernel() {
     assert_eq!(&found, b"late");
     assert_eq!(Arc::strong_count(&ram), 1);
 }
+
+/// A file with direct I/O, next to this test's program.
+fn direct_file() -> Arc<File> {
+    use std::os::unix::fs::OpenOptionsExt as _;
+    let directory = std::env::current_exe().unwrap().parent().unwrap().to_owned();
+    let path = tempfile::NamedTempFile::new_in(directory).unwrap().into_temp_path();
+    std::fs::write(&path, vec![7; 64 << 10]).unwrap();
+    let file = std::fs::OpenOptions::new().read(true).write(true).custom_flags(libc::O_DIRECT).open(&path);
+    Arc::new(file.unwrap())
+}
+
+fn polled() -> Ring<u32> {
+    Ring::with(&Options { iopoll: true, ..Options::default() }).unwrap()
+}
+
+#[test]
+fn spike() {
+    let (ram, mut ring) = (ram(), polled());
+    println!("{:?}", ring.completions());
+    let file = ring.add_file(direct_file()).unwrap();
+    for t in 0..4 {
+    ring.start(file, Operation::Read { offset: 0 }, guest(&ram, &[(0x1000, 4096)]), t);
+    println!("{:?}", ring.enter(Wait::Never));
+    let mut done = vec![];
+    for i in 0..1000000 {
+        ring.reap(&mut done);
+        if !done.is_empty() { println!("{i} {done:?}"); break }
+        ring.enter(Wait::Never).unwrap();
+    }
+    }
+    ring.start(file, Operation::Write { offset: 0, durable: true }, guest(&ram, &[(0x1000, 4096)]), 7);
+    println!("{:?}", wait_for(&mut ring, 1));
+    ring.start(file, Operation::Write { offset: 0, durable: false }, guest(&ram, &[(0x1000, 4096)]), 7);
+    println!("{:?}", wait_for(&mut ring, 1));
+    ring.start(file, Operation::Sync, Buffers::None, 7);
+    println!("{:?}", wait_for(&mut ring, 1));
+    let f2 = ring.add_file(Arc::new(tempfile::tempfile().unwrap())).unwrap();
+    ring.start(f2, Operation::Read { offset: 0 }, guest(&ram, &[(0x1000, 4096)]), 7);
+    println!("buffered {:?}", wait_for(&mut ring, 1));
+}
