@@ -47,6 +47,7 @@ pub fn machine(
                 true => config::CacheMode::Unsafe,
             },
             engine: engines.root,
+            iopoll: false,
             queue_size: 128,
             packed: false,
             logical_block_bytes: None,
@@ -63,6 +64,7 @@ pub fn machine(
         read_only: disk.readonly,
         cache: cache(disk.cache),
         engine: *engine,
+        iopoll: disk.iopoll,
         queue_size: disk.queue_size,
         packed: disk.packed,
         logical_block_bytes: disk.logical_block_bytes,
@@ -102,6 +104,7 @@ pub fn machine(
                     sqpoll: iothread
                         .sqpoll
                         .map(|sqpoll| config::SqPoll { cpu: sqpoll.cpu, idle_ms: sqpoll.idle_ms }),
+                    iopoll: disks.iter().any(|disk| disk.iopoll && disk.virtqueues.contains(&iothread.id)),
                 },
             })
             .collect(),

@@ -56,7 +56,7 @@ fn config(arguments: &VhostUserBlkArguments) -> ServerConfig {
         cpus,
         polling: config::Polling { max_ns: arguments.poll_max_ns, ..config::Polling::default() },
         engines: vec![engine],
-        ring: config::RingOptions::default(),
+        ring: config::RingOptions { iopoll: arguments.iopoll, ..config::RingOptions::default() },
     };
     let threads = u32::from(arguments.iothreads);
     ServerConfig {
@@ -149,6 +149,16 @@ fn not_started(error: ServerError) -> Failure {
         ServerError::Disk(DiskError::EngineNotHere { .. } | DiskError::NoDirect { .. }) => {
             (Kind::HostCannot, NOT_STARTED, "--aio and --cache choose another way to the disk")
         }
+        ServerError::Disk(DiskError::NoPollQueues { .. }) => {
+            (Kind::HostCannot, NOT_STARTED, crate::up::POLL_QUEUES)
+        }
+        ServerError::Disk(
+            DiskError::NoDriveBelow { .. } | DiskError::IopollRing { .. } | DiskError::Iopoll { .. },
+        ) => (
+            Kind::HostCannot,
+            NOT_STARTED,
+            "put the disk on such a drive, as a device or on ext4 or XFS; or leave --iopoll out",
+        ),
         ServerError::Disk(DiskError::InUse { .. }) => (
             Kind::Failure,
             NOT_STARTED,

@@ -33,6 +33,7 @@ use crate::saved::SavedPlan;
 
 pub use engines::Engines;
 pub use filesystems::Filesystems;
+pub use here::POLL_QUEUES;
 pub use image::BootImage;
 pub use patience::Patience;
 pub use work::Work;

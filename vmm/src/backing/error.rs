@@ -19,7 +19,9 @@ pub enum DiskError {
         cache_word(*cache)
     )]
     NativeNeedsDirect { disk: String, cache: CacheMode },
-    #[error("disk `{disk}` asks for iopoll=on, and iothread `{iothread}`, which serves it, was started without")]
+    #[error(
+        "disk `{disk}` asks for iopoll=on, and iothread `{iothread}`, which serves it, was started without"
+    )]
     IopollNotHere { disk: String, iothread: String },
     #[error("disk `{disk}` asks for iopoll=on with aio={engine}: only aio=io_uring can look at a drive")]
     IopollNeedsIoUring { disk: String, engine: Engine },

@@ -66,7 +66,8 @@ enum Failed {
 
 /// The first block, as the disk's reads will go.
 fn try_read(file: &File, alignment: Alignment) -> Result<u32, Failed> {
-    let mut ring = Ring::<()>::with(&Options { iopoll: true, ..Options::default() }).map_err(Failed::Setup)?;
+    let mut ring =
+        Ring::<()>::with(&Options { iopoll: true, ..Options::default() }).map_err(Failed::Setup)?;
     let file = ring.add_file(Arc::new(file.try_clone().map_err(Failed::Read)?)).map_err(Failed::Read)?;
     let bytes = alignment.offset.max(SECTOR_BYTES) as usize;
     let buffer = AlignedBuffer::new(bytes, alignment.memory.max(alignment.offset as usize));

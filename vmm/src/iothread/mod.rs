@@ -287,6 +287,7 @@ impl Handle {
             wakeups: counters.wakeups.get(),
             poll_hits: counters.poll_hits.get(),
             poll_misses: counters.poll_misses.get(),
+            looks: counters.looks.get(),
         }
     }
 }

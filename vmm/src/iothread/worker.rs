@@ -228,6 +228,7 @@ impl Worker {
     fn idle(&mut self, wait: Wait) -> io::Result<()> {
         if self.engines.must_look() {
             // Nobody tells of what is in flight there. Queues and doorbells are looked at on the way round, as always.
+            self.counters.looks.add(1);
             return self.submit();
         }
         let awaits_device = self.engines.in_flight() > 0;
