@@ -37,8 +37,6 @@ pub fn machine(
     let mut disks: Vec<config::Disk> = Vec::new();
     if let Some(root) = &image.root {
         disks.push(config::Disk {
-            name: ROOT_SERIAL.to_owned(),
-            path: root.path.clone(),
             read_only: !root.writable,
             cache: match root.writable {
                 // An image in the store never changes: its pages are shared by all VMs that boot it.
@@ -47,14 +45,11 @@ pub fn machine(
                 true => config::CacheMode::Unsafe,
             },
             engine: engines.root,
-            iopoll: false,
-            queue_size: 128,
-            packed: false,
-            logical_block_bytes: None,
-            physical_block_bytes: None,
-            discard: false,
-            on_error: config::OnError::default(),
-            virtqueues: vec![plan.iothreads.first().map_or(0, |iothread| iothread.id)],
+            ..config::Disk::named(
+                ROOT_SERIAL,
+                &root.path,
+                vec![plan.iothreads.first().map_or(0, |iothread| iothread.id)],
+            )
         });
     }
     let sources = sources.iter().zip(&engines.disks);

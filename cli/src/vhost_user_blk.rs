@@ -62,8 +62,6 @@ fn config(arguments: &VhostUserBlkArguments) -> ServerConfig {
     ServerConfig {
         socket: arguments.socket.clone(),
         disk: config::Disk {
-            name: id(arguments),
-            path: arguments.source.clone(),
             read_only: arguments.readonly,
             cache: match arguments.cache {
                 CacheWord::None => config::CacheMode::None,
@@ -75,14 +73,12 @@ fn config(arguments: &VhostUserBlkArguments) -> ServerConfig {
             engine,
             iopoll: arguments.iopoll,
             queue_size: arguments.queue_size,
-            logical_block_bytes: None,
-            physical_block_bytes: None,
-            discard: false,
-            on_error: Default::default(),
-            // A client over this protocol sets up split rings.
-            packed: false,
             // Round robin, as the planner deals them out.
-            virtqueues: (0..u32::from(arguments.queues)).map(|queue| queue % threads).collect(),
+            ..config::Disk::named(
+                &id(arguments),
+                &arguments.source,
+                (0..u32::from(arguments.queues)).map(|queue| queue % threads).collect(),
+            )
         },
         iothreads: (0..).zip(arguments.shares()).map(iothread).collect(),
     }

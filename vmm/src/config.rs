@@ -1,7 +1,7 @@
 //! What a machine is: plain data, comparable and printable, made by the caller from a plan and an image. Nothing here is
 //! open, running or looked up; [`crate::Vm`] is built from it.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
@@ -149,6 +149,27 @@ pub struct Disk {
     pub on_error: OnError,
     /// Which IOThread serves each virtqueue: element k is the id of virtqueue k's. Its length is the number of queues.
     pub virtqueues: Vec<u32>,
+}
+
+impl Disk {
+    /// A writable one for io_uring and direct I/O, with nothing special about it.
+    pub fn named(name: &str, path: &Path, virtqueues: Vec<u32>) -> Self {
+        Disk {
+            name: name.to_owned(),
+            path: path.to_owned(),
+            read_only: false,
+            cache: CacheMode::None,
+            engine: Engine::IoUring,
+            iopoll: false,
+            queue_size: 128,
+            packed: false,
+            logical_block_bytes: None,
+            physical_block_bytes: None,
+            discard: false,
+            on_error: OnError::default(),
+            virtqueues,
+        }
+    }
 }
 
 /// Header, at least one data buffer, status: the least that a queue of a disk can hold is the next power of two.

@@ -1,14 +1,12 @@
 //! What threads cost, as the kernel counts it: CPU time from the scheduler's own clocks, to the nanosecond and with threads
 //! that have ended; context switches, and the time that threads were ready and another had their CPU.
 
-// UNSAFETY: the CPU clock of another process has a number that no safe interface takes.
-#![allow(unsafe_code, reason = "clock_gettime of another process's CPU clock")]
-
 use std::fs;
 use std::path::Path;
 use std::time::Duration;
 
 use rustix::time::{ClockId, clock_gettime};
+use vmprof_sys::peers;
 
 use crate::error::{Doing as _, Error};
 
@@ -88,16 +86,8 @@ fn clock(id: ClockId) -> u64 {
 }
 
 fn cpu_ns_of(pid: u32) -> Result<u64, Error> {
-    // MAKE_PROCESS_CPUCLOCK(pid, CPUCLOCK_SCHED) of the kernel's posix-timers.
-    const CPUCLOCK_SCHED: libc::clockid_t = 2;
-    let id = (!(pid as libc::clockid_t) << 3) | CPUCLOCK_SCHED;
-    let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
-    // SAFETY: `time` is writable and outlives the call; a clock that is not there is EINVAL.
-    let result = unsafe { libc::clock_gettime(id, &raw mut time) };
-    if result != 0 {
-        return Err(std::io::Error::last_os_error()).doing(|| format!("process {pid} has no CPU clock"));
-    }
-    Ok(time.tv_sec as u64 * 1_000_000_000 + time.tv_nsec as u64)
+    let time = peers::cpu_time_of(pid).doing(|| format!("process {pid} has no CPU clock"))?;
+    Ok(u64::try_from(time.as_nanos()).unwrap_or(u64::MAX))
 }
 
 /// schedstat: time on the CPU, time on a run queue, turns.

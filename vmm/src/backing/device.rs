@@ -9,6 +9,8 @@ use std::path::{Path, PathBuf};
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct BlockDevice {
     pub logical_bytes: u64,
+    /// What it writes at once: a drive of 512e has 512 and 4,096.
+    pub physical_bytes: u64,
     /// The transfers that it likes best; 0: it does not say.
     pub optimal_bytes: u64,
     /// The most that one discard, and one zeroing that moves no data, may cover; 0: it has none.
@@ -38,6 +40,7 @@ impl BlockDevice {
         let logical_bytes = number("logical_block_size").max(super::SECTOR_BYTES);
         BlockDevice {
             logical_bytes,
+            physical_bytes: number("physical_block_size").max(logical_bytes),
             optimal_bytes: number("optimal_io_size"),
             discard_max_bytes: number("discard_max_bytes"),
             zeroes_max_bytes: number("write_zeroes_max_bytes"),
@@ -65,6 +68,7 @@ mod tests {
         fs::create_dir(disk.join("queue")).unwrap();
         for (name, value) in [
             ("logical_block_size", "4096\n"),
+            ("physical_block_size", "16384\n"),
             ("discard_max_bytes", "2147450880\n"),
             ("optimal_io_size", "x"),
         ] {
@@ -72,6 +76,7 @@ mod tests {
         }
         let expected = BlockDevice {
             logical_bytes: 4096,
+            physical_bytes: 16_384,
             optimal_bytes: 0,
             discard_max_bytes: 2_147_450_880,
             zeroes_max_bytes: 0,

@@ -103,6 +103,7 @@ mod tests {
     fn device(discard_max_bytes: u64, zeroes_max_bytes: u64) -> BlockDevice {
         BlockDevice {
             logical_bytes: 4096,
+            physical_bytes: 4096,
             optimal_bytes: 0,
             discard_max_bytes,
             zeroes_max_bytes,

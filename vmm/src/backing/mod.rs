@@ -42,6 +42,8 @@ pub struct Backing {
     pub gate: Gate,
     /// How ranges are given back; `None`: not at all.
     pub erase: Option<Erase>,
+    /// What its device writes at once; 0: it is a file, or does not say.
+    pub physical_bytes: u64,
     /// The transfers that its device likes best; 0: it does not say.
     pub optimal_bytes: u64,
     /// Holds the lock. A description of its own: an io_uring lets go of its files some time after it is closed, and a lock
@@ -78,9 +80,10 @@ impl Backing {
             true => Some(Erase::probe(disk, &file, size_bytes, alignment, device.as_ref())?),
             false => None,
         };
-        let optimal_bytes = device.map_or(0, |device| device.optimal_bytes);
+        let (physical_bytes, optimal_bytes) =
+            device.map_or((0, 0), |device| (device.physical_bytes, device.optimal_bytes));
         let backing = Backing::new(disk, file, size_bytes, alignment)?;
-        Ok(Backing { erase, optimal_bytes, _lock: Some(locked), ..backing })
+        Ok(Backing { erase, physical_bytes, optimal_bytes, _lock: Some(locked), ..backing })
     }
 
     /// A file that is open, and need not be locked.
@@ -98,8 +101,18 @@ impl Backing {
             return Err(DiskError::PartialBlock { disk, path, size_bytes, block_bytes: block });
         }
         let (file, gate) = (Arc::new(file), Gate::default());
-        let (erase, optimal_bytes) = (None, 0);
-        Ok(Backing { file, capacity_bytes, size_bytes, alignment, gate, erase, optimal_bytes, _lock: None })
+        let (erase, physical_bytes, optimal_bytes, _lock) = (None, 0, 0, None);
+        Ok(Backing {
+            file,
+            capacity_bytes,
+            size_bytes,
+            alignment,
+            gate,
+            erase,
+            physical_bytes,
+            optimal_bytes,
+            _lock,
+        })
     }
 }
 

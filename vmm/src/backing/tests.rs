@@ -6,21 +6,7 @@ use tempfile::TempDir;
 use super::*;
 
 pub(super) fn disk(path: &Path, cache: CacheMode) -> config::Disk {
-    config::Disk {
-        name: "data".into(),
-        path: path.to_owned(),
-        read_only: false,
-        cache,
-        engine: Engine::IoUring,
-        iopoll: false,
-        queue_size: 64,
-        packed: false,
-        logical_block_bytes: None,
-        physical_block_bytes: None,
-        discard: false,
-        on_error: config::OnError::default(),
-        virtqueues: vec![0],
-    }
+    config::Disk { cache, ..config::Disk::named("data", path, vec![0]) }
 }
 
 fn file(directory: &TempDir, bytes: u64) -> std::path::PathBuf {

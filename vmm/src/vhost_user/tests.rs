@@ -11,7 +11,7 @@ use vm_memory::{GuestMemoryBackend as _, GuestMemoryRegion as _};
 use vmprof_sys::memory::{Binding, Range, allocate};
 
 use super::*;
-use crate::config::{CacheMode, Engine};
+use crate::config::CacheMode;
 use crate::virtio::mock::wait_for;
 
 mod frontend;
@@ -32,22 +32,8 @@ struct Served {
     thread: Option<JoinHandle<(Result<(), ServerError>, DiskSnapshot)>>,
 }
 
-fn disk(name: &str, path: std::path::PathBuf, virtqueues: Vec<u32>) -> config::Disk {
-    config::Disk {
-        name: name.into(),
-        path,
-        read_only: false,
-        cache: CacheMode::Writeback,
-        engine: Engine::IoUring,
-        iopoll: false,
-        queue_size: 128,
-        logical_block_bytes: None,
-        physical_block_bytes: None,
-        discard: false,
-        on_error: Default::default(),
-        packed: false,
-        virtqueues,
-    }
+fn disk(name: &str, path: &std::path::Path, virtqueues: Vec<u32>) -> config::Disk {
+    config::Disk { cache: CacheMode::Writeback, ..config::Disk::named(name, path, virtqueues) }
 }
 
 impl Served {
@@ -57,7 +43,7 @@ impl Served {
         std::fs::File::create(&source).unwrap().set_len(DISK_BYTES).unwrap();
         let path = directory.path().join("s");
         let iothread = |id| config::IoThread::named(id, &format!("iothread{id}"));
-        let mut disk = disk("disk.raw", source, (0..queues).map(|queue| queue % iothreads).collect());
+        let mut disk = disk("disk.raw", &source, (0..queues).map(|queue| queue % iothreads).collect());
         change(&mut disk);
         let iothreads = (0..iothreads).map(iothread).collect();
         let server = Server::start(&ServerConfig { socket: path.clone(), disk, iothreads }).unwrap();
@@ -402,7 +388,7 @@ fn a_disk_is_served_once() {
     let served = Served::new();
     let config = ServerConfig {
         socket: served.directory.path().join("other"),
-        disk: disk("again", served.source(), vec![0]),
+        disk: disk("again", &served.source(), vec![0]),
         iothreads: vec![config::IoThread::named(0, "iothread0")],
     };
     let error = Server::start(&config).unwrap_err();

@@ -11,6 +11,8 @@ pub mod kick;
 pub mod kvm;
 pub mod memory;
 pub mod mempolicy;
+#[cfg(feature = "peers")]
+pub mod peers;
 pub mod regions;
 pub mod ring;
 pub mod segments;

@@ -98,6 +98,15 @@ impl Regions {
         (left >= bytes as u64).then_some(host)
     }
 
+    /// Whether the host's memory at `pointer` is all the guest's.
+    #[cfg(feature = "peers")]
+    pub(crate) fn is_host_memory(&self, pointer: *const u8, bytes: usize) -> bool {
+        self.table.iter().any(|region| {
+            let at = (pointer as u64).checked_sub(region.host.as_ptr() as u64);
+            at.and_then(|at| region.len.checked_sub(at)).is_some_and(|left| bytes as u64 <= left)
+        })
+    }
+
     /// Goes over `bytes` at `address` region by region: how many came before, where they are, how many there are. Ends with
     /// `false` where there is no memory, or where `each` says so.
     #[inline]

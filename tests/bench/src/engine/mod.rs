@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use vmprof_sys::affinity;
-use vmprof_vmm::config::{self, CacheMode, Engine, Polling};
+use vmprof_vmm::config::{self, Polling};
 use vmprof_vmm::iothread::IoThread;
 use vmprof_vmm::thread;
 use vmprof_vmm::virtio::blk::Blk;
@@ -140,19 +140,9 @@ fn iothread(
     let iothread = config::IoThread { cpus, polling, ..config::IoThread::named(0, "iothread0") };
     let iothread = IoThread::spawn(&iothread).map_err(|error| refused(&error))?;
     let disk = config::Disk {
-        name: "bench".to_owned(),
-        path: disk.path.clone(),
         read_only: true,
-        cache: CacheMode::None,
-        engine: Engine::IoUring,
-        iopoll: false,
         queue_size: QUEUE_SIZE,
-        packed: false,
-        logical_block_bytes: None,
-        physical_block_bytes: None,
-        discard: false,
-        on_error: config::OnError::default(),
-        virtqueues: vec![0],
+        ..config::Disk::named("bench", &disk.path, vec![0])
     };
     let mut blk = Blk::new(&disk, std::slice::from_ref(&iothread)).map_err(|error| refused(&error))?;
     blk.activate(VERSION_1 | EVENT_IDX | FLUSH, vec![rig.device_end()?]).map_err(|error| refused(&error))?;
@@ -188,7 +178,7 @@ fn bare(settings: &Settings, disk: &Disk, rig: &Rig, load: &Load) -> Result<Tall
         let body = || {
             affinity::pin_current_thread(&[settings.server_cpu])
                 .doing(|| format!("the bare loop may not run on CPU {}", settings.server_cpu))?;
-            bare::run(&file, &rig.data()?, load)
+            bare::run(file, rig, load)
         };
         scope.spawn(body).join().map_err(|_| Error::Asked("the bare loop panicked".to_owned()))?
     })

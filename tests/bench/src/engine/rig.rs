@@ -14,6 +14,9 @@ use super::driver::{self, SplitDriver};
 use crate::client::{self, Port};
 use crate::error::{Doing as _, Error};
 
+/// Where the driver's data begins in guest memory.
+pub const DATA: u64 = driver::BYTES as u64;
+
 /// Memory and bells of one device with one queue.
 #[derive(Debug)]
 pub struct Rig {

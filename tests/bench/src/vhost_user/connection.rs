@@ -1,15 +1,14 @@
 //! A client's connection to a server: the `virtio-driver` crate's vhost-user transport and its virtio-blk queues.
 
-// UNSAFETY: the crate's queue takes the buffers of its requests as raw pointers.
-#![allow(unsafe_code, reason = "VirtioBlkQueue::read_raw and write_raw")]
-
 use std::io;
 use std::os::fd::{AsFd as _, AsRawFd as _};
 use std::path::Path;
+use std::sync::Arc;
 
 use virtio_driver::{VhostUser, VirtioBlkConfig, VirtioBlkQueue, VirtioBlkReqBuf, VirtioTransport as _};
 use vm_memory::{GuestAddress, GuestMemoryBackend as _, GuestMemoryRegion as _, VolatileSlice};
 use vmprof_sys::memory::{self, Binding, GuestRam, Range};
+use vmprof_sys::peers::DrivenQueue;
 
 use crate::client::{Client, DriverQueue, EVENT_IDX, FLUSH, MULTI_QUEUE, Port, QUEUE_SIZE, VERSION_1, touch};
 use crate::error::{Doing as _, Error};
@@ -17,7 +16,7 @@ use crate::error::{Doing as _, Error};
 /// The driver's end.
 pub struct Connection {
     ports: Vec<Port<'static>>,
-    ram: GuestRam,
+    ram: Arc<GuestRam>,
     data_bytes: usize,
     /// The queues' memory is its.
     _transport: VhostUser<VirtioBlkConfig, VirtioBlkReqBuf>,
@@ -39,6 +38,7 @@ impl Connection {
         }
         let range = Range { start: 0, len: (data_bytes as u64).next_multiple_of(2 << 20) };
         let ram = memory::allocate(&[range], None, Binding::Strict, &[]).map_err(|error| asked(&error))?;
+        let ram = Arc::new(ram);
         let base = ram.get_host_address(GuestAddress(0)).map_err(|error| asked(&error))?;
         let region = ram.find_region(GuestAddress(0)).and_then(|region| region.file_offset());
         let file = region.ok_or_else(|| Error::Asked("the client's memory has no file".to_owned()))?;
@@ -49,7 +49,11 @@ impl Connection {
         let port = |(index, queue)| {
             let call = transport.get_completion_fd(index).as_fd().try_clone_to_owned().doing(doing)?;
             let notifier = transport.get_submission_notifier(index);
-            Ok(Port { queue: Box::new(CrateQueue(queue)), kick: Box::new(move || notifier.notify()), call })
+            Ok(Port {
+                queue: Box::new(CrateQueue(DrivenQueue::new(queue, &ram))),
+                kick: Box::new(move || notifier.notify()),
+                call,
+            })
         };
         let ports = made.into_iter().enumerate().map(port).collect::<Result<Vec<_>, Error>>()?;
         Ok(Connection { ports, ram, data_bytes, _transport: transport })
@@ -71,33 +75,25 @@ impl Connection {
     }
 }
 
-struct CrateQueue(VirtioBlkQueue<'static, u32>);
+struct CrateQueue(DrivenQueue);
 
 impl DriverQueue for CrateQueue {
     fn put(&mut self, write: bool, offset: u64, buffer: &VolatileSlice<'_>, slot: u32) -> io::Result<()> {
-        let (pointer, bytes) = (buffer.ptr_guard_mut().as_ptr(), buffer.len());
-        if write {
-            // SAFETY: `buffer` lies in memory that the connection keeps mapped until the transport, and with it the server's
-            // access, is gone; this process only ever copies to and from it.
-            unsafe { self.0.write_raw(offset, pointer, bytes, slot) }
-        } else {
-            // SAFETY: as above.
-            unsafe { self.0.read_raw(offset, pointer, bytes, slot) }
-        }
+        self.0.put(write, offset, buffer, slot)
     }
 
     fn show(&mut self) -> bool {
-        self.0.avail_notif_needed()
+        self.0.queue.avail_notif_needed()
     }
 
     fn take(&mut self) -> Option<(u32, bool)> {
-        self.0.completions().next().map(|completion| (completion.context, completion.ret == 0))
+        self.0.queue.completions().next().map(|completion| (completion.context, completion.ret == 0))
     }
 
     fn arm(&mut self) -> bool {
         // With EVENT_IDX this asks for an interrupt for the next completion, with the fence that belongs to it, and does not go
         // on asking with each one that is taken, as `true` does.
-        self.0.set_used_notif_enabled(false);
-        self.0.completions().has_next()
+        self.0.queue.set_used_notif_enabled(false);
+        self.0.queue.completions().has_next()
     }
 }

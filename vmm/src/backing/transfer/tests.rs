@@ -1,7 +1,7 @@
 //! Transfers driven by hand: each operation is carried out here, whole, in part or not at all.
 
 use std::os::unix::fs::FileExt as _;
-use std::path::PathBuf;
+use std::path::Path;
 
 use proptest::prelude::*;
 use vm_memory::{Bytes as _, GuestAddress};
@@ -9,7 +9,7 @@ use vm_memory::{Bytes as _, GuestAddress};
 use super::*;
 use crate::backing::Alignment;
 use crate::backing::bounce::MOST_BOUNCES;
-use crate::config::{CacheMode, Disk, Engine};
+use crate::config::Disk;
 use crate::virtio::mock;
 
 const DISK_BYTES: u64 = 1 << 20;
@@ -17,21 +17,7 @@ const DISK_BYTES: u64 = 1 << 20;
 fn backing(size_bytes: u64, alignment: Alignment) -> Backing {
     let file = tempfile::tempfile().unwrap();
     file.set_len(size_bytes).unwrap();
-    let disk = Disk {
-        name: "data".into(),
-        path: PathBuf::from("data"),
-        read_only: false,
-        cache: CacheMode::None,
-        engine: Engine::IoUring,
-        iopoll: false,
-        queue_size: 64,
-        packed: false,
-        logical_block_bytes: None,
-        physical_block_bytes: None,
-        discard: false,
-        on_error: Default::default(),
-        virtqueues: vec![0],
-    };
+    let disk = Disk::named("data", Path::new("data"), vec![0]);
     Backing::new(&disk, file, size_bytes, alignment).unwrap()
 }
 

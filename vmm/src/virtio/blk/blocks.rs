@@ -18,8 +18,9 @@ impl Blocks {
     pub(super) fn of(config: &config::Disk, backing: &Backing) -> Result<Blocks, DiskError> {
         // The same on every host: what is in a file, a partition table say, counts in logical blocks.
         let logical_bytes = config.logical_block_bytes.unwrap_or(SECTOR_BYTES as u32);
-        // What direct I/O asks for is at most 64 KiB.
-        let own = u32::try_from(backing.alignment.offset).unwrap_or(logical_bytes).max(logical_bytes);
+        // What direct I/O asks for is at most 64 KiB; a device may write more at once than it asks for.
+        let own = backing.alignment.offset.max(backing.physical_bytes).next_power_of_two();
+        let own = (own.min(LARGEST_PHYSICAL_BLOCK_BYTES.into()) as u32).max(logical_bytes);
         let physical_bytes = config.physical_block_bytes.unwrap_or(own);
         let fits =
             |bytes: u32, least: u32, most: u32| bytes.is_power_of_two() && (least..=most).contains(&bytes);

@@ -31,21 +31,8 @@ fn iothread(id: u32, max_ns: u64) -> Handle {
 }
 
 fn disk_config(path: &Path, cache: CacheMode, virtqueues: &[u32]) -> config::Disk {
-    config::Disk {
-        name: "data".into(),
-        path: path.to_owned(),
-        read_only: false,
-        cache,
-        engine: tested::engine_for(cache),
-        iopoll: false,
-        queue_size: 64,
-        packed: false,
-        logical_block_bytes: None,
-        physical_block_bytes: None,
-        discard: false,
-        on_error: Default::default(),
-        virtqueues: virtqueues.to_vec(),
-    }
+    let plain = config::Disk::named("data", path, virtqueues.to_vec());
+    config::Disk { cache, engine: tested::engine_for(cache), queue_size: 64, ..plain }
 }
 
 fn file_of(directory: &TempDir, name: &str, bytes: u64) -> PathBuf {
@@ -252,10 +239,11 @@ fn the_guest_is_told_the_blocks_that_were_asked_for_and_else_those_of_direct_io(
         let plain = disk_config(&path, CacheMode::Writeback, &[0]);
         config::Disk { logical_block_bytes, physical_block_bytes, ..plain }
     };
-    let told = |config: &config::Disk, direct_block: u64| {
+    let told = |config: &config::Disk, direct_block: u64, physical_bytes: u64| {
         let file = std::fs::File::open(&path).unwrap();
         let alignment = Alignment { offset: direct_block, memory: 1 };
-        let backing = Backing::new(config, file, 64 << 10, alignment).unwrap();
+        let mut backing = Backing::new(config, file, 64 << 10, alignment).unwrap();
+        backing.physical_bytes = physical_bytes;
         let blk = Blk::with_backing(config, [0; ID_BYTES], vec![iothread(0, 0)], backing).unwrap();
         assert_ne!(blk.features() & BLK_SIZE, 0);
         assert_ne!(blk.features() & TOPOLOGY, 0);
@@ -265,11 +253,17 @@ fn the_guest_is_told_the_blocks_that_were_asked_for_and_else_those_of_direct_io(
         let logical = u32::from_le_bytes(size);
         (logical, logical << exponent[0])
     };
-    assert_eq!(told(&config(None, None), 1), (512, 512), "the page cache asks for nothing");
-    assert_eq!(told(&config(None, None), 4096), (512, 4096), "a smaller write would be a read and a write");
-    assert_eq!(told(&config(Some(4096), None), 512), (4096, 4096));
-    assert_eq!(told(&config(None, Some(16 << 10)), 4096), (512, 16 << 10));
-    assert_eq!(told(&config(Some(2048), Some(4096)), 512), (2048, 4096));
+    assert_eq!(told(&config(None, None), 1, 0), (512, 512), "the page cache asks for nothing");
+    assert_eq!(
+        told(&config(None, None), 4096, 0),
+        (512, 4096),
+        "a smaller write would be a read and a write"
+    );
+    assert_eq!(told(&config(None, None), 512, 4096), (512, 4096), "a drive of 512e");
+    assert_eq!(told(&config(None, None), 512, 1 << 40), (512, 2 << 20), "more than the device can tell");
+    assert_eq!(told(&config(Some(4096), None), 512, 0), (4096, 4096));
+    assert_eq!(told(&config(None, Some(16 << 10)), 4096, 512), (512, 16 << 10));
+    assert_eq!(told(&config(Some(2048), Some(4096)), 512, 8192), (2048, 4096));
 }
 
 #[test]
