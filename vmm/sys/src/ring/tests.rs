@@ -209,7 +209,7 @@ fn errno_of<T: Copy + std::fmt::Debug>(done: &[Completion<T>]) -> i32 {
 }
 
 /// What it cannot complete by looking it refuses with EOPNOTSUPP: through the page cache always, and with direct I/O where the
-/// drive below has no queues for it. Before Linux 6.11 a block layer that has none completes it all the same.
+/// drive below has no queues for it. Older kernels complete that all the same.
 #[test]
 fn a_ring_that_looks_refuses_what_it_cannot_look_for() {
     let (ram, mut ring) = (ram(), polled());
