@@ -51,7 +51,9 @@ fn what_ends_is_found_by_looking_and_a_flush_wakes_the_thread_as_always() {
         driver.request(tag, 1, sector, 4096 * u64::from(tag), 4096);
     }
     driver.queue.kick();
-    (0..16).for_each(|_| drop(driver.queue.wait_used()));
+    for _ in 0..16 {
+        driver.queue.wait_used();
+    }
     assert!((0..16).all(|tag| driver.status(tag) == 0));
     // A hole is zeros.
     driver.put(0, &[7; 4096]);
