@@ -80,7 +80,7 @@ fn threads_and_queues_are_where_the_plan_has_them() {
     // And before that, what is written to the disk that is looked at comes back from it.
     let script = format!(
         "dd if=/dev/urandom of=/tmp/there bs=64k count=16; dd if=/tmp/there of=/dev/vdc bs=64k oflag=direct conv=fsync; \
-         dd if=/dev/vdc of=/tmp/back bs=4k count=256 iflag=direct; cmp /tmp/there /tmp/back || exit 9; {script}"
+         dd if=/dev/vdc of=/tmp/back bs=4k count=256 iflag=direct; test \"$(md5sum < /tmp/there)\" = \"$(md5sum < /tmp/back)\" || exit 9; {script}"
     );
     let named = |serial| format!("$(basename $(dirname $(grep -lx {serial} /sys/block/*/serial)))");
     let script = script.replace("vdb", &named("data")).replace("vdc", &named("polled"));
