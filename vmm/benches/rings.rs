@@ -29,7 +29,8 @@ const HIGH: u64 = 4 << 30;
 const NEXT: u16 = 1;
 const WRITE: u16 = 2;
 const INDIRECT: u16 = 4;
-const LIMITS: Limits = Limits { capacity_bytes: 1 << 30, read_only: false, most_segments: 126 };
+const LIMITS: Limits =
+    Limits { capacity_bytes: 1 << 30, read_only: false, most_segments: 126, longest_segment: 1 << 30 };
 
 struct Bench {
     ram: Arc<GuestRam>,

@@ -10,6 +10,7 @@ use vmprof_sys::vring::RingError;
 use super::error::Refusal;
 use super::memory::{Memory, Place};
 use super::queue::{Addresses, Base, Queue};
+use super::record::{Extent, Records};
 use crate::virtio::blk::Blk;
 use crate::virtio::device::VirtioDevice as _;
 use crate::virtio::transport::F_VERSION_1;
@@ -29,6 +30,8 @@ pub(super) struct Device {
     most_entries: u16,
     features: u64,
     memory: Memory,
+    /// Where the client has us write down what is in flight.
+    records: Option<Records>,
     queues: Vec<Queue>,
     /// What the client chose for the write cache, to be chosen again when the device starts again.
     write_back: Option<bool>,
@@ -41,8 +44,16 @@ impl Device {
         let sizes = blk.queue_sizes().to_vec();
         let queues = (0..).zip(&sizes).map(|(index, size)| Queue::new(index, *size));
         let most_entries = sizes.iter().copied().min().unwrap_or(0);
-        let (memory, write_back, queues) = (Memory::default(), None, queues.collect::<io::Result<_>>()?);
-        Ok(Device { blk, most_entries, features: 0, memory, queues, write_back, active: false })
+        Ok(Device {
+            blk,
+            most_entries,
+            features: 0,
+            memory: Memory::default(),
+            records: None,
+            queues: queues.collect::<io::Result<_>>()?,
+            write_back: None,
+            active: false,
+        })
     }
 
     pub(super) fn offered(&self) -> u64 {
@@ -176,6 +187,30 @@ impl Device {
         Ok(())
     }
 
+    /// A file for the client to keep, in which what is in flight will be written down.
+    pub(super) fn new_records(&self, queues: u16, entries: u16) -> Result<(Extent, File), Refusal> {
+        self.check_records(queues, entries)?;
+        Records::file(queues, entries)
+    }
+
+    /// Rings that start from now on are written down in `file`, and go on with what stands in it.
+    pub(super) fn set_records(&mut self, extent: Extent, file: &File) -> Result<(), Refusal> {
+        self.check_records(extent.queues, extent.entries)?;
+        for queue in &self.queues {
+            queue.must_not_run("have another record of requests in flight")?;
+        }
+        self.records = Some(Records::map(extent, file)?);
+        Ok(())
+    }
+
+    fn check_records(&self, queues: u16, entries: u16) -> Result<(), Refusal> {
+        let (most_queues, most_entries) = (self.queues.len(), self.most_entries);
+        if usize::from(queues) > most_queues || entries > most_entries || !entries.is_power_of_two() {
+            return Err(Refusal::RecordSize { queues, entries, most_queues, most_entries });
+        }
+        Ok(())
+    }
+
     pub(super) fn read_config(&self, offset: u32, data: &mut [u8]) {
         self.blk.read_config(offset, data);
     }
@@ -217,7 +252,7 @@ impl Device {
         for queue in &mut self.queues {
             *queue = Queue::new(queue.index, self.most_entries)?;
         }
-        (self.features, self.memory, self.write_back) = (0, Memory::default(), None);
+        (self.features, self.memory, self.records, self.write_back) = (0, Memory::default(), None, None);
         Ok(())
     }
 
@@ -255,7 +290,12 @@ impl Device {
         if !queue.is_to_start() {
             return Ok(());
         }
-        let active = queue.active(&self.memory, self.features)?;
+        let mut active = queue.active(&self.memory, self.features)?;
+        if let Some(records) = &self.records
+            && let Some(record) = records.of(queue.index, queue.size)?
+        {
+            active.ring.keep_record(record);
+        }
         if self.active {
             self.blk.start_queue(active)?;
         } else {

@@ -32,6 +32,7 @@ mod error;
 mod memory;
 mod protocol;
 mod queue;
+mod record;
 mod socket;
 mod stop;
 

@@ -15,6 +15,7 @@ use super::device::Device;
 use super::error::Refusal;
 use super::memory::{MOST_REGIONS, Place};
 use super::queue::Addresses;
+use super::record::Extent;
 
 impl From<Refusal> for Error {
     fn from(refusal: Refusal) -> Error {
@@ -44,6 +45,7 @@ fn protocol_features() -> VhostUserProtocolFeatures {
         | VhostUserProtocolFeatures::CONFIG
         | VhostUserProtocolFeatures::RESET_DEVICE
         | VhostUserProtocolFeatures::CONFIGURE_MEM_SLOTS
+        | VhostUserProtocolFeatures::INFLIGHT_SHMFD
 }
 
 impl VhostUserBackendReqHandlerMut for Device {
@@ -181,12 +183,19 @@ impl VhostUserBackendReqHandlerMut for Device {
         not_offered("a shared object")
     }
 
-    fn get_inflight_fd(&mut self, _: &VhostUserInflight) -> Result<(VhostUserInflight, File)> {
-        not_offered("a record of requests in flight")
+    fn get_inflight_fd(&mut self, asked: &VhostUserInflight) -> Result<(VhostUserInflight, File)> {
+        let (extent, file) = self.new_records(asked.num_queues, asked.queue_size)?;
+        Ok((VhostUserInflight::new(extent.bytes, extent.offset, extent.queues, extent.entries), file))
     }
 
-    fn set_inflight_fd(&mut self, _: &VhostUserInflight, _: File) -> Result<()> {
-        not_offered("a record of requests in flight")
+    fn set_inflight_fd(&mut self, extent: &VhostUserInflight, file: File) -> Result<()> {
+        let extent = Extent {
+            bytes: extent.mmap_size,
+            offset: extent.mmap_offset,
+            queues: extent.num_queues,
+            entries: extent.queue_size,
+        };
+        Ok(self.set_records(extent, &file)?)
     }
 
     fn set_device_state_fd(

@@ -16,6 +16,7 @@ use crate::virtio::mock::wait_for;
 
 mod frontend;
 mod hostile;
+mod killed;
 mod libblkio;
 
 use frontend::request::*;

@@ -17,11 +17,13 @@ use crate::regions::Regions;
 pub mod chain;
 pub mod handshake;
 pub mod packed;
+pub mod record;
 pub mod split;
 
 pub use chain::Descriptor;
 use handshake::{Machine, Place, ask_then_look};
 pub use packed::PackedRing;
+use record::Record;
 pub use split::SplitRing;
 
 const DESCRIPTOR_BYTES: usize = 16;
@@ -190,6 +192,14 @@ impl Vring {
     /// Where another may go on, once every head that was taken is given back and published.
     pub fn position(&self) -> Position {
         each!(self, ring => ring.position())
+    }
+
+    /// Writes down in `record` what is in flight from now on, and goes on with what another left in it: what that one took and
+    /// did not show is taken again first. A packed ring has no such record, and is left as it is.
+    pub fn keep_record(&mut self, record: Record) {
+        if let Vring::Split(ring) = self {
+            ring.keep_record(record);
+        }
     }
 
     /// Takes the next request that the driver has made available: its head, and its descriptors into `chain`, which is

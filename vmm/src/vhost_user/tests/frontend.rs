@@ -34,6 +34,8 @@ pub(super) mod request {
     pub(in super::super) const SET_VRING_ENABLE: u32 = 18;
     pub(in super::super) const GET_CONFIG: u32 = 24;
     pub(in super::super) const SET_CONFIG: u32 = 25;
+    pub(in super::super) const GET_INFLIGHT_FD: u32 = 31;
+    pub(in super::super) const SET_INFLIGHT_FD: u32 = 32;
     pub(in super::super) const RESET_DEVICE: u32 = 34;
     pub(in super::super) const GET_MAX_MEM_SLOTS: u32 = 36;
     pub(in super::super) const ADD_MEM_REG: u32 = 37;
@@ -164,6 +166,15 @@ impl Frontend {
         let mut payload = vec![0; 8];
         payload.extend(region.iter().flat_map(|field| field.to_le_bytes()));
         self.say(request, &payload, fds)
+    }
+
+    /// The record of requests in flight, for queues of 64 entries: bytes, offset, queues.
+    pub(super) fn set_record(&mut self, extent: (u64, u64, u16), file: BorrowedFd<'_>) -> Result<(), String> {
+        let (bytes, offset, queues) = extent;
+        let mut payload = [bytes, offset].map(u64::to_le_bytes).concat();
+        payload.extend([queues, 64].map(u16::to_le_bytes).concat());
+        payload.extend([0; 4]);
+        self.say(SET_INFLIGHT_FD, &payload, &[file])
     }
 
     pub(super) fn memory_file(&self) -> std::fs::File {

@@ -32,6 +32,7 @@ use space::{Space, WRITEBACK_AT};
 const DEVICE_ID: u16 = 2;
 
 // virtio 1.3, 5.2.3 and 6: feature bits by number.
+const SIZE_MAX: u64 = 1 << 1;
 const SEG_MAX: u64 = 1 << 2;
 const READ_ONLY: u64 = 1 << 5;
 const BLK_SIZE: u64 = 1 << 6;
@@ -47,6 +48,11 @@ const EVENT_IDX: u64 = 1 << 29;
 /// Data buffers of one request. readv takes 1,024 pieces, and a buffer that crosses from one region of guest memory into
 /// the next makes two.
 const MOST_DATA_SEGMENTS: u32 = 1_008;
+
+/// Bytes of one data buffer. A whole request is then what one readv moves at most, and front ends that multiply the two limits
+/// in 31 bits (libblkio does) get what they should.
+const LONGEST_SEGMENT: u32 = 2 << 20;
+const _: () = assert!(LONGEST_SEGMENT as u64 * MOST_DATA_SEGMENTS as u64 <= 0x7fff_f000);
 
 /// What the queues of one disk share.
 #[derive(Debug)]
@@ -192,6 +198,7 @@ impl Blk {
             capacity_bytes: backing.capacity_bytes,
             read_only: config.read_only,
             most_segments: u32::from(config.queue_size - 2).min(MOST_DATA_SEGMENTS),
+            longest_segment: LONGEST_SEGMENT,
         };
         let disk = Disk {
             name: config.name.clone(),
@@ -228,6 +235,7 @@ impl Blk {
     fn space(&self) -> Space {
         Space {
             capacity_bytes: self.disk.limits.capacity_bytes,
+            longest_segment: self.disk.limits.longest_segment,
             most_segments: self.disk.limits.most_segments,
             blocks: self.blocks,
             queues: self.queue_sizes.len() as u16,
@@ -268,7 +276,8 @@ impl VirtioDevice for Blk {
     }
 
     fn features(&self) -> u64 {
-        let mut features = SEG_MAX | BLK_SIZE | TOPOLOGY | INDIRECT_DESCRIPTORS | EVENT_IDX | F_RING_RESET;
+        let mut features = SIZE_MAX | SEG_MAX | BLK_SIZE | TOPOLOGY;
+        features |= INDIRECT_DESCRIPTORS | EVENT_IDX | F_RING_RESET;
         if self.packed {
             features |= F_RING_PACKED;
         }

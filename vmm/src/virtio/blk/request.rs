@@ -62,6 +62,8 @@ pub struct Limits {
     pub read_only: bool,
     /// Data descriptors of one request, as the configuration space says (VIRTIO_BLK_F_SEG_MAX).
     pub most_segments: u32,
+    /// Bytes of one of them (VIRTIO_BLK_F_SIZE_MAX).
+    pub longest_segment: u32,
 }
 
 /// Reads the request that `chain` describes and resolves its data into `buffers`. An error means that there is no request to
@@ -104,6 +106,7 @@ struct Parts<'buffers> {
     out_bytes: u64,
     in_bytes: u64,
     segments: u32,
+    longest: u32,
     /// The last buffer to write so far: all of it is data if another follows, all but its last byte if none does.
     last_writable: Option<Descriptor>,
     buffers: &'buffers mut GuestBuffers,
@@ -119,6 +122,7 @@ impl<'buffers> Parts<'buffers> {
             out_bytes: 0,
             in_bytes: 0,
             segments: 0,
+            longest: 0,
             last_writable: None,
             buffers,
             unusable: false,
@@ -161,6 +165,11 @@ impl<'buffers> Parts<'buffers> {
         }
     }
 
+    /// Whether the data has more or longer pieces than the driver was told that it may.
+    fn exceed(&self, limits: &Limits) -> bool {
+        self.segments > limits.most_segments || self.longest > limits.longest_segment
+    }
+
     /// Parts the status byte from the data before it.
     fn finish(&mut self) -> Option<GuestAddress> {
         let last = self.last_writable.filter(|last| last.len > 0)?;
@@ -175,6 +184,7 @@ impl<'buffers> Parts<'buffers> {
 
     fn data(&mut self, address: u64, len: u32) {
         self.segments += 1;
+        self.longest = self.longest.max(len);
         self.unusable |= self.buffers.push(address, len).is_err();
     }
 }
@@ -187,14 +197,14 @@ fn judge(parts: &Parts<'_>, limits: &Limits) -> Kind {
     if !matches!(kind, TYPE_IN | TYPE_OUT | TYPE_FLUSH | TYPE_GET_ID | TYPE_DISCARD | TYPE_WRITE_ZEROES) {
         return Kind::Refused(Status::Unsupported);
     }
-    let (wrong_side, too_many) = match kind {
-        TYPE_IN => (parts.out_bytes > 0, parts.segments > limits.most_segments),
-        TYPE_OUT => (parts.in_bytes > 0, parts.segments > limits.most_segments),
+    let (wrong_side, too_much) = match kind {
+        TYPE_IN => (parts.out_bytes > 0, parts.exceed(limits)),
+        TYPE_OUT => (parts.in_bytes > 0, parts.exceed(limits)),
         TYPE_GET_ID => (parts.out_bytes > 0, false),
         TYPE_DISCARD | TYPE_WRITE_ZEROES => (parts.in_bytes > 0, false),
         _ => (false, false),
     };
-    if parts.unusable || wrong_side || too_many {
+    if parts.unusable || wrong_side || too_much {
         return Kind::Refused(Status::IoError);
     }
     match kind {

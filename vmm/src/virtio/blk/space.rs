@@ -11,6 +11,7 @@ const BYTES: usize = 60;
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Space {
     pub(super) capacity_bytes: u64,
+    pub(super) longest_segment: u32,
     pub(super) most_segments: u32,
     pub(super) blocks: Blocks,
     pub(super) queues: u16,
@@ -32,6 +33,7 @@ impl Space {
         let mut space = [0; BYTES];
         let mut put = |at: usize, bytes: &[u8]| space[at..at + bytes.len()].copy_from_slice(bytes);
         put(0, &(self.capacity_bytes / SECTOR_BYTES).to_le_bytes());
+        put(8, &self.longest_segment.to_le_bytes());
         put(12, &self.most_segments.to_le_bytes());
         let Blocks { logical_bytes, physical_bytes, .. } = self.blocks;
         put(20, &logical_bytes.to_le_bytes());
@@ -63,6 +65,7 @@ mod tests {
     fn fields_stand_where_the_specification_has_them() {
         let space = Space {
             capacity_bytes: 0x1234_5678_9a00,
+            longest_segment: 1 << 30,
             most_segments: 254,
             blocks: Blocks { logical_bytes: 512, physical_bytes: 4096, optimal_bytes: 1 << 20 },
             queues: 4,
@@ -75,6 +78,7 @@ mod tests {
             data
         };
         assert_eq!(at(0, 8), (0x1234_5678_9a00_u64 / 512).to_le_bytes());
+        assert_eq!(at(8, 4), (1_u32 << 30).to_le_bytes());
         assert_eq!(at(12, 4), 254_u32.to_le_bytes());
         assert_eq!(at(20, 4), 512_u32.to_le_bytes());
         assert_eq!(at(24, 8), [3, 0, 8, 0, 0, 8, 0, 0]);

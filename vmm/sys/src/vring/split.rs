@@ -10,6 +10,7 @@ use std::sync::atomic::{AtomicU16, Ordering};
 
 use super::chain::{self, Descriptor, Table};
 use super::handshake::{Machine, SplitEvents, show_then_ask};
+use super::record::Record;
 use super::{DESCRIPTOR_BYTES, MOST_ENTRIES, Part, Position, RingError, RingSetup, resolve};
 use crate::memory::GuestRam;
 use crate::regions::Regions;
@@ -33,6 +34,8 @@ pub struct SplitRing {
     /// The next entry of the used ring to fill, and how far the driver was shown it.
     next_used: u16,
     published_used: u16,
+    /// Where it is written down what is in flight; most rings have none.
+    record: Option<Box<Record>>,
 }
 
 // SAFETY: the pointers lie in the mapping that `regions` keeps alive wherever the ring goes, and every access through them is
@@ -67,6 +70,7 @@ impl SplitRing {
             seen_available: position.available,
             next_used: position.used,
             published_used: position.used,
+            record: None,
         })
     }
 
@@ -82,8 +86,22 @@ impl SplitRing {
         Position { available: self.next_available, used: self.published_used }
     }
 
+    /// Before the first head is taken.
+    pub(super) fn keep_record(&mut self, mut record: Record) {
+        if let Some(again) = record.recover(self.published_used) {
+            // Heads are taken in the ring's order, so what is neither shown nor in flight follows these.
+            self.next_available = self.published_used.wrapping_add(again);
+            self.seen_available = self.next_available;
+        }
+        self.record = Some(Box::new(record));
+    }
+
     /// Takes the next head that the driver has made available, in its order, with its descriptors into `chain`.
     pub fn pop(&mut self, chain: &mut Vec<Descriptor>) -> Result<Option<u16>, RingError> {
+        if let Some(head) = self.record.as_mut().and_then(|record| record.again()) {
+            chain::collect(&self.regions, self.descriptors, head, chain)?;
+            return Ok(Some(head));
+        }
         if !self.look()? {
             return Ok(None);
         }
@@ -96,13 +114,18 @@ impl SplitRing {
             return Err(RingError::Head { head, size: self.size });
         }
         chain::collect(&self.regions, self.descriptors, head, chain)?;
+        if let Some(record) = &mut self.record {
+            record.begin(head);
+        }
         self.next_available = self.next_available.wrapping_add(1);
         Ok(Some(head))
     }
 
     /// Whether a head waits to be taken. Reads the guest's index only when all that was seen before has been taken.
     pub fn look(&mut self) -> Result<bool, RingError> {
-        if self.next_available != self.seen_available {
+        if self.next_available != self.seen_available
+            || self.record.as_ref().is_some_and(|record| record.has_again())
+        {
             return Ok(true);
         }
         // Acquire: what the driver wrote before it moved the index is seen by the reads that follow.
@@ -124,6 +147,9 @@ impl SplitRing {
         // SAFETY: as above, and 4-byte aligned since the ring's base is.
         unsafe { entry.cast::<[u32; 2]>().write_volatile(element) };
         self.next_used = self.next_used.wrapping_add(1);
+        if let Some(record) = &mut self.record {
+            record.end(head);
+        }
     }
 
     /// Shows the driver everything given back since the last time, with one store of the index, and says whether it wants
@@ -134,11 +160,15 @@ impl SplitRing {
         }
         let (old, new) = (self.published_used, self.next_used);
         self.published_used = new;
-        show_then_ask::<Machine>(
+        let wanted = show_then_ask::<Machine>(
             // Release: the elements are visible before the index that covers them.
             || self.field(self.used, 2).store(new.to_le(), Ordering::Release),
             || self.events(self.available, 2).wanted(old, new),
-        )
+        );
+        if let Some(record) = &mut self.record {
+            record.shown(new);
+        }
+        wanted
     }
 
     /// Asks the driver for a notification when it next makes a head available.

@@ -14,7 +14,8 @@ const HEADER: u64 = 0x8000;
 const DATA: u64 = 0x10000;
 const STATUS: u64 = 0x9000;
 const TABLE: u64 = 0xa000;
-const LIMITS: Limits = Limits { capacity_bytes: 1 << 20, read_only: false, most_segments: 14 };
+const LIMITS: Limits =
+    Limits { capacity_bytes: 1 << 20, read_only: false, most_segments: 14, longest_segment: 8192 };
 
 struct Bench {
     ram: Arc<GuestRam>,
@@ -127,7 +128,20 @@ fn every_rule_that_a_request_can_break_has_its_answer() {
     bench.header(TYPE_OUT, 0);
     bench.driver.add(&[readable(HEADER, 16), readable(DATA, 512), writable(STATUS, 1)]).unwrap();
     let read_only = Limits { read_only: true, ..LIMITS };
-    assert_eq!(bench.next(&read_only).0.unwrap().kind, IO_ERROR);
+    assert_eq!(bench.next(&read_only).0.unwrap().kind, Kind::Refused(Status::IoError));
+}
+
+#[test]
+fn a_longer_piece_than_the_driver_was_told_of_is_an_io_error() {
+    for (len, kind) in [(8192, Kind::Read { offset: 0 }), (8192 + 512, Kind::Refused(Status::IoError))] {
+        let mut bench = bench();
+        bench.header(TYPE_IN, 0);
+        bench
+            .driver
+            .add(&[readable(HEADER, 16), writable(DATA, 512), writable(DATA, len), writable(STATUS, 1)])
+            .unwrap();
+        assert_eq!(bench.next(&LIMITS).0.unwrap().kind, kind, "{len}");
+    }
 }
 
 #[test]
