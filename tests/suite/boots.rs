@@ -80,7 +80,7 @@ fn threads_and_queues_are_where_the_plan_has_them() {
     // And before that, what is written to the disk that is looked at comes back from it.
     let script = format!(
         "dd if=/dev/urandom of=/tmp/there bs=64k count=16; dd if=/tmp/there of=/dev/vdc bs=64k oflag=direct conv=fsync; \
-         dd if=/dev/vdc of=/tmp/back bs=4k count=256 iflag=direct; test \"$(md5sum < /tmp/there)\" = \"$(md5sum < /tmp/back)\" || exit 9; {script}"
+         dd if=/dev/vdc of=/tmp/back bs=64k count=16 iflag=direct; test \"$(md5sum < /tmp/there)\" = \"$(md5sum < /tmp/back)\" || exit 9; {script}"
     );
     let named = |serial| format!("$(basename $(dirname $(grep -lx {serial} /sys/block/*/serial)))");
     let script = script.replace("vdb", &named("data")).replace("vdc", &named("polled"));
@@ -114,7 +114,7 @@ fn threads_and_queues_are_where_the_plan_has_them() {
     let polled = &polled["virtqueues"][0];
     let count = |what: &str| polled[what].as_u64().unwrap();
     // Requests of the guest's own, such as its partition tables, may come on top.
-    assert!(count("reads") >= 256 && count("writes") >= 16 && count("flushes") >= 1, "{polled}");
+    assert!(count("reads") >= 16 && count("writes") >= 16 && count("flushes") >= 1, "{polled}");
     assert_eq!(count("errors"), 0, "{polled}");
     let iothreads = stats["iothreads"].as_array().unwrap();
     let looked = |iothread: &Value| iothread["looks"].as_u64().unwrap() > 0;
