@@ -59,6 +59,7 @@ pub fn machine(
         read_only: disk.readonly,
         cache: cache(disk.cache),
         engine: *engine,
+        iopoll: disk.iopoll,
         queue_size: disk.queue_size,
         packed: disk.packed,
         logical_block_bytes: disk.logical_block_bytes,
@@ -98,6 +99,7 @@ pub fn machine(
                     sqpoll: iothread
                         .sqpoll
                         .map(|sqpoll| config::SqPoll { cpu: sqpoll.cpu, idle_ms: sqpoll.idle_ms }),
+                    iopoll: disks.iter().any(|disk| disk.iopoll && disk.virtqueues.contains(&iothread.id)),
                 },
             })
             .collect(),

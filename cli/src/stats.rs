@@ -87,9 +87,10 @@ impl Stats {
             vcpus,
         );
         let iothreads = machine.iothreads.iter().map(|iothread| {
-            row(&iothread.name, [iothread.enters, iothread.wakeups, iothread.poll_hits, iothread.poll_misses])
+            let polls = [iothread.poll_hits, iothread.poll_misses, iothread.looks];
+            row(&iothread.name, [iothread.enters, iothread.wakeups].into_iter().chain(polls))
         });
-        text += &table(&["IOTHREAD", "enters", "wakeups", "poll hits", "poll misses"], iothreads);
+        text += &table(&["IOTHREAD", "enters", "wakeups", "poll hits", "poll misses", "looks"], iothreads);
         let queues = machine.disks.iter().flat_map(|disk| {
             disk.virtqueues.iter().map(|queue| {
                 let served = queue.iothread.map_or("-".to_owned(), |id| id.to_string());

@@ -56,7 +56,7 @@ fn config(arguments: &VhostUserBlkArguments) -> ServerConfig {
         cpus,
         polling: config::Polling { max_ns: arguments.poll_max_ns, ..config::Polling::default() },
         engines: vec![engine],
-        ring: config::RingOptions::default(),
+        ring: config::RingOptions { iopoll: arguments.iopoll, ..config::RingOptions::default() },
     };
     let threads = u32::from(arguments.iothreads);
     ServerConfig {
@@ -71,6 +71,7 @@ fn config(arguments: &VhostUserBlkArguments) -> ServerConfig {
                 CacheWord::Unsafe => config::CacheMode::Unsafe,
             },
             engine,
+            iopoll: arguments.iopoll,
             queue_size: arguments.queue_size,
             // Round robin, as the planner deals them out.
             ..config::Disk::named(
@@ -144,6 +145,16 @@ fn not_started(error: ServerError) -> Failure {
         ServerError::Disk(DiskError::EngineNotHere { .. } | DiskError::NoDirect { .. }) => {
             (Kind::HostCannot, NOT_STARTED, "--aio and --cache choose another way to the disk")
         }
+        ServerError::Disk(DiskError::NoPollQueues { .. }) => {
+            (Kind::HostCannot, NOT_STARTED, crate::up::POLL_QUEUES)
+        }
+        ServerError::Disk(
+            DiskError::NoDriveBelow { .. } | DiskError::IopollRing { .. } | DiskError::Iopoll { .. },
+        ) => (
+            Kind::HostCannot,
+            NOT_STARTED,
+            "put the disk on such a drive, as a device or on ext4 or XFS; or leave --iopoll out",
+        ),
         ServerError::Disk(DiskError::InUse { .. }) => (
             Kind::Failure,
             NOT_STARTED,

@@ -250,6 +250,9 @@ pub struct DiskPlan {
     pub device: Option<String>,
     /// The engine to take where the host lacks the first.
     pub aio_fallback: Option<Aio>,
+    /// Whether its IOThreads look at the drive for what ended; left out where they wait for its interrupt.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub iopoll: bool,
     /// Whether the guest's discards free space.
     pub discard: bool,
     /// What a failed read does.

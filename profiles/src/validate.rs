@@ -241,6 +241,57 @@ pub(crate) fn native_needs_direct(
     }
 }
 
+/// Who looks at a drive does so through io_uring, and for direct I/O alone. `engines` are those that the disk may get, each with
+/// the property that names it.
+pub(crate) fn iopoll<'k>(
+    findings: &Findings,
+    at: SourceSpan,
+    (cache, cache_at): (CacheMode, SourceSpan),
+    engines: impl Iterator<Item = (Aio, SourceSpan, &'k str)>,
+) {
+    if !cache.direct() {
+        let message = format!("`iopoll=on` with `cache={}`: only direct I/O can be looked for", cache.word());
+        findings.push(
+            findings
+                .error("iopoll_needs_direct", message)
+                .at(at, "needs O_DIRECT")
+                .at(cache_at, "goes through the page cache")
+                .help("write `cache=none` or `cache=directsync`, or remove `iopoll`"),
+        );
+    }
+    for (_, engine_at, key) in engines.filter(|(aio, ..)| *aio != Aio::IoUring) {
+        let help = match key {
+            "aio" => "write `aio=io_uring`, or remove `iopoll`",
+            _ => "remove `fallback`: a host without io_uring is refused then; or remove `iopoll`",
+        };
+        findings.push(
+            findings
+                .error(
+                    "iopoll_needs_io_uring",
+                    format!("`iopoll=on`, and `{key}` names an engine that cannot look at drives"),
+                )
+                .at(at, "needs io_uring")
+                .at(engine_at, "waits for interrupts")
+                .help(help),
+        );
+    }
+}
+
+/// A thread of the kernel's submits for an IOThread that does not sleep anyway: two CPUs for what one does.
+pub(crate) fn iopoll_and_sqpoll(findings: &Findings, disks: &[Disk], iothreads: Option<&IoThreads>) {
+    let Some(sqpoll) = iothreads.and_then(|iothreads| iothreads.sqpoll.as_ref()) else { return };
+    for disk in disks.iter().filter(|disk| disk.iopoll) {
+        let message = format!("disk `{}` has `iopoll=on`, and the IOThreads have `sqpoll`", disk.name.value);
+        findings.push(
+            findings
+                .error("iopoll_with_sqpoll", message)
+                .at(disk.name.span, "its IOThreads look at the drive themselves")
+                .at(sqpoll.cpus.span, "threads of the kernel's submit for them")
+                .help("remove `sqpoll`, or `iopoll`"),
+        );
+    }
+}
+
 /// A node for everything, and other nodes for the memory: one of the two is not meant.
 pub(crate) fn nodes(findings: &Findings, host: &HostWish, memory: &Memory) {
     let (Some(node), Some(nodes)) = (&host.node, &memory.nodes) else { return };

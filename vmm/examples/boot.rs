@@ -129,6 +129,7 @@ fn options(mut words: impl Iterator<Item = String>) -> Result<Options, Box<dyn s
             read_only: false,
             cache: CacheMode::Writeback,
             engine: Engine::IoUring,
+            iopoll: false,
             queue_size: 128,
             packed: false,
             logical_block_bytes: None,

@@ -97,6 +97,10 @@ pub struct RingOptions {
     pub registered_memory: bool,
     /// A thread of the kernel's takes requests by looking for them.
     pub sqpoll: Option<SqPoll>,
+    /// A second ring beside it, for disks that ask for iopoll: while requests are in flight there, the thread looks at
+    /// their drives and does not sleep.
+    #[serde(default)]
+    pub iopoll: bool,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -127,6 +131,10 @@ pub struct Disk {
     pub read_only: bool,
     pub cache: CacheMode,
     pub engine: Engine,
+    /// Reads and writes are completed by looking at the drive, which must have queues for it, and not by its interrupt. For
+    /// direct I/O with io_uring.
+    #[serde(default)]
+    pub iopoll: bool,
     /// Entries of each virtqueue, a power of two up to 32,768.
     pub queue_size: u16,
     /// Offers the guest's driver the packed format of virtqueues (virtio 1.3, 2.8), which it may take or not.
@@ -152,6 +160,7 @@ impl Disk {
             read_only: false,
             cache: CacheMode::None,
             engine: Engine::IoUring,
+            iopoll: false,
             queue_size: 128,
             packed: false,
             logical_block_bytes: None,

@@ -47,6 +47,10 @@ pub struct VhostUserBlkArguments {
     /// How requests reach the host's block layer
     #[arg(long, value_enum, value_name = "ENGINE", default_value = "io_uring")]
     pub aio: AioWord,
+    /// Look at the drive for what ended instead of waiting for its interrupt: the drive must have queues for it, and while
+    /// requests are in flight the IOThread has its CPU busy
+    #[arg(long)]
+    pub iopoll: bool,
 }
 
 /// QEMU's cache modes.
@@ -82,6 +86,14 @@ impl VhostUserBlkArguments {
             return refused(format!(
                 "--iothreads {threads} of --queues {queues}: a thread would have nothing to serve"
             ));
+        }
+        if self.iopoll && self.aio != AioWord::IoUring {
+            return refused("--iopoll needs --aio io_uring: no other engine can look at drives".to_owned());
+        }
+        if self.iopoll && !matches!(self.cache, CacheWord::None | CacheWord::Directsync) {
+            return refused(
+                "--iopoll needs --cache none or directsync: only direct I/O can be looked for".to_owned(),
+            );
         }
         match &self.cpus {
             Some(cpus) if cpus.len() < threads.into() => refused(format!(
@@ -136,6 +148,10 @@ mod tests {
         {
             assert!(read(wrong).is_err(), "{wrong}");
         }
+        for wrong in ["--iopoll --aio native", "--iopoll --cache writeback", "--iopoll --cache unsafe"] {
+            assert!(read(wrong).is_err(), "{wrong}");
+        }
+        assert!(read("--iopoll --cache directsync").is_ok_and(|read| read.iopoll));
         assert!(read("--queues 256 --iothreads 256 --queue-size 1024 --cache unsafe --aio threads").is_ok());
     }
 }

@@ -56,6 +56,8 @@ pub struct Start<'a> {
     pub kernel: PathBuf,
     pub initramfs: OwnedFd,
     pub drives: Vec<Drive>,
+    /// Whether its NVMe drives have queues that are looked at instead of interrupting.
+    pub poll_queues: bool,
     pub ports: Vec<PortEnd>,
 }
 
@@ -230,7 +232,8 @@ fn arguments(start: &Start<'_>, console: &OwnedFd) -> Vec<OsString> {
     add("-initrd", format!("/proc/self/fd/{}", start.initramfs.as_raw_fd()));
     // The other CPUs come online once the modules are loaded: the job says so, and why. The kernel would count timer
     // interrupts in a busy loop, and panic where a crowded machine lets too few of them through.
-    add("-append", "console=ttyS0 panic=-1 quiet maxcpus=1 no_timer_check".into());
+    let poll_queues = if start.poll_queues { " nvme.poll_queues=1" } else { "" };
+    add("-append", format!("console=ttyS0 panic=-1 quiet maxcpus=1 no_timer_check{poll_queues}"));
     arguments.extend([OsStr::new("-kernel").to_owned(), start.kernel.clone().into_os_string()]);
     for flag in ["-nodefaults", "-no-user-config", "-no-reboot"] {
         arguments.push(flag.into());
@@ -270,7 +273,8 @@ mod tests {
         let (kernel, initramfs, console) =
             ("/k".into(), one.try_clone().unwrap().into(), OwnedFd::from(other));
         let ports = vec![PortEnd { port: "vmprof.control", stream: one.into() }];
-        let start = Start { emulator: &[], shape, kernel, initramfs, drives, ports };
+        let poll_queues = drives.is_empty();
+        let start = Start { emulator: &[], shape, kernel, initramfs, drives, poll_queues, ports };
         arguments(&start, &console).into_iter().map(|word| word.into_string().unwrap()).collect()
     }
 
@@ -326,8 +330,9 @@ mod tests {
         let emulator: Vec<OsString> =
             ["/bin/sh", "-c", "echo broken >&2; exec sleep 600", "sh"].map(Into::into).into();
         let (kernel, initramfs) = ("/k".into(), one.into());
+        let (drives, poll_queues, ports) = (vec![], false, vec![]);
         let start =
-            Start { emulator: &emulator, shape: &shape, kernel, initramfs, drives: vec![], ports: vec![] };
+            Start { emulator: &emulator, shape: &shape, kernel, initramfs, drives, poll_queues, ports };
         let host = EmulatedHost::start(start).unwrap();
         let handle = host.handle();
         while handle.last_words() != "broken" {

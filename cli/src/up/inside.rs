@@ -83,14 +83,21 @@ pub fn up(upping: &Upping) -> Result<u8, Failure> {
         emulator.version
     ));
     let drives = drives(upping, &paths, image.as_ref(), shape);
-    let kernel = host.kernel.clone();
+    let (kernel, poll_queues) = (host.kernel.clone(), upping.profile.disks.iter().any(|disk| disk.iopoll));
     let raw = match upping.arguments.console {
         true => RawTerminal::take().map_err(|error| Failure::os("the terminal cannot be made raw", error))?,
         false => None,
     };
     let started = Instant::now();
-    let machine =
-        EmulatedHost::start(Start { emulator: &emulator.argv, shape, kernel, initramfs, drives, ports })?;
+    let machine = EmulatedHost::start(Start {
+        emulator: &emulator.argv,
+        shape,
+        kernel,
+        initramfs,
+        drives,
+        poll_queues,
+        ports,
+    })?;
     let manners = Manners {
         interrupt: ToGuest::Signal { number: SIGTERM },
         clean_stop: ToGuest::Signal { number: SIGUSR1 },

@@ -155,6 +155,13 @@ fn not_built(error: BuildError) -> Failure {
         BuildError::Disk(DiskError::NativeNeedsDirect { .. }) => {
             (Kind::HostCannot, "write cache=none, or aio=io_uring, which goes with every cache mode")
         }
+        BuildError::Disk(DiskError::NoPollQueues { .. }) => (Kind::HostCannot, POLL_QUEUES),
+        BuildError::Disk(
+            DiskError::NoDriveBelow { .. } | DiskError::IopollRing { .. } | DiskError::Iopoll { .. },
+        ) => (
+            Kind::HostCannot,
+            "put the disk on such a drive, as a device or on ext4 or XFS; or remove `iopoll`",
+        ),
         BuildError::Disk(DiskError::NoDirect { .. }) => (
             Kind::HostCannot,
             "put the file on a filesystem that has direct I/O, or give the disk a cached mode",
@@ -184,6 +191,10 @@ fn not_built(error: BuildError) -> Failure {
     };
     Failure::caused(kind, "vmprof::up::not_built", error, help)
 }
+
+/// Where a drive's queues to look at come from.
+pub const POLL_QUEUES: &str = "the kernel makes such queues when the drive's driver starts: nvme.poll_queues=N for NVMe, \
+    virtio_blk.num_poll_queues=N, null_blk.poll_queues=N; or remove `iopoll`";
 
 fn not_started(error: StartError) -> Failure {
     let help = "vmprof starts no run whose threads are not where the plan has them; \

@@ -35,7 +35,7 @@ pub use engines::Engines;
 pub use filesystems::Filesystems;
 pub use handover::left_behind;
 pub use image::BootImage;
-pub use machine::run as run_machine;
+pub use machine::{POLL_QUEUES, run as run_machine};
 pub use patience::Patience;
 use telling::Telling;
 pub use work::Work;

@@ -67,6 +67,7 @@ impl<'a> Reading<'a> {
             cache: driver.cache,
             aio: driver.aio,
             aio_fallback: driver.fallback,
+            iopoll: driver.iopoll,
             discard: driver.discard,
             rerror: driver.rerror,
             werror: driver.werror,

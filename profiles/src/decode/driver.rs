@@ -1,4 +1,4 @@
-//! `driver raw cache=… aio=… fallback=… discard=… rerror=… werror=…`, in libvirt's and QEMU's words, and the block sizes that
+//! `driver raw cache=… aio=… fallback=… iopoll=… discard=… rerror=… werror=…`, in libvirt's and QEMU's words, and the block sizes that
 //! the guest is shown.
 
 use vmprof_document::{Node, Value};
@@ -18,6 +18,8 @@ pub(super) const CACHE: [(&str, CacheMode); 5] = [
 /// The words of `aio`.
 pub(super) const AIO: [(&str, Aio); 3] =
     [("io_uring", Aio::IoUring), ("native", Aio::Native), ("threads", Aio::Threads)];
+/// The words of `iopoll`.
+const IOPOLL: [(&str, bool); 2] = [("off", false), ("on", true)];
 /// The words of `discard`.
 pub(super) const DISCARD: [(&str, bool); 2] = [("ignore", false), ("unmap", true)];
 /// The words of `rerror`.
@@ -36,6 +38,7 @@ pub(super) struct Driver {
     pub(super) cache: CacheMode,
     pub(super) aio: Aio,
     pub(super) fallback: Option<Aio>,
+    pub(super) iopoll: bool,
     pub(super) discard: bool,
     pub(super) rerror: ErrorPolicy,
     pub(super) werror: ErrorPolicy,
@@ -47,6 +50,7 @@ impl Default for Driver {
             cache: CacheMode::None,
             aio: Aio::IoUring,
             fallback: None,
+            iopoll: false,
             discard: false,
             rerror: ErrorPolicy::default(),
             werror: ErrorPolicy::default(),
@@ -75,6 +79,7 @@ impl<'a> Reading<'a> {
         let word = |key: &'static str, words: &[(&str, ErrorPolicy)]| {
             node.prop(key).and_then(|v| v.word(words)).unwrap_or_default()
         };
+        let iopoll_at = node.prop("iopoll").filter(|v| v.word(&IOPOLL) == Some(true));
         let discard = node.prop("discard").and_then(|v| v.word(&DISCARD)).unwrap_or(false);
         let (rerror, werror) = (word("rerror", &RERROR), word("werror", &WERROR));
         let place = |v: Option<Value<'a>>| v.map_or(node.name_span(), |v| v.span());
@@ -96,8 +101,14 @@ impl<'a> Reading<'a> {
                 "fallback",
             );
         }
+        if let Some(value) = iopoll_at {
+            let engines = [(aio, place(aio_at), "aio")].into_iter();
+            let engines = engines.chain(fallback.map(|(value, aio)| (aio, value.span(), "fallback")));
+            validate::iopoll(self.findings, value.span(), (cache, place(cache_at)), engines);
+        }
         node.finish();
-        Driver { cache, aio, fallback: fallback.map(|(_, aio)| aio), discard, rerror, werror }
+        let (fallback, iopoll) = (fallback.map(|(_, aio)| aio), iopoll_at.is_some());
+        Driver { cache, aio, fallback, iopoll, discard, rerror, werror }
     }
 
     fn image_format(&self, value: Value<'a>) {

@@ -143,6 +143,7 @@ pub(super) static WORDS: &[Foreign] = &[
     node("disk", "cache", "write `driver raw cache=none`"),
     node("disk", "aio", "write `driver raw aio=io_uring`"),
     node("disk", "io", "write `driver raw aio=native`"),
+    node("disk", "iopoll", "write `driver raw iopoll=on`"),
     node("disk", "discard", "write `driver raw discard=unmap`"),
     node("disk", "rerror", "write `driver raw rerror=stop`"),
     node("disk", "werror", "write `driver raw werror=stop`"),

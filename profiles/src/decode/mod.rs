@@ -149,6 +149,7 @@ impl<'a> Reading<'a> {
         let nets = self.nets(block.all("net"));
         validate::disks(self.findings, &disks, iothreads.as_ref());
         validate::mounts(self.findings, &disks);
+        validate::iopoll_and_sqpoll(self.findings, &disks, iothreads.as_ref());
         validate::pins(self.findings, &host, vcpus.as_ref(), iothreads.as_ref(), &emulator);
         if let Some(memory) = &memory {
             validate::nodes(self.findings, &host, memory);

@@ -128,6 +128,13 @@ impl Remarks {
                 format!("there, write `aio={}` in the profile and export again", engine(fallback)),
             );
         }
+        if disk.iopoll {
+            self.warn(
+                "no_iopoll",
+                format!("disk `{name}`: {target} has no iopoll, and waits for the drive's interrupts"),
+                "run it with `vmprof up`, or `vmprof vhost-user-blk --iopoll`, where this matters",
+            );
+        }
         if let Some(scheduler) = &disk.scheduler.host {
             let device = disk.device.as_deref().unwrap_or("DEVICE");
             self.warn(

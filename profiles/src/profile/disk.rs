@@ -19,6 +19,8 @@ pub struct Disk {
     pub aio: Aio,
     /// The engine to take where the host lacks the first.
     pub aio_fallback: Option<Aio>,
+    /// Whether its IOThreads look at the drive for what ended, instead of waiting for its interrupt (`iopoll=on`).
+    pub iopoll: bool,
     /// Whether the guest's discards free space (`discard=unmap`).
     pub discard: bool,
     /// What a failed read does.

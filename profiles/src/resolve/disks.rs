@@ -60,6 +60,7 @@ fn resolve(
         readonly: disk.readonly,
         device,
         aio_fallback: disk.aio_fallback,
+        iopoll: disk.iopoll,
         discard: disk.discard,
         rerror: disk.rerror,
         werror: disk.werror,

@@ -233,6 +233,7 @@ fn disk_fields(disk: &DiskPlan) -> Vec<(&'static str, String)> {
         ("cache", disk.cache.word().to_owned()),
         ("aio", disks::engine(disk.aio).to_owned()),
         ("aio_fallback", disk.aio_fallback.map_or("none", disks::engine).to_owned()),
+        ("iopoll", yes(disk.iopoll)),
         ("queues", disk.queues.to_string()),
         ("queue_size", disk.queue_size.to_string()),
         ("packed", yes(disk.packed)),

@@ -52,6 +52,9 @@ pub(super) fn transfer(disk: &DiskPlan) -> String {
             Some(other) => format!("aio {}, else {}", engine(disk.aio), engine(other)),
         },
     ];
+    if disk.iopoll {
+        parts.push("iopoll: the drive is looked at while requests are in flight".to_owned());
+    }
     if disk.packed {
         parts.push("packed virtqueues offered".to_owned());
     }

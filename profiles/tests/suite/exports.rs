@@ -65,6 +65,7 @@ fn everything() -> Plan {
     let disk = &mut plan.disks[0];
     disk.discard = true;
     disk.packed = true;
+    disk.iopoll = true;
     disk.aio_fallback = Some(Aio::Threads);
     disk.rerror = ErrorPolicy::Stop;
     disk.werror = ErrorPolicy::Enospc;

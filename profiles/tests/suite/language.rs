@@ -63,6 +63,32 @@ fn native_is_taken_with_o_direct_only() {
 }
 
 #[test]
+fn a_drive_is_looked_at_by_io_uring_with_o_direct_and_no_thread_that_submits() {
+    let read = |driver: &str, iothreads: &str| {
+        let text = format!(
+            "profile t {{ guest g; vcpu 1; memory \"1GiB\"; iothreads 1 {iothreads}; disk d {{ source file=d; driver raw {driver}; }}; }}"
+        );
+        match read_profile("t.kdl", &text) {
+            Ok((profile, _)) => Ok(profile.disks[0].iopoll),
+            Err(problems) => Err(problems.iter().map(|one| one.code().to_owned()).collect::<Vec<_>>()),
+        }
+    };
+    let refused = |words: &[&str]| Err(words.iter().map(|word| format!("vmprof::profile::{word}")).collect());
+    let sqpoll = "{ sqpoll cpuset=0; }";
+    assert_eq!(read("", sqpoll), Ok(false));
+    assert_eq!(read("iopoll=off cache=unsafe aio=threads", sqpoll), Ok(false));
+    assert_eq!(read("iopoll=on", ""), Ok(true));
+    assert_eq!(read("iopoll=on cache=directsync io=io_uring", "{ registered-memory; }"), Ok(true));
+    for cache in ["writeback", "writethrough"] {
+        assert_eq!(read(&format!("iopoll=on cache={cache}"), ""), refused(&["iopoll_needs_direct"]));
+    }
+    assert_eq!(read("iopoll=on aio=native", ""), refused(&["iopoll_needs_io_uring"]));
+    assert_eq!(read("iopoll=on fallback=threads", ""), refused(&["iopoll_needs_io_uring"]));
+    assert_eq!(read("iopoll=on", sqpoll), refused(&["iopoll_with_sqpoll"]));
+    assert_eq!(read("iopoll=yes", ""), refused(&["unknown_word"]));
+}
+
+#[test]
 fn more_iothreads_than_queues_is_a_warning() {
     for nodes in [
         "vcpu 2\niothreads 3\ndisk d { source file=d; }",

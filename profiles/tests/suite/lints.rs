@@ -160,6 +160,17 @@ fn rows() -> Vec<(&'static str, Case, Case)> {
             Case::of(&HostSpec::of(vec![node(0, 1)]), "vcpu 1\niothreads 1 { poll-max-ns 0; }"),
         ),
         (
+            "iopoll_on_shared_cpu",
+            Case::of(
+                &HostSpec::of(vec![node(0, 1)]),
+                "vcpu 1\niothreads 1\ndisk d { source file=d; driver raw iopoll=on; }",
+            ),
+            Case::of(
+                &HostSpec::of(vec![node(0, 1)]),
+                "vcpu 1\niothreads 1\ndisk d { source file=d; driver raw iopoll=off; }",
+            ),
+        ),
+        (
             "not_raw",
             disk(DISK).place(|place| place.looks_like = Some("qcow2".into())),
             disk(DISK).place(|place| place.looks_like = Some("raw".into())),

@@ -50,7 +50,7 @@ impl BlockDevice {
 }
 
 /// A partition's queue is that of its disk, one directory up.
-fn queue(device: &Path) -> PathBuf {
+pub(super) fn queue(device: &Path) -> PathBuf {
     let own = device.join("queue");
     if own.is_dir() { own } else { device.join("../queue") }
 }

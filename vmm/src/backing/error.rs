@@ -3,6 +3,8 @@
 use std::io;
 use std::path::PathBuf;
 
+use vmprof_sys::ring::SetupError;
+
 use crate::config::{self, CacheMode, Engine};
 
 #[derive(Debug, thiserror::Error)]
@@ -17,6 +19,32 @@ pub enum DiskError {
         cache_word(*cache)
     )]
     NativeNeedsDirect { disk: String, cache: CacheMode },
+    #[error(
+        "disk `{disk}` asks for iopoll=on, and iothread `{iothread}`, which serves it, was started without"
+    )]
+    IopollNotHere { disk: String, iothread: String },
+    #[error("disk `{disk}` asks for iopoll=on with aio={engine}: only aio=io_uring can look at a drive")]
+    IopollNeedsIoUring { disk: String, engine: Engine },
+    #[error(
+        "disk `{disk}` asks for iopoll=on with cache={}: only direct I/O can be looked for; take cache=none or cache=directsync",
+        cache_word(*cache)
+    )]
+    IopollNeedsDirect { disk: String, cache: CacheMode },
+    #[error(
+        "disk `{disk}` asks for iopoll=on, and the filesystem of {} lies on no one drive that could be looked at",
+        path.display()
+    )]
+    NoDriveBelow { disk: String, path: PathBuf },
+    #[error(
+        "disk `{disk}` asks for iopoll=on, and {device}, where {} lies, has no queues to be looked at \
+         (/sys/block/*/queue/io_poll says 0)",
+        path.display()
+    )]
+    NoPollQueues { disk: String, path: PathBuf, device: String },
+    #[error("disk `{disk}` asks for iopoll=on, and there is no io_uring that looks at drives")]
+    IopollRing { disk: String, source: SetupError },
+    #[error("disk `{disk}` asks for iopoll=on, and a trial read of {} by looking at its drive failed", path.display())]
+    Iopoll { disk: String, path: PathBuf, source: io::Error },
     #[error("disk `{disk}`: {} could not be opened", path.display())]
     Open { disk: String, path: PathBuf, source: io::Error },
     #[error("disk `{disk}`: {} is neither a regular file nor a block device", path.display())]

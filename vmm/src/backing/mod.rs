@@ -19,6 +19,7 @@ pub mod device;
 pub mod erase;
 pub mod error;
 pub mod gate;
+mod iopoll;
 pub mod transfer;
 
 pub use alignment::Alignment;
@@ -56,6 +57,9 @@ impl Backing {
         if disk.engine == Engine::Native && !disk.cache.is_direct() {
             return Err(DiskError::NativeNeedsDirect { disk: disk.name.clone(), cache: disk.cache });
         }
+        if disk.iopoll {
+            iopoll::agreed(disk)?;
+        }
         let locked = lock(disk)?;
         let mut file = open(disk, disk.cache.is_direct())?;
         if identity(disk, &locked)? != identity(disk, &file)? {
@@ -68,6 +72,9 @@ impl Backing {
             return Err(DiskError::Empty { disk: disk.name.clone(), path: disk.path.clone() });
         }
         let alignment = if disk.cache.is_direct() { Alignment::probe(disk, &file)? } else { Alignment::NONE };
+        if disk.iopoll {
+            iopoll::probe(disk, &file, alignment)?;
+        }
         let device = BlockDevice::under(&file).map_err(|source| DiskError::unreadable(disk, source))?;
         let erase = match disk.discard && !disk.read_only {
             true => Some(Erase::probe(disk, &file, size_bytes, alignment, device.as_ref())?),

@@ -26,6 +26,7 @@ pub struct IoThreadCounters {
     pub wakeups: Counter,
     pub poll_hits: Counter,
     pub poll_misses: Counter,
+    pub looks: Counter,
 }
 
 /// See the fields of [`IoThreadCounters`].
@@ -41,6 +42,9 @@ pub struct IoThreadSnapshot {
     /// Waits that looking ended, and waits that had to sleep after looking.
     pub poll_hits: u64,
     pub poll_misses: u64,
+    /// Rounds in which it looked at drives (iopoll) where it would else have slept.
+    #[serde(default)]
+    pub looks: u64,
 }
 
 /// What one thread did for one virtqueue. The thread that serves the queue writes its own id here, so that the counts say

@@ -30,6 +30,11 @@ pub(super) enum Watch {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Opened {
     Ring(FileId),
+    /// Reads and writes go to the ring that looks at the drive, and whatever it does not take to the other.
+    Iopoll {
+        polled: FileId,
+        other: FileId,
+    },
     /// Indices of `files`.
     Native(usize),
     Threads(usize),
@@ -40,6 +45,8 @@ pub(super) enum Opened {
 pub(super) struct Engines {
     native: Option<Aio<Token>>,
     pool: Option<Pool>,
+    /// Nothing tells of what ends there: while it has operations, each [`enter`](Engines::enter) looks.
+    iopoll: Option<Box<Ring<Token>>>,
     place: Place,
     /// Of engines that have no table of their own.
     files: Vec<Option<Arc<File>>>,
@@ -63,15 +70,20 @@ impl Engines {
     pub(super) fn new(config: &config::IoThread) -> Result<Self, IoThreadError> {
         let name = || config.name.clone();
         let place = if config.engines.contains(&Engine::IoUring) {
-            Place::Ring(Box::new(ring(config)?))
+            Place::Ring(Box::new(ring(config, false)?))
         } else if config.ring != config::RingOptions::default() {
             return Err(IoThreadError::NoRingToSet { name: name() });
         } else {
             Place::Epoll(Bells::new().map_err(|source| IoThreadError::Epoll { name: name(), source })?)
         };
+        if config.ring.iopoll && config.ring.sqpoll.is_some() {
+            return Err(IoThreadError::IopollWithSqpoll { name: name() });
+        }
+        let iopoll = config.ring.iopoll.then(|| ring(config, true)).transpose()?;
         let mut engines = Engines {
             native: None,
             pool: None,
+            iopoll: iopoll.map(Box::new),
             place,
             files: Vec::new(),
             refused: Vec::new(),
@@ -110,7 +122,8 @@ impl Engines {
             return Err(IoThreadError::NoRingToSet { name: self.name.clone() });
         };
         let refused = |source| IoThreadError::Memory { name: self.name.clone(), source };
-        ring.register_memory(ram).map_err(refused)
+        ring.register_memory(ram).map_err(refused)?;
+        self.iopoll.as_mut().map_or(Ok(()), |polled| polled.register_memory(ram)).map_err(refused)
     }
 
     pub(super) fn watch(&mut self, eventfd: EventFd, token: Token) -> io::Result<Watch> {
@@ -139,6 +152,21 @@ impl Engines {
         }
     }
 
+    /// The same for a file of io_uring's whose drive is to be looked at.
+    pub(super) fn open_polled(&mut self, file: Arc<File>) -> io::Result<Opened> {
+        let (Place::Ring(ring), Some(polled)) = (&mut self.place, &mut self.iopoll) else {
+            return Err(io::Error::new(io::ErrorKind::Unsupported, "it has no ring that looks at drives"));
+        };
+        let other = ring.add_file(Arc::clone(&file))?;
+        match polled.add_file(file) {
+            Ok(polled) => Ok(Opened::Iopoll { polled, other }),
+            Err(error) => {
+                ring.remove_file(other);
+                Err(error)
+            }
+        }
+    }
+
     fn keep(&mut self, file: Arc<File>) -> usize {
         let index = self.files.iter().position(Option::is_none).unwrap_or(self.files.len());
         if index == self.files.len() {
@@ -151,7 +179,13 @@ impl Engines {
     pub(super) fn close(&mut self, opened: Opened) {
         match (opened, &mut self.place) {
             (Opened::Ring(id), Place::Ring(ring)) => ring.remove_file(id),
-            (Opened::Ring(_), Place::Epoll(_)) => {}
+            (Opened::Iopoll { polled, other }, Place::Ring(ring)) => {
+                ring.remove_file(other);
+                if let Some(ring) = &mut self.iopoll {
+                    ring.remove_file(polled);
+                }
+            }
+            (Opened::Ring(_) | Opened::Iopoll { .. }, Place::Epoll(_)) => {}
             (Opened::Native(index) | Opened::Threads(index), _) => {
                 if let Some(file) = self.files.get_mut(index) {
                     *file = None;
@@ -169,6 +203,10 @@ impl Engines {
         self.in_flight += 1;
         match (opened, &mut self.place) {
             (Opened::Ring(id), Place::Ring(ring)) => ring.start(id, operation, buffers, token),
+            (Opened::Iopoll { polled, other }, Place::Ring(ring)) => match &mut self.iopoll {
+                Some(iopoll) if is_polled(operation) => iopoll.start(polled, operation, buffers, token),
+                _ => ring.start(other, operation, buffers, token),
+            },
             (Opened::Native(index) | Opened::Threads(index), _) => {
                 let file = self.files.get(index).and_then(Option::as_ref);
                 let native = matches!(opened, Opened::Native(_)) && Aio::<Token>::knows(operation);
@@ -184,7 +222,7 @@ impl Engines {
                     (None, _) => self.refuse(io::ErrorKind::NotFound.into(), buffers, token),
                 }
             }
-            (Opened::Ring(_), Place::Epoll(_)) => {
+            (Opened::Ring(_) | Opened::Iopoll { .. }, Place::Epoll(_)) => {
                 self.refuse(io::ErrorKind::Unsupported.into(), buffers, token);
             }
         }
@@ -205,10 +243,16 @@ impl Engines {
         self.pool.as_mut().ok_or_else(|| io::ErrorKind::NotFound.into())
     }
 
+    /// Whether operations are in flight that end only by looking: [`enter`](Self::enter) does, and does not wait.
+    pub(super) fn must_look(&self) -> bool {
+        self.iopoll.as_ref().is_some_and(|polled| polled.busy() > 0)
+    }
+
     /// Whether a call of [`enter`](Self::enter) has something to hand over or to bring out, or could hear a bell that is
     /// told of in no other way.
     pub(super) fn wants_enter(&mut self) -> bool {
-        let engines = self.native.as_ref().is_some_and(Aio::has_submissions)
+        let engines = self.must_look()
+            || self.native.as_ref().is_some_and(Aio::has_submissions)
             || self.pool.as_ref().is_some_and(Pool::has_submissions);
         match &mut self.place {
             Place::Ring(ring) => engines || ring.has_submissions() || ring.holds_back(),
@@ -237,7 +281,7 @@ impl Engines {
 
     /// Hands over what was started, and waits for a completion or a bell as long as it may. How many system calls it took.
     pub(super) fn enter(&mut self, wait: Wait) -> io::Result<u64> {
-        let mut calls = 0;
+        let mut calls = self.look_at_drives()?;
         if let Some(aio) = &mut self.native {
             calls += u64::from(aio.submit()?);
         }
@@ -245,7 +289,8 @@ impl Engines {
             pool.submit();
         }
         // What ends from here on rings, and a ring from before the wait ends it.
-        let ended = !self.refused.is_empty()
+        let ended = self.must_look()
+            || !self.refused.is_empty()
             || self.native.as_ref().is_some_and(Aio::has_completions)
             || self.pool.as_ref().is_some_and(Pool::has_completions);
         let wait = if ended { Wait::Never } else { wait };
@@ -263,6 +308,14 @@ impl Engines {
         Ok(calls)
     }
 
+    /// Hands over what was started in the ring that is looked for, and looks once. How many system calls it took.
+    fn look_at_drives(&mut self) -> io::Result<u64> {
+        match &mut self.iopoll {
+            Some(polled) if polled.busy() > 0 => polled.enter(Wait::Never).map(u64::from),
+            _ => Ok(0),
+        }
+    }
+
     /// Takes every completion that is there.
     pub(super) fn reap(&mut self, into: &mut Vec<Completion<Token>>) {
         let before = into.len();
@@ -270,6 +323,9 @@ impl Engines {
         match &mut self.place {
             Place::Ring(ring) => ring.reap(into),
             Place::Epoll(bells) => bells.reap(into),
+        }
+        if let Some(polled) = &mut self.iopoll {
+            polled.reap(into);
         }
         if let Some(aio) = &mut self.native {
             aio.reap(into);
@@ -282,11 +338,17 @@ impl Engines {
     }
 }
 
-fn ring(config: &config::IoThread) -> Result<Ring<Token>, IoThreadError> {
+/// What a ring that looks at drives is given. Whatever makes sure of data does so by commands of its own behind the write,
+/// whose end nobody would look for.
+fn is_polled(operation: Operation) -> bool {
+    matches!(operation, Operation::Read { .. } | Operation::Write { durable: false, .. })
+}
+
+fn ring(config: &config::IoThread, iopoll: bool) -> Result<Ring<Token>, IoThreadError> {
     let name = || config.name.clone();
     let thread =
         config.ring.sqpoll.map(|sqpoll| SubmissionThread { cpu: sqpoll.cpu, idle_ms: sqpoll.idle_ms });
-    let options = Options { submission_thread: thread };
+    let options = Options { submission_thread: thread, iopoll };
     let ring = Ring::with(&options).map_err(|source| IoThreadError::Ring { name: name(), source })?;
     // The kernel does a part of the work on threads of its own: they belong where this one is.
     ring.confine_workers(&config.cpus).map_err(|source| {

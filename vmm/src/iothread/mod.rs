@@ -43,6 +43,10 @@ pub enum IoThreadError {
          has aio=io_uring"
     )]
     NoRingToSet { name: String },
+    #[error(
+        "iothread `{name}` is to look at drives itself (iopoll) and to have a thread that submits for it (sqpoll); leave out one"
+    )]
+    IopollWithSqpoll { name: String },
     #[error("iothread `{name}` was to have the guest's memory registered with its io_uring")]
     Memory { name: String, source: RegisterError },
     #[error(
@@ -202,6 +206,11 @@ impl Handle {
         self.0.settings.0.contains(&engine)
     }
 
+    /// Whether the thread was started to look at drives.
+    pub fn has_iopoll(&self) -> bool {
+        self.0.settings.1.iopoll
+    }
+
     /// Gives the ring the guest's memory, if the thread was started so. Takes all of it from the host: 0.7 s for each GiB of
     /// ordinary pages that nobody touched. Waits until it is done.
     pub fn register_memory(&self, ram: &Arc<GuestRam>) -> Result<(), IoThreadError> {
@@ -278,6 +287,7 @@ impl Handle {
             wakeups: counters.wakeups.get(),
             poll_hits: counters.poll_hits.get(),
             poll_misses: counters.poll_misses.get(),
+            looks: counters.looks.get(),
         }
     }
 }

@@ -46,7 +46,12 @@ impl Io<'_> {
         self.engines.open(file, engine).map(Target)
     }
 
-    /// Undoes one [`open`](Self::open), once none of its user's operations is in flight.
+    /// The same for one of io_uring's whose reads and writes are completed by looking at its drive.
+    pub fn open_polled(&mut self, file: Arc<File>) -> io::Result<Target> {
+        self.engines.open_polled(file).map(Target)
+    }
+
+    /// Undoes one of these, once none of its user's operations is in flight.
     pub fn close(&mut self, target: Target) {
         self.engines.close(target.0);
     }

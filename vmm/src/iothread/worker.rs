@@ -226,6 +226,11 @@ impl Worker {
 
     /// Nothing is left to take: looks for a while if that has paid, then sleeps.
     fn idle(&mut self, wait: Wait) -> io::Result<()> {
+        if self.engines.must_look() {
+            // Nobody tells of what is in flight there. Queues and doorbells are looked at on the way round, as always.
+            self.counters.looks.add(1);
+            return self.submit();
+        }
         let awaits_device = self.engines.in_flight() > 0;
         let Some(window) = self.windows.of(awaits_device) else { return self.sleep(wait) };
         let begun = Instant::now();

@@ -5,7 +5,7 @@ mod alike;
 mod disks;
 
 use crate::ledger::Ledger;
-use crate::plan::{Diagnostic, Plan, Severity};
+use crate::plan::{Diagnostic, IoThreadPlan, Plan, Severity};
 use crate::profile::{EmulatorPin, Profile, Smt, ThreadPins};
 use crate::storage::Storage;
 use crate::topology::{CpuSet, Topology};
@@ -35,6 +35,7 @@ pub(super) fn lints(
         view.iothread_pin_beside_vcpu(),
         view.floats_on_isolated(),
         view.polling_on_shared_cpu(),
+        view.iopoll_on_shared_cpu(),
     ];
     threads.into_iter().flatten().chain(disks::lints(&view)).collect()
 }
@@ -243,6 +244,28 @@ impl View<'_> {
                 iothread.name, iothread.cpus, vcpu.id
             ),
             "polling takes the time from the vCPU that it waits for; write `poll-max-ns 0`, or leave it out",
+        ))
+    }
+
+    /// An IOThread that looks at drives has its CPU busy whenever it has requests.
+    fn iopoll_on_shared_cpu(&self) -> Option<Diagnostic> {
+        let looks = self.plan.disks.iter().filter(|disk| disk.iopoll).find_map(|disk| {
+            let serves =
+                |iothread: &&IoThreadPlan| disk.virtqueues.iter().any(|vq| vq.iothread == iothread.id);
+            let shares = |iothread: &IoThreadPlan| {
+                let vcpu = self.plan.vcpus.iter().find(|vcpu| vcpu.cpus.meets(&iothread.cpus))?;
+                Some((disk, iothread.name.clone(), iothread.cpus.clone(), vcpu.id))
+            };
+            self.plan.iothreads.iter().filter(serves).find_map(shares)
+        });
+        let (disk, iothread, cpus, vcpu) = looks?;
+        Some(warning(
+            "iopoll_on_shared_cpu",
+            format!(
+                "disk `{}`: {iothread} looks at its drive (iopoll) on CPU {cpus}, which it shares with vcpu {vcpu}",
+                disk.name
+            ),
+            "while requests are in flight it takes that CPU from the vCPU; remove `iopoll`, or give the IOThread a CPU of its own",
         ))
     }
 }

@@ -61,6 +61,7 @@ struct Disk {
     id: [u8; ID_BYTES],
     backing: Backing,
     engine: Engine,
+    iopoll: bool,
     cache: WriteCache,
     limits: Limits,
     on_error: OnError,
@@ -169,6 +170,9 @@ impl Blk {
             let (engine, iothread) = (config.engine, lacking.name().to_owned());
             return Err(DiskError::EngineNotHere { disk: name, engine, iothread });
         }
+        if let Some(lacking) = served_by.iter().find(|iothread| config.iopoll && !iothread.has_iopoll()) {
+            return Err(DiskError::IopollNotHere { disk: name, iothread: lacking.name().to_owned() });
+        }
         Blk::with_pause(config, id, served_by, Backing::open(config)?, pause)
     }
 
@@ -201,6 +205,7 @@ impl Blk {
             id,
             backing,
             engine: config.engine,
+            iopoll: config.iopoll,
             cache: WriteCache::new(config.cache),
             limits,
             on_error: config.on_error,

@@ -88,7 +88,8 @@ impl BlkQueue {
         shown: Arc<InFlight>,
         io: &mut Io<'_>,
     ) -> io::Result<Self> {
-        let target = io.open(Arc::clone(&disk.backing.file), disk.engine)?;
+        let file = Arc::clone(&disk.backing.file);
+        let target = if disk.iopoll { io.open_polled(file) } else { io.open(file, disk.engine) }?;
         counters.serve_as(io.iothread());
         shown.clear();
         let buffers = GuestBuffers::new(queue.ring.ram());

@@ -17,6 +17,7 @@ mod costs;
 mod engines;
 mod erasing;
 mod faults;
+mod iopoll;
 mod layouts;
 mod policies;
 mod recorded;

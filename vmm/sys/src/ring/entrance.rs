@@ -38,6 +38,8 @@ pub(super) struct Entrance {
     ring: RawFd,
     /// Its place in the thread's table. A kernel before 5.18, or a thread with sixteen rings, calls by the descriptor.
     place: Option<u32>,
+    /// Each call looks at the devices (IOPOLL).
+    iopoll: bool,
 }
 
 impl Entrance {
@@ -45,7 +47,8 @@ impl Entrance {
         let ring = uring.as_raw_fd();
         let mut update = Update { offset: u32::MAX, reserved: 0, data: ring as u64 };
         let known = register(ring, REGISTER_RING_FDS, &mut update);
-        Entrance { ring, place: known.then_some(update.offset) }
+        let iopoll = uring.params().is_setup_iopoll();
+        Entrance { ring, place: known.then_some(update.offset), iopoll }
     }
 
     /// Takes the ring out of the table, which would hold it until the thread ends.
@@ -68,7 +71,7 @@ impl Entrance {
         }
         let mut flags = if asleep { SQ_WAKEUP } else { 0 };
         // Work that the kernel deferred to us is done by a call that asks for completions.
-        if held_back || wait != Wait::Never {
+        if held_back || self.iopoll || wait != Wait::Never {
             flags |= GETEVENTS;
         }
         let least = u32::from(wait != Wait::Never);

@@ -17,6 +17,10 @@ const DISABLED_BY_SYSCTL: &str = "/proc/sys/kernel/io_uring_disabled";
 pub struct Options {
     /// A thread of the kernel's that takes submissions by looking (SQPOLL): no system call starts an operation.
     pub submission_thread: Option<SubmissionThread>,
+    /// Operations are completed by looking at their device (IOPOLL), which each [`enter`](super::Ring::enter) does: nothing
+    /// tells of them. Such a ring takes reads and writes of files with direct I/O on devices that have queues for it, and
+    /// answers EOPNOTSUPP for others; it takes no watches.
+    pub iopoll: bool,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -86,6 +90,9 @@ fn builder(options: &Options, completions: Completions, in_order: bool) -> io_ur
     builder.dontfork().setup_clamp().setup_cqsize(COMPLETION_ENTRIES);
     if let Some(thread) = options.submission_thread {
         builder.setup_sqpoll(thread.idle_ms).setup_sqpoll_cpu(thread.cpu);
+    }
+    if options.iopoll {
+        builder.setup_iopoll();
     }
     match completions {
         Completions::Deferred => {

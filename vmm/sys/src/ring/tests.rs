@@ -184,3 +184,91 @@ fn a_dropped_ring_has_waited_for_the_kernel() {
     assert_eq!(&found, b"late");
     assert_eq!(Arc::strong_count(&ram), 1);
 }
+
+/// 64 KiB of sevens with direct I/O, next to this test's program.
+fn direct_file() -> Option<Arc<File>> {
+    use std::os::unix::fs::OpenOptionsExt as _;
+    let directory = std::env::current_exe().unwrap().parent().unwrap().to_owned();
+    let path = tempfile::NamedTempFile::new_in(directory).unwrap().into_temp_path();
+    std::fs::write(&path, vec![7; 64 << 10]).unwrap();
+    let file = std::fs::OpenOptions::new().read(true).write(true).custom_flags(libc::O_DIRECT).open(&path);
+    file.ok().map(Arc::new)
+}
+
+fn polled() -> Ring<u32> {
+    Ring::with(&Options { iopoll: true, ..Options::default() }).unwrap()
+}
+
+fn errno_of<T: Copy + std::fmt::Debug>(done: &[Completion<T>]) -> i32 {
+    match done {
+        [Completion::Done { result, .. }] => {
+            result.as_ref().err().and_then(io::Error::raw_os_error).unwrap_or(0)
+        }
+        other => panic!("{other:?}"),
+    }
+}
+
+/// What it cannot complete by looking it refuses with EOPNOTSUPP: through the page cache always, and with direct I/O where the
+/// drive below has no queues for it. Older kernels complete that all the same.
+#[test]
+fn a_ring_that_looks_refuses_what_it_cannot_look_for() {
+    let (ram, mut ring) = (ram(), polled());
+    let cached = tempfile::tempfile().unwrap();
+    cached.set_len(8_192).unwrap();
+    let cached = ring.add_file(Arc::new(cached)).unwrap();
+    for operation in [Operation::Read { offset: 0 }, Operation::Write { offset: 0, durable: false }] {
+        ring.start(cached, operation, guest(&ram, &[(0x1000, 4_096)]), 1);
+        assert_eq!(errno_of(&wait_for(&mut ring, 1)), libc::EOPNOTSUPP, "{operation:?}");
+    }
+    let Some(file) = direct_file() else { return eprintln!("skipped: no direct I/O here") };
+    let file = ring.add_file(file).unwrap();
+    ring.start(file, Operation::Read { offset: 0 }, guest(&ram, &[(0x1000, 4_096)]), 1);
+    match errno_of(&wait_for(&mut ring, 1)) {
+        0 => assert_eq!(ram.read_obj::<[u8; 16]>(GuestAddress(0x1000)).unwrap(), [7; 16]),
+        errno => assert_eq!(errno, libc::EOPNOTSUPP),
+    }
+    assert_eq!(ring.busy(), 0);
+}
+
+/// Which is why these go elsewhere.
+#[test]
+fn a_ring_that_looks_takes_no_flushes_and_no_discards() {
+    let mut ring = polled();
+    let file = ring.add_file(Arc::new(tempfile::tempfile().unwrap())).unwrap();
+    for operation in [Operation::Sync, Operation::Discard { offset: 0, bytes: 4_096 }] {
+        ring.start(file, operation, Buffers::None, 1);
+        assert_eq!(errno_of(&wait_for(&mut ring, 1)), libc::EINVAL, "{operation:?}");
+    }
+}
+
+/// Nothing tells of its completions: a call that does not wait brings them out all the same. Writes into a file's holes are
+/// completed by the kernel's own threads, on any drive.
+#[test]
+fn a_ring_that_looks_finds_what_ended_without_waiting() {
+    let (ram, mut ring) = (ram(), polled());
+    let Some(disk) = direct_file() else { return eprintln!("skipped: no direct I/O here") };
+    let file = ring.add_file(Arc::clone(&disk)).unwrap();
+    ram.write_slice(&[9; 4_096], GuestAddress(0x1000)).unwrap();
+    for block in 0..64_u32 {
+        let write = Operation::Write { offset: (1 << 20) + 4_096 * u64::from(block), durable: false };
+        ring.start(file, write, guest(&ram, &[(0x1000, 4_096)]), block);
+    }
+    let mut done = Vec::new();
+    while ring.busy() > 0 {
+        ring.enter(Wait::Never).unwrap();
+        ring.reap(&mut done);
+    }
+    if done.len() == 64 && errno_of(&done[..1]) == libc::EOPNOTSUPP {
+        return eprintln!("skipped: the filesystem here has no files that are looked for");
+    }
+    assert!(done.iter().all(|done| matches!(done, Completion::Done { result: Ok(4_096), .. })), "{done:?}");
+    done.clear();
+    // And what is dropped has been waited for.
+    for block in 0..64_u32 {
+        let write = Operation::Write { offset: (2 << 20) + 4_096 * u64::from(block), durable: false };
+        ring.start(file, write, guest(&ram, &[(0x1000, 4_096)]), block);
+    }
+    drop(ring);
+    assert_eq!(Arc::strong_count(&ram), 1);
+    assert_eq!(disk.metadata().unwrap().len(), (2 << 20) + (64 * 4_096));
+}
