@@ -11,7 +11,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
-use vmprof_vmm::config::{Boot, CacheMode, Disk, Engine, IoThread, Memory, MemoryMode, Vcpu, VmConfig};
+use vmprof_vmm::config::{Boot, CacheMode, Disk, IoThread, Memory, MemoryMode, Vcpu, VmConfig};
 use vmprof_vmm::exit::Exit;
 use vmprof_vmm::{Channels, Port, Vm, kvm};
 
@@ -123,21 +123,9 @@ fn options(mut words: impl Iterator<Item = String>) -> Result<Options, Box<dyn s
     let disk = |(index, text): (usize, &String)| -> Result<Disk, Box<dyn std::error::Error>> {
         let (path, queues) = text.split_once(':').unwrap_or((text, "1"));
         let queues: u32 = queues.parse()?;
-        Ok(Disk {
-            name: format!("disk{index}"),
-            path: path.into(),
-            read_only: false,
-            cache: CacheMode::Writeback,
-            engine: Engine::IoUring,
-            iopoll: false,
-            queue_size: 128,
-            packed: false,
-            logical_block_bytes: None,
-            physical_block_bytes: None,
-            discard: false,
-            on_error: Default::default(),
-            virtqueues: (0..queues).map(|queue| queue % 2).collect(),
-        })
+        let virtqueues = (0..queues).map(|queue| queue % 2).collect();
+        let plain = Disk::named(&format!("disk{index}"), path.as_ref(), virtqueues);
+        Ok(Disk { cache: CacheMode::Writeback, ..plain })
     };
     let disks: Vec<Disk> = disks.iter().enumerate().map(disk).collect::<Result<_, _>>()?;
     let iothreads = if disks.is_empty() { 0 } else { 2 };
