@@ -13,7 +13,7 @@ use crate::tree::{Kind, Node, Origin, Tree};
 use crate::{archive, cpio, deb, elf, erofs, ext4, image, kernel, oci, squashfs};
 
 /// Of an ext4 that a round trip makes.
-const SMALL_BYTES: u64 = 4 << 20;
+const SMALL_BYTES: u64 = 8 << 20;
 
 /// A tar archive: its paths are plain and each is there once, and what a tree takes of it comes back out of an image.
 pub fn tar(bytes: &[u8], formats: u8) {
