@@ -96,7 +96,7 @@ impl Size {
                 Disk { aio: "threads", ..disk("d1", "writethrough", "ext4") },
                 Disk { ring: "packed", ..disk("d2", "unsafe", "ext4") },
             ];
-            return Size { disks, seconds: 10, moments: 24 };
+            return Size { disks, seconds: 10, moments: 8 };
         };
         let only = std::env::var("VMPROF_DURABILITY_ONLY").unwrap_or_default();
         let wanted =
