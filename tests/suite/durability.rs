@@ -39,7 +39,7 @@ fn e2fsprogs() -> &'static Realised {
     static REALISED: OnceLock<Realised> = OnceLock::new();
     REALISED.get_or_init(|| {
         let store = Store::open(shared_store()).expect("the tests' store opens");
-        E2FSPROGS.realise(&Builder::new(&store, &Silent)).expect("e2fsprogs comes from Debian's bookworm")
+        E2FSPROGS.realise(&Builder::new(&store, &Silent)).expect("e2fsprogs comes from Debian's trixie")
     })
 }
 

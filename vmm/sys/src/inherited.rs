@@ -24,8 +24,12 @@ pub fn take(number: RawFd) -> io::Result<OwnedFd> {
         return Err(Errno::BADF.into());
     }
     // SAFETY: the number is looked at and nothing else: what is not open, the kernel says so.
-    fcntl_getfd(unsafe { BorrowedFd::borrow_raw(number) })?;
-    // SAFETY: it is open, as the kernel has just said. Nobody here owns it: whoever calls this has opened nothing yet, and the
+    let flags = fcntl_getfd(unsafe { BorrowedFd::borrow_raw(number) })?;
+    // What this program opened itself, or has taken already, would end with an exec.
+    if flags.contains(FdFlags::CLOEXEC) {
+        return Err(Errno::BADF.into());
+    }
+    // SAFETY: it is open, as the kernel has just said. Nobody here owns it: what this program opens ends with an exec, and the
     // standard streams, which the library knows by their numbers, are not taken.
     let file = unsafe { OwnedFd::from_raw_fd(number) };
     fcntl_setfd(file.as_fd(), FdFlags::CLOEXEC)?;
@@ -48,6 +52,7 @@ mod tests {
         assert_eq!(file.into_raw_fd(), number);
         let taken = take(number).unwrap();
         assert_eq!(fcntl_getfd(&taken).unwrap(), FdFlags::CLOEXEC);
+        assert!(take(number).is_err(), "once");
         let mut text = String::new();
         File::from(taken).read_to_string(&mut text).unwrap();
         assert!(!text.is_empty());
