@@ -32,6 +32,11 @@ const VARIABLE: &str = "VMPROF_HANDOVER";
 const STACK_VARIABLE: &str = "RUST_MIN_STACK";
 const STACK_BYTES: usize = 512 << 10;
 
+/// How glibc is told that all threads share one arena. Each would have its own otherwise, hundreds of KiB for a machine whose
+/// threads hardly allocate once they run.
+const ALLOCATOR_VARIABLE: &str = "GLIBC_TUNABLES";
+const ONE_ARENA: &str = "glibc.malloc.arena_max=1";
+
 /// What a machine is run by.
 #[derive(Debug, Serialize, Deserialize)]
 pub struct Handover {
@@ -67,8 +72,12 @@ impl Handover {
         let mut arguments = env::args_os();
         let mut command = Command::new("/proc/self/exe");
         command.arg0(arguments.next().unwrap_or_default()).args(arguments).env(VARIABLE, number.to_string());
-        if env::var_os(STACK_VARIABLE).is_none() {
-            command.env(STACK_VARIABLE, STACK_BYTES.to_string());
+        for (variable, value) in
+            [(STACK_VARIABLE, &*STACK_BYTES.to_string()), (ALLOCATOR_VARIABLE, ONE_ARENA)]
+        {
+            if env::var_os(variable).is_none() {
+                command.env(variable, value);
+            }
         }
         Err(command.exec())
     }

@@ -10,6 +10,7 @@ use std::time::Instant;
 use serde_json::Value;
 use signal_hook::consts::SIGPIPE;
 use vmprof_job::ToGuest;
+use vmprof_sys::program;
 use vmprof_vmm::backing::DiskError;
 use vmprof_vmm::exit::Exit;
 use vmprof_vmm::kvm;
@@ -94,7 +95,11 @@ fn run_machine(report: Report, handover: Handover) -> Result<u8, Failure> {
     };
 
     let started = Instant::now();
-    let vm = Vm::build(&kvm, &config, channels, &job).map_err(not_built)?.start().map_err(not_started)?;
+    let built = Vm::build(&kvm, &config, channels, &job).map_err(not_built)?;
+    // What built it is not needed again.
+    drop(job);
+    program::let_go_of_code().map_err(os("the program's pages cannot be let go"))?;
+    let vm = built.start().map_err(not_started)?;
     let control = vm.control();
     let answers = Here { plan, threads, control: control.clone(), events: supervision.events.clone() };
     let events = supervision.events.clone();

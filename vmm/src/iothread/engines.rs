@@ -53,6 +53,8 @@ pub(super) struct Engines {
     /// Ended without having begun.
     refused: Vec<Completion<Token>>,
     in_flight: usize,
+    /// Of those, what the last [`enter`](Engines::enter) did not hand over.
+    started: usize,
     name: String,
     cpus: Vec<u32>,
     has_threads: bool,
@@ -88,6 +90,7 @@ impl Engines {
             files: Vec::new(),
             refused: Vec::new(),
             in_flight: 0,
+            started: 0,
             name: name(),
             cpus: config.cpus.clone(),
             has_threads: config.engines.contains(&Engine::Threads),
@@ -199,8 +202,14 @@ impl Engines {
         self.in_flight
     }
 
+    /// Operations that the next [`enter`](Self::enter) hands over.
+    pub(super) fn started(&self) -> usize {
+        self.started
+    }
+
     pub(super) fn start(&mut self, opened: Opened, operation: Operation, buffers: Buffers, token: Token) {
         self.in_flight += 1;
+        self.started += 1;
         match (opened, &mut self.place) {
             (Opened::Ring(id), Place::Ring(ring)) => ring.start(id, operation, buffers, token),
             (Opened::Iopoll { polled, other }, Place::Ring(ring)) => match &mut self.iopoll {
@@ -281,6 +290,7 @@ impl Engines {
 
     /// Hands over what was started, and waits for a completion or a bell as long as it may. How many system calls it took.
     pub(super) fn enter(&mut self, wait: Wait) -> io::Result<u64> {
+        self.started = 0;
         let mut calls = self.look_at_drives()?;
         if let Some(aio) = &mut self.native {
             calls += u64::from(aio.submit()?);

@@ -23,9 +23,14 @@ use super::service::{Begin, Drained, Io, QueueService, Token};
 use super::{Command, IoThreadError, Positions, QueueKey, Queues};
 use crate::config;
 
-/// Requests taken from one queue before the next has its turn, and before what they started is handed over: the drive works on
-/// the first of a batch while the rest is read.
+/// Requests taken from one queue before the next has its turn.
 const QUOTA: usize = 8;
+/// So many operations are handed over at once after a sleep: the drive works on these while further requests are read. Twice
+/// as many each time after that, up to the most: who finds ever more to take keeps the drive busy already.
+const FIRST_BATCH: usize = 8;
+const LARGEST_BATCH: usize = 64;
+/// Rounds that a smaller batch waits for more of what drivers are just offering.
+const ROUNDS_PER_BATCH: u32 = 8;
 /// How long requests wait for another thread to leave a block, before asking again.
 const STALL: Duration = Duration::from_micros(100);
 /// How often a thread that polls asks for bells that it cannot see without a system call.
@@ -82,6 +87,9 @@ pub(super) struct Worker {
     commanded: bool,
     stopping: bool,
     windows: Windows,
+    /// How many operations are handed over at once, and the rounds since that was done.
+    batch: usize,
+    held_for: u32,
     counters: Arc<IoThreadCounters>,
     done: Vec<Completion<Token>>,
 }
@@ -107,6 +115,8 @@ impl Worker {
             commanded: true,
             stopping: false,
             windows: Windows::new(config.polling),
+            batch: FIRST_BATCH,
+            held_for: 0,
             counters,
             done: Vec::new(),
         })
@@ -130,7 +140,7 @@ impl Worker {
                 return Ok(());
             }
             match drained {
-                Drained::More => self.submit()?,
+                Drained::More => self.hand_over()?,
                 Drained::All => self.idle(Wait::Forever)?,
                 Drained::Stalled => self.idle(Wait::AtMost(STALL))?,
             }
@@ -216,8 +226,23 @@ impl Worker {
         });
     }
 
+    /// There is more to take: hands over what was started once it is a batch. A system call for each request that a driver
+    /// offers while another is taken would be most of what the request costs.
+    fn hand_over(&mut self) -> io::Result<()> {
+        self.held_for += 1;
+        if self.engines.started() < self.batch
+            && self.held_for < ROUNDS_PER_BATCH
+            && !self.engines.must_look()
+        {
+            return Ok(());
+        }
+        self.batch = LARGEST_BATCH.min(2 * self.batch);
+        self.submit()
+    }
+
     /// Hands over what was started and goes on.
     fn submit(&mut self) -> io::Result<()> {
+        self.held_for = 0;
         if self.engines.wants_enter() {
             self.counters.enters.add(self.engines.enter(Wait::Never)?);
         }
@@ -271,8 +296,9 @@ impl Worker {
         let arm = |worker: &mut Self| worker.each_awake(|served| served.service.arm());
         if ask_then_look::<Machine, _, _>(self, arm, Self::look) {
             self.each_awake(|served| served.service.disarm());
-            return self.submit();
+            return self.hand_over();
         }
+        (self.batch, self.held_for) = (FIRST_BATCH, 0);
         self.counters.enters.add(self.engines.enter(wait)?);
         self.counters.wakeups.add(1);
         // What is armed stays so until it is heard of.

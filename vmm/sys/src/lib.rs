@@ -14,6 +14,7 @@ pub mod memory;
 pub mod mempolicy;
 #[cfg(feature = "peers")]
 pub mod peers;
+pub mod program;
 pub mod regions;
 pub mod ring;
 pub mod segments;

@@ -45,7 +45,7 @@ pub struct Thread {
 }
 
 /// Everything about one VMM at one moment, or between two.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct Counts {
     pub seconds: f64,
     pub threads: Vec<Thread>,

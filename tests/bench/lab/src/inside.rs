@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io::{self, Write as _};
+use std::ops::Range;
 use std::path::Path;
 use std::process::Command;
 
@@ -12,7 +13,7 @@ use serde_json::Value;
 use crate::counters::{Memory, Role, Snapshot};
 use crate::machine::{Machine, Shape};
 use crate::record::{Pair, Record, Window};
-use crate::settings::{BACKING_MIB, Backing, Point, Settings, Vmm, place};
+use crate::settings::{BACKING_MIB, Backing, Point, Settings, Vmm, Work, place};
 use crate::{Outcome, trace};
 
 /// The word that makes this program the driver.
@@ -22,19 +23,22 @@ pub fn run() -> Outcome<()> {
     let settings: Settings = serde_json::from_slice(&fs::read(place::SETTINGS)?)?;
     let devices = Devices::make(&settings)?;
     tell(&host()?)?;
-    for (index, &backing) in settings.backing.iter().enumerate() {
-        for (step, &iothreads) in settings.iothreads.iter().enumerate() {
-            // Neither is always the first to boot.
-            let order = order((index + step) as u32);
-            pair(&settings, &devices, Pair { backing, iothreads }, order)?;
-        }
-    }
-    let (Some(&backing), Some(&iothreads)) = (settings.backing.first(), settings.iothreads.first()) else {
-        return Ok(());
-    };
-    for round in 0..settings.boots {
-        for vmm in order(round) {
-            drop(start(&settings, &devices, Pair { backing, iothreads }, vmm)?);
+    for (index, work) in settings.work.iter().enumerate() {
+        match *work {
+            Work::Measure { pair, from, to, memory } => {
+                // Neither is always the first to boot.
+                let mut left = Left { rounds: from..to, memory };
+                again(pair, || measure(&settings, &devices, pair, order(index as u32), &mut left))?;
+            }
+            Work::Boot { pair, from, to } => {
+                for round in from..to {
+                    again(pair, || boot(&settings, &devices, pair, order(round)))?;
+                    tell(&Record::Booted { pair, round })?;
+                }
+            }
+            Work::Trace { pair } => {
+                again(pair, || trace_pair(&settings, &devices, pair, order(index as u32)))?;
+            }
         }
     }
     Ok(())
@@ -64,15 +68,16 @@ impl Devices {
             mount(what, at, what)?;
         }
         let mut devices = BTreeMap::new();
+        let needed = |backing| settings.work.iter().any(|work| work.pair().backing == backing);
         for vmm in Vmm::BOTH {
-            if settings.backing.contains(&Backing::Null) {
+            if needed(Backing::Null) {
                 devices.insert((vmm, Backing::Null), null_block(vmm)?);
             }
         }
         fs::create_dir_all(place::FILES)?;
         mount(place::FILES_DISK, place::FILES, "ext4")?;
         io::copy(&mut File::open(place::ROOT_DISK)?, &mut File::create(place::ROOT)?)?;
-        if settings.backing.contains(&Backing::File) {
+        if needed(Backing::File) {
             for vmm in Vmm::BOTH {
                 devices.insert((vmm, Backing::File), cached_file(vmm)?);
             }
@@ -170,34 +175,49 @@ read -r line </proc/cmdline
 echo "up $line"
 "#;
 
-/// How often a pair is begun.
+/// How often a piece of work is begun.
 const ATTEMPTS: u32 = 3;
 
-/// An emulated host may lose an interrupt of one of its guests, which then stalls or panics: that is told and counted, the
-/// rounds that are left are measured on a new pair, and a pair that is lost again and again ends the run.
-fn pair(settings: &Settings, devices: &Devices, pair: Pair, order: [Vmm; 2]) -> Outcome<()> {
-    let mut progress = Progress::default();
-    for attempt in 1..=ATTEMPTS {
-        match measure(settings, devices, pair, order, &mut progress) {
-            Ok(()) => break,
-            Err(error) if attempt == ATTEMPTS => return Err(error),
-            Err(error) => {
-                let why = error.to_string();
-                eprintln!("{}, {} IOThreads: begun again: {why}", pair.backing, pair.iothreads);
-                // What counts may be in the middle of something.
-                let _ = trace::stop();
-                tell(&Record::Lost { pair, why })?;
-            }
-        }
+/// An emulated host may lose an interrupt of one of its guests, which then stalls or panics: that is told and counted, what is
+/// left is done with new machines, and a pair that is lost again and again ends the run.
+fn again(pair: Pair, mut work: impl FnMut() -> Outcome<()>) -> Outcome<()> {
+    for _ in 1..ATTEMPTS {
+        let Err(error) = work() else { return Ok(()) };
+        let why = error.to_string();
+        eprintln!("{}, {} IOThreads: begun again: {why}", pair.backing, pair.iothreads);
+        // What counts may be in the middle of something.
+        let _ = trace::stop();
+        tell(&Record::Lost { pair: Some(pair), why })?;
     }
-    Ok(())
+    work()
 }
 
-/// What of a pair is measured.
-#[derive(Default)]
-struct Progress {
-    rounds: u32,
+/// What of a pair is not measured yet.
+struct Left {
+    rounds: Range<u32>,
     memory: bool,
+}
+
+/// Both machines up, their guests ready for the points.
+fn machines(settings: &Settings, devices: &Devices, pair: Pair, order: [Vmm; 2]) -> Outcome<[Machine; 2]> {
+    let ready = |vmm| -> Outcome<Machine> {
+        let mut machine = start(settings, devices, pair, vmm)?;
+        machine.tell(WORDS)?;
+        let given = machine.hear("up ")?;
+        if given != crate::machine::cmdline() {
+            return Err(format!("{vmm} gave its guest another command line: {given}").into());
+        }
+        Ok(machine)
+    };
+    let [first, second] = order;
+    Ok([ready(first)?, ready(second)?])
+}
+
+fn boot(settings: &Settings, devices: &Devices, pair: Pair, order: [Vmm; 2]) -> Outcome<()> {
+    for vmm in order {
+        drop(start(settings, devices, pair, vmm)?);
+    }
+    Ok(())
 }
 
 fn measure(
@@ -205,19 +225,10 @@ fn measure(
     devices: &Devices,
     pair: Pair,
     order: [Vmm; 2],
-    progress: &mut Progress,
+    left: &mut Left,
 ) -> Outcome<()> {
-    let mut machines = Vec::new();
-    for vmm in order {
-        let mut machine = start(settings, devices, pair, vmm)?;
-        machine.tell(WORDS)?;
-        let given = machine.hear("up ")?;
-        if given != crate::machine::cmdline() {
-            return Err(format!("{vmm} gave its guest another command line: {given}").into());
-        }
-        machines.push(machine);
-    }
-    for round in progress.rounds..settings.rounds {
+    let mut machines = machines(settings, devices, pair, order)?;
+    while let Some(round) = left.rounds.clone().next() {
         let mut windows = Vec::new();
         for point in &settings.points {
             for index in [round as usize % 2, (round as usize + 1) % 2] {
@@ -236,25 +247,29 @@ fn measure(
         }
         // A round counts whole or not at all: its ratios need both machines.
         windows.iter().try_for_each(tell)?;
-        progress.rounds = round + 1;
+        left.rounds.start = round + 1;
     }
-    if !progress.memory {
+    if left.memory {
         for machine in &mut machines {
             let memory = Memory::of(machine.pid())?;
             tell(&Record::Memory { vmm: machine.vmm, pair, memory })?;
         }
-        progress.memory = true;
+        left.memory = false;
     }
-    if !settings.reasons {
-        return Ok(());
-    }
+    Ok(())
+}
+
+fn trace_pair(settings: &Settings, devices: &Devices, pair: Pair, order: [Vmm; 2]) -> Outcome<()> {
+    let mut machines = machines(settings, devices, pair, order)?;
     trace::start()?;
+    let mut records = Vec::new();
     for point in &settings.points {
         for machine in &mut machines {
-            tell(&traced(machine, settings, pair, point)?)?;
+            records.push(traced(machine, settings, pair, point)?);
         }
     }
-    trace::stop()
+    trace::stop()?;
+    records.iter().try_for_each(tell)
 }
 
 /// What the guest has seen so far.
@@ -329,6 +344,7 @@ fn traced(machine: &mut Machine, settings: &Settings, pair: Pair, point: &Point)
     let counts = trace::read(&roles)?;
     machine.hear("C")?;
     let requests = after.requests.saturating_sub(before.requests);
+    eprintln!("{}, {}, {} IOThreads, {point}, traced", machine.vmm, pair.backing, pair.iothreads);
     Ok(Record::Trace { vmm: machine.vmm, pair, point: point.clone(), requests, counts })
 }
 

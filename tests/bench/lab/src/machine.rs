@@ -18,7 +18,7 @@ use crate::settings::{Backing, GUEST_MIB, QUEUES, Settings, VCPUS, Vmm, place};
 use crate::{Outcome, mark};
 
 /// How long a guest may be silent while it boots or works.
-const PATIENCE: Duration = Duration::from_secs(600);
+const PATIENCE: Duration = Duration::from_secs(180);
 
 /// What a machine is made of.
 #[derive(Debug, Clone, Copy)]

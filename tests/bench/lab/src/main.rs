@@ -14,6 +14,7 @@ mod record;
 mod report;
 mod settings;
 mod trace;
+mod work;
 
 use std::process::ExitCode;
 

@@ -19,8 +19,8 @@ use vmprof_job::{DeviceLink, Disk, FromGuest, Init, JOB_PATH, JOB_SCHEMA, Job, R
 
 use crate::host::{Host, Start};
 use crate::record::Record;
-use crate::settings::{Arguments, Settings, place};
-use crate::{Outcome, inside, machine, mark, report};
+use crate::settings::{Arguments, Settings, Work, place};
+use crate::{Outcome, inside, machine, mark, report, work};
 
 /// Makes the filesystem for the files.
 const FILESYSTEMS: Toolset = Toolset {
@@ -39,7 +39,9 @@ const FILES_SERIAL: &str = "bench-files";
 const DATA_SERIAL: &str = "data";
 const FILES_DISK_MIB: u64 = 1024;
 /// How long the driver may take to its next word; a stalled emulated host never says one.
-const PATIENCE: Duration = Duration::from_secs(900);
+const PATIENCE: Duration = Duration::from_secs(300);
+/// Emulated hosts that may be lost one after another without having ended a piece of work.
+const HOSTS_LOST: u32 = 3;
 
 /// A run, whole: what the JSON file holds.
 #[derive(Debug, Serialize, Deserialize)]
@@ -60,6 +62,20 @@ pub struct MachineFacts {
     pub kernel: String,
     pub load: String,
     pub unix_time: u64,
+}
+
+/// A run and its file, which has every record as soon as it is told: what was measured before something went wrong is worth
+/// keeping.
+struct Kept {
+    run: Run,
+    path: PathBuf,
+}
+
+impl Kept {
+    fn push(&mut self, record: Record) -> Outcome<()> {
+        self.run.records.push(record);
+        Ok(fs::write(&self.path, serde_json::to_vec(&self.run)?)?)
+    }
 }
 
 pub fn run(arguments: &Arguments) -> Outcome<()> {
@@ -85,41 +101,26 @@ pub fn run(arguments: &Arguments) -> Outcome<()> {
     let of_the_store = [&host.kernel, &root.path].into_iter().map(PathBuf::as_path);
     let _held = using.hold("bench-lab", of_the_store.chain(outer.argv.iter().map(Path::new)))?;
     drop(using);
-    let work = tempfile::tempdir()?;
-    let files_disk = work.path().join("files");
+    let scratch = tempfile::tempdir()?;
+    let files_disk = scratch.path().join("files");
     make_filesystem(&builder, &files_disk)?;
 
-    let settings = Settings {
-        iothreads: arguments.iothreads.clone(),
-        backing: arguments.backing.clone(),
-        points: arguments.points.clone(),
-        rounds: arguments.rounds,
-        seconds: arguments.seconds,
-        boots: arguments.boots,
-        reasons: !arguments.no_reasons,
-        qemu: moved(&inner.argv, &inner_directory),
-    };
-    let initramfs = work.path().join("initramfs");
     let binary = match &arguments.vmprof {
         Some(path) => path.clone(),
         None => std::env::current_exe()?.with_file_name("vmprof"),
     };
-    let archive = archive(&settings, &image, &binary, &inner_directory)?;
-    concatenate(&host.initramfs, &archive, &initramfs)?;
-    drop(archive);
+    let base = scratch.path().join("base");
+    concatenate(&host.initramfs, &archive(&image, &binary, &inner_directory)?, &base)?;
     let disks = [(ROOT_SERIAL, root.path.as_path(), true), (FILES_SERIAL, files_disk.as_path(), false)];
+    let initramfs = scratch.path().join("initramfs");
     eprintln!(
         "an emulated host of {cpus} CPUs boots; QEMU {} inside and {} outside",
         inner.version, outer.version
     );
-    let emulated = Host::start(&Start {
-        emulator: &outer.argv,
-        cpus,
-        kernel: &host.kernel,
-        initramfs: &initramfs,
-        disks: &disks,
-    })?;
-    let mut run = Run {
+    let start =
+        Start { emulator: &outer.argv, cpus, kernel: &host.kernel, initramfs: &initramfs, disks: &disks };
+    let qemu = moved(&inner.argv, &inner_directory);
+    let run = Run {
         schema: "vmprof.bench-lab/1".to_owned(),
         machine,
         qemu: inner.version,
@@ -127,12 +128,48 @@ pub fn run(arguments: &Arguments) -> Outcome<()> {
         seconds: arguments.seconds,
         records: Vec::new(),
     };
-    let ended = converse(emulated, &mut run.records);
-    // What was measured before something went wrong is worth keeping.
-    fs::write(&arguments.json, serde_json::to_vec(&run)?)?;
-    print!("{}", report::text(&run));
+    let mut kept = Kept { run, path: arguments.json.clone() };
+    let ended = measure(arguments, &mut kept, |left, kept| {
+        let settings = Settings {
+            work: left,
+            points: arguments.points.clone(),
+            seconds: arguments.seconds,
+            qemu: qemu.clone(),
+        };
+        let told = append_archive(&[(name(place::SETTINGS), 0o444, serde_json::to_vec(&settings)?)])?;
+        concatenate(&base, &told, &initramfs)?;
+        converse(Host::start(&start)?, kept)
+    });
+    print!("{}", report::text(&kept.run));
     println!("\nall numbers: {}", arguments.json.display());
     ended
+}
+
+/// Has hosts do what is left until nothing is. One may be lost: its emulator takes a CPU down with it now and then.
+fn measure(
+    arguments: &Arguments,
+    kept: &mut Kept,
+    mut host: impl FnMut(Vec<Work>, &mut Kept) -> Outcome<()>,
+) -> Outcome<()> {
+    let mut lost = 0;
+    loop {
+        let left = work::left(arguments, &kept.run.records);
+        if left.is_empty() {
+            return Ok(());
+        }
+        let begun = left.len();
+        match host(left, kept) {
+            Ok(()) => {}
+            Err(error) if lost == HOSTS_LOST => return Err(error),
+            Err(error) => {
+                eprintln!("another emulated host goes on: {error}");
+                let why = error.to_string().lines().next().unwrap_or_default().to_owned();
+                kept.push(Record::Lost { pair: None, why })?;
+            }
+        }
+        // A host that got on with it may be followed by another that is lost.
+        lost = if work::left(arguments, &kept.run.records).len() < begun { 0 } else { lost + 1 };
+    }
 }
 
 fn machine_facts() -> Outcome<MachineFacts> {
@@ -259,10 +296,15 @@ fn command(argv: &[&str], environment: &[(String, String)], directory: &str) -> 
     }
 }
 
-/// Everything the emulated host needs besides its own boot files.
-fn archive(settings: &Settings, image: &GuestImage, vmprof: &Path, qemu: &Path) -> Outcome<Vec<u8>> {
+/// A path as an archive names it.
+fn name(path: &str) -> &str {
+    path.trim_start_matches('/')
+}
+
+/// Everything the emulated host needs besides its own boot files and what it is to do.
+fn archive(image: &GuestImage, vmprof: &Path, qemu: &Path) -> Outcome<Vec<u8>> {
     let read = |path: &Path| fs::read(path).map_err(|error| format!("{}: {error}", path.display()));
-    let name = |path: &str| path.trim_start_matches('/').to_owned();
+    let name = |path: &str| name(path).to_owned();
     let this = read("/proc/self/exe".as_ref())?;
 
     let marked = append_archive(&[(mark::PATH, 0o755, this.clone())])?;
@@ -283,7 +325,6 @@ fn archive(settings: &Settings, image: &GuestImage, vmprof: &Path, qemu: &Path) 
         [("PATH".to_owned(), "/usr/bin:/bin".to_owned()), ("HOME".to_owned(), "/root".to_owned())];
     let mut files = vec![
         (name(place::DRIVER), 0o755, this),
-        (name(place::SETTINGS), 0o444, serde_json::to_vec(settings)?),
         (name(place::VMPROF), 0o755, read(vmprof)?),
         (name(place::IMAGE), 0o444, serde_json::to_vec(&description)?),
         (name(place::KERNEL), 0o444, read(&image.kernel)?),
@@ -320,7 +361,7 @@ enum Word {
 }
 
 /// Hears the driver to its end.
-fn converse(mut host: Host, records: &mut Vec<Record>) -> Outcome<()> {
+fn converse(mut host: Host, kept: &mut Kept) -> Outcome<()> {
     let (tell, words) = mpsc::channel();
     let (control, stdout) = (host.control.try_clone()?, host.stdout.try_clone()?);
     let said = tell.clone();
@@ -348,7 +389,7 @@ fn converse(mut host: Host, records: &mut Vec<Record>) -> Outcome<()> {
     })?;
     loop {
         match words.recv_timeout(PATIENCE) {
-            Ok(Word::Record(record)) => records.push(*record),
+            Ok(Word::Record(record)) => kept.push(*record)?,
             Ok(Word::Other(line)) => eprintln!("{line}"),
             Ok(Word::Said(FromGuest::Failed { message })) => {
                 return Err(
@@ -359,7 +400,7 @@ fn converse(mut host: Host, records: &mut Vec<Record>) -> Outcome<()> {
                 // The records that are still on their way.
                 while let Ok(word) = words.recv_timeout(Duration::from_secs(2)) {
                     if let Word::Record(record) = word {
-                        records.push(*record);
+                        kept.push(*record)?;
                     }
                 }
                 host.control.write_all(&vmprof_job::line(&ToGuest::Received))?;
@@ -370,9 +411,13 @@ fn converse(mut host: Host, records: &mut Vec<Record>) -> Outcome<()> {
                 };
             }
             Ok(Word::Said(_)) => {}
-            Err(_) => {
+            Err(error) => {
+                let how = match error {
+                    mpsc::RecvTimeoutError::Timeout => "is silent".to_owned(),
+                    mpsc::RecvTimeoutError::Disconnected => host.end(),
+                };
                 return Err(
-                    format!("the emulated host is silent; its console said:\n{}", host.last_words()).into()
+                    format!("the emulated host {how}; its console said:\n{}", host.last_words()).into()
                 );
             }
         }

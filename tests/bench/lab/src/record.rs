@@ -30,6 +30,11 @@ pub enum Record {
         pair: Pair,
         ms: f64,
     },
+    /// Both machines have booted once more.
+    Booted {
+        pair: Pair,
+        round: u32,
+    },
     Window(Window),
     /// Counted under the kernel's trace events; `requests` are the guest's in the same time.
     Trace {
@@ -39,9 +44,10 @@ pub enum Record {
         requests: u64,
         counts: BTreeMap<String, u64>,
     },
-    /// A machine of the pair ended or fell silent; the pair was begun again, and what it had measured stands.
+    /// A machine of the pair ended or fell silent, or all of the emulated host did (`None`): what was measured stands, and
+    /// the rest was begun again.
     Lost {
-        pair: Pair,
+        pair: Option<Pair>,
         why: String,
     },
     /// After all the windows of a pair.

@@ -21,20 +21,25 @@ pub fn text(run: &Run) -> String {
 
 fn head(run: &Run) -> String {
     let mut text = String::new();
-    for record in &run.records {
-        if let Record::Host { kernel, processor, cpus, vmprof, cmdline } = record {
-            let _ = writeln!(
-                text,
-                "emulated host: {cpus} CPUs ({processor}), Linux {kernel}; {vmprof} and QEMU {}; guests: {cmdline}",
-                run.qemu
-            );
-        }
+    let mut hosts = run.records.iter().filter_map(|record| match record {
+        Record::Host { kernel, processor, cpus, vmprof, cmdline } => Some(format!(
+            "emulated host: {cpus} CPUs ({processor}), Linux {kernel}; {vmprof} and QEMU {}; guests: {cmdline}",
+            run.qemu
+        )),
+        _ => None,
+    });
+    // One after another, and all alike.
+    if let Some(host) = hosts.next() {
+        let _ = writeln!(text, "{host}");
     }
     for record in &run.records {
         if let Record::Lost { pair, why } = record {
             let why = why.lines().next().unwrap_or_default();
-            let _ =
-                writeln!(text, "a pair was lost and begun again: {}/{}: {why}", pair.backing, pair.iothreads);
+            let what = match pair {
+                Some(pair) => format!("a pair ({}/{})", pair.backing, pair.iothreads),
+                None => "an emulated host".to_owned(),
+            };
+            let _ = writeln!(text, "{what} was lost, and what was left was begun again: {why}");
         }
     }
     let machine = &run.machine;
