@@ -25,7 +25,7 @@ use crate::config;
 
 /// Requests taken from one queue before the next has its turn.
 const QUOTA: usize = 8;
-/// So many operations are handed over at once after a sleep: the drive works on these while further requests are read. Twice
+/// So many operations are handed over at once after a wait: the drive works on these while further requests are read. Twice
 /// as many each time after that, up to the most: who finds ever more to take keeps the drive busy already.
 const FIRST_BATCH: usize = 8;
 const LARGEST_BATCH: usize = 64;
@@ -271,6 +271,7 @@ impl Worker {
 
     /// Looks for work until the window closes, submitting first what was started. Whether there was any.
     fn poll(&mut self, begun: Instant, window: Duration) -> io::Result<bool> {
+        self.batch = FIRST_BATCH;
         self.submit()?;
         for look in 1_u32.. {
             if look.is_multiple_of(LOOKS_PER_LISTENING) {
