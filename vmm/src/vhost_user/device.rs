@@ -8,9 +8,9 @@ use vmprof_sys::eventfd;
 use vmprof_sys::vring::RingError;
 
 use super::error::Refusal;
+use super::inflight::{Extent, InflightBuffer};
 use super::memory::{Memory, Place};
 use super::queue::{Addresses, Base, Queue};
-use super::record::{Extent, Records};
 use crate::virtio::blk::Blk;
 use crate::virtio::device::VirtioDevice as _;
 use crate::virtio::transport::F_VERSION_1;
@@ -31,7 +31,7 @@ pub(super) struct Device {
     features: u64,
     memory: Memory,
     /// Where the client has us write down what is in flight.
-    records: Option<Records>,
+    inflight: Option<InflightBuffer>,
     queues: Vec<Queue>,
     /// What the client chose for the write cache, to be chosen again when the device starts again.
     write_back: Option<bool>,
@@ -49,7 +49,7 @@ impl Device {
             most_entries,
             features: 0,
             memory: Memory::default(),
-            records: None,
+            inflight: None,
             queues: queues.collect::<io::Result<_>>()?,
             write_back: None,
             active: false,
@@ -188,25 +188,25 @@ impl Device {
     }
 
     /// A file for the client to keep, in which what is in flight will be written down.
-    pub(super) fn new_records(&self, queues: u16, entries: u16) -> Result<(Extent, File), Refusal> {
-        self.check_records(queues, entries)?;
-        Records::file(queues, entries)
+    pub(super) fn new_inflight(&self, queues: u16, entries: u16) -> Result<(Extent, File), Refusal> {
+        self.check_inflight(queues, entries)?;
+        InflightBuffer::file(queues, entries)
     }
 
     /// Rings that start from now on are written down in `file`, and go on with what stands in it.
-    pub(super) fn set_records(&mut self, extent: Extent, file: &File) -> Result<(), Refusal> {
-        self.check_records(extent.queues, extent.entries)?;
+    pub(super) fn set_inflight(&mut self, extent: Extent, file: &File) -> Result<(), Refusal> {
+        self.check_inflight(extent.queues, extent.entries)?;
         for queue in &self.queues {
-            queue.must_not_run("have another record of requests in flight")?;
+            queue.must_not_run("have another inflight buffer")?;
         }
-        self.records = Some(Records::map(extent, file)?);
+        self.inflight = Some(InflightBuffer::map(extent, file)?);
         Ok(())
     }
 
-    fn check_records(&self, queues: u16, entries: u16) -> Result<(), Refusal> {
+    fn check_inflight(&self, queues: u16, entries: u16) -> Result<(), Refusal> {
         let (most_queues, most_entries) = (self.queues.len(), self.most_entries);
         if usize::from(queues) > most_queues || entries > most_entries || !entries.is_power_of_two() {
-            return Err(Refusal::RecordSize { queues, entries, most_queues, most_entries });
+            return Err(Refusal::InflightSize { queues, entries, most_queues, most_entries });
         }
         Ok(())
     }
@@ -252,7 +252,7 @@ impl Device {
         for queue in &mut self.queues {
             *queue = Queue::new(queue.index, self.most_entries)?;
         }
-        (self.features, self.memory, self.records, self.write_back) = (0, Memory::default(), None, None);
+        (self.features, self.memory, self.inflight, self.write_back) = (0, Memory::default(), None, None);
         Ok(())
     }
 
@@ -291,10 +291,10 @@ impl Device {
             return Ok(());
         }
         let mut active = queue.active(&self.memory, self.features)?;
-        if let Some(records) = &self.records
-            && let Some(record) = records.of(queue.index, queue.size)?
+        if let Some(inflight) = &self.inflight
+            && let Some(region) = inflight.of(queue.index, queue.size)?
         {
-            active.ring.keep_record(record);
+            active.ring.track_inflight(region);
         }
         if self.active {
             self.blk.start_queue(active)?;

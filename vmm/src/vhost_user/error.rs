@@ -80,18 +80,18 @@ pub enum Refusal {
     TooManyRegions { most: usize },
     #[error("memory regions and their files do not match")]
     FilesOfRegions,
-    #[error("no file could be made for a record of requests in flight")]
-    RecordFile { source: io::Error },
-    #[error("a record of requests in flight has {bytes} bytes, and needs {needed}")]
-    RecordRoom { bytes: u64, needed: u64 },
-    #[error("the record of requests in flight cannot be had")]
-    Record { source: SharedError },
-    #[error("virtqueue {queue} has {entries} entries, and its record of requests in flight {recorded}")]
-    RecordEntries { queue: u16, entries: u16, recorded: u16 },
+    #[error("no file could be made for an inflight buffer")]
+    InflightFile { source: io::Error },
+    #[error("an inflight buffer has {bytes} bytes, and needs {needed}")]
+    InflightRoom { bytes: u64, needed: u64 },
+    #[error("the inflight buffer cannot be had")]
+    Inflight { source: SharedError },
+    #[error("virtqueue {queue} has {entries} entries, and its inflight buffer {has}")]
+    InflightEntries { queue: u16, entries: u16, has: u16 },
     #[error(
-        "a record of requests in flight for {queues} virtqueues of {entries} entries each: this disk has {most_queues} of up to {most_entries}"
+        "an inflight buffer for {queues} virtqueues of {entries} entries each: this disk has {most_queues} of up to {most_entries}"
     )]
-    RecordSize { queues: u16, entries: u16, most_queues: usize, most_entries: u16 },
+    InflightSize { queues: u16, entries: u16, most_queues: usize, most_entries: u16 },
     #[error("no memory of {bytes} bytes at {guest:#x} is there to remove")]
     NoSuchRegion { guest: u64, bytes: u64 },
 }

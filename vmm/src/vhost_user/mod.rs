@@ -29,10 +29,10 @@ use crate::virtio::device::VirtioDevice as _;
 
 mod device;
 mod error;
+mod inflight;
 mod memory;
 mod protocol;
 mod queue;
-mod record;
 mod socket;
 mod stop;
 

@@ -13,9 +13,9 @@ use vhost::vhost_user::{Error, GpuBackend, Result, VhostUserBackendReqHandlerMut
 
 use super::device::Device;
 use super::error::Refusal;
+use super::inflight::Extent;
 use super::memory::{MOST_REGIONS, Place};
 use super::queue::Addresses;
-use super::record::Extent;
 
 impl From<Refusal> for Error {
     fn from(refusal: Refusal) -> Error {
@@ -184,7 +184,7 @@ impl VhostUserBackendReqHandlerMut for Device {
     }
 
     fn get_inflight_fd(&mut self, asked: &VhostUserInflight) -> Result<(VhostUserInflight, File)> {
-        let (extent, file) = self.new_records(asked.num_queues, asked.queue_size)?;
+        let (extent, file) = self.new_inflight(asked.num_queues, asked.queue_size)?;
         Ok((VhostUserInflight::new(extent.bytes, extent.offset, extent.queues, extent.entries), file))
     }
 
@@ -195,7 +195,7 @@ impl VhostUserBackendReqHandlerMut for Device {
             queues: extent.num_queues,
             entries: extent.queue_size,
         };
-        Ok(self.set_records(extent, &file)?)
+        Ok(self.set_inflight(extent, &file)?)
     }
 
     fn set_device_state_fd(

@@ -16,14 +16,14 @@ use crate::regions::Regions;
 
 pub mod chain;
 pub mod handshake;
+pub mod inflight;
 pub mod packed;
-pub mod record;
 pub mod split;
 
 pub use chain::Descriptor;
 use handshake::{Machine, Place, ask_then_look};
+use inflight::QueueRegion;
 pub use packed::PackedRing;
-use record::Record;
 pub use split::SplitRing;
 
 const DESCRIPTOR_BYTES: usize = 16;
@@ -194,11 +194,11 @@ impl Vring {
         each!(self, ring => ring.position())
     }
 
-    /// Writes down in `record` what is in flight from now on, and goes on with what another left in it: what that one took and
-    /// did not show is taken again first. A packed ring has no such record, and is left as it is.
-    pub fn keep_record(&mut self, record: Record) {
+    /// Writes down in `region` what is in flight from now on, and goes on with what another left in it: what that one took and
+    /// did not show is taken again first. A packed ring has no such region, and is left as it is.
+    pub fn track_inflight(&mut self, region: QueueRegion) {
         if let Vring::Split(ring) = self {
-            ring.keep_record(record);
+            ring.track_inflight(region);
         }
     }
 

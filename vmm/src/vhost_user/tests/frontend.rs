@@ -168,8 +168,12 @@ impl Frontend {
         self.say(request, &payload, fds)
     }
 
-    /// The record of requests in flight, for queues of 64 entries: bytes, offset, queues.
-    pub(super) fn set_record(&mut self, extent: (u64, u64, u16), file: BorrowedFd<'_>) -> Result<(), String> {
+    /// The region of requests in flight, for queues of 64 entries: bytes, offset, queues.
+    pub(super) fn set_inflight(
+        &mut self,
+        extent: (u64, u64, u16),
+        file: BorrowedFd<'_>,
+    ) -> Result<(), String> {
         let (bytes, offset, queues) = extent;
         let mut payload = [bytes, offset].map(u64::to_le_bytes).concat();
         payload.extend([queues, 64].map(u16::to_le_bytes).concat());

@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicU16, Ordering};
 
 use super::chain::{self, Descriptor, Table};
 use super::handshake::{Machine, SplitEvents, show_then_ask};
-use super::record::Record;
+use super::inflight::QueueRegion;
 use super::{DESCRIPTOR_BYTES, MOST_ENTRIES, Part, Position, RingError, RingSetup, resolve};
 use crate::memory::GuestRam;
 use crate::regions::Regions;
@@ -35,7 +35,7 @@ pub struct SplitRing {
     next_used: u16,
     published_used: u16,
     /// Where it is written down what is in flight; most rings have none.
-    record: Option<Box<Record>>,
+    inflight: Option<Box<QueueRegion>>,
 }
 
 // SAFETY: the pointers lie in the mapping that `regions` keeps alive wherever the ring goes, and every access through them is
@@ -70,7 +70,7 @@ impl SplitRing {
             seen_available: position.available,
             next_used: position.used,
             published_used: position.used,
-            record: None,
+            inflight: None,
         })
     }
 
@@ -87,18 +87,18 @@ impl SplitRing {
     }
 
     /// Before the first head is taken.
-    pub(super) fn keep_record(&mut self, mut record: Record) {
-        if let Some(again) = record.recover(self.published_used) {
+    pub(super) fn track_inflight(&mut self, mut region: QueueRegion) {
+        if let Some(again) = region.recover(self.published_used) {
             // Heads are taken in the ring's order, so what is neither shown nor in flight follows these.
             self.next_available = self.published_used.wrapping_add(again);
             self.seen_available = self.next_available;
         }
-        self.record = Some(Box::new(record));
+        self.inflight = Some(Box::new(region));
     }
 
     /// Takes the next head that the driver has made available, in its order, with its descriptors into `chain`.
     pub fn pop(&mut self, chain: &mut Vec<Descriptor>) -> Result<Option<u16>, RingError> {
-        if let Some(head) = self.record.as_mut().and_then(|record| record.again()) {
+        if let Some(head) = self.inflight.as_mut().and_then(|region| region.again()) {
             chain::collect(&self.regions, self.descriptors, head, chain)?;
             return Ok(Some(head));
         }
@@ -114,8 +114,8 @@ impl SplitRing {
             return Err(RingError::Head { head, size: self.size });
         }
         chain::collect(&self.regions, self.descriptors, head, chain)?;
-        if let Some(record) = &mut self.record {
-            record.begin(head);
+        if let Some(region) = &mut self.inflight {
+            region.begin(head);
         }
         self.next_available = self.next_available.wrapping_add(1);
         Ok(Some(head))
@@ -124,7 +124,7 @@ impl SplitRing {
     /// Whether a head waits to be taken. Reads the guest's index only when all that was seen before has been taken.
     pub fn look(&mut self) -> Result<bool, RingError> {
         if self.next_available != self.seen_available
-            || self.record.as_ref().is_some_and(|record| record.has_again())
+            || self.inflight.as_ref().is_some_and(|region| region.has_again())
         {
             return Ok(true);
         }
@@ -147,8 +147,8 @@ impl SplitRing {
         // SAFETY: as above, and 4-byte aligned since the ring's base is.
         unsafe { entry.cast::<[u32; 2]>().write_volatile(element) };
         self.next_used = self.next_used.wrapping_add(1);
-        if let Some(record) = &mut self.record {
-            record.end(head);
+        if let Some(region) = &mut self.inflight {
+            region.end(head);
         }
     }
 
@@ -165,8 +165,8 @@ impl SplitRing {
             || self.field(self.used, 2).store(new.to_le(), Ordering::Release),
             || self.events(self.available, 2).wanted(old, new),
         );
-        if let Some(record) = &mut self.record {
-            record.shown(new);
+        if let Some(region) = &mut self.inflight {
+            region.shown(new);
         }
         wanted
     }

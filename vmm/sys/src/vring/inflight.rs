@@ -2,10 +2,10 @@
 //! tracking): whoever serves the ring after it was killed goes on with them, in the order in which they were taken.
 //!
 //! A head is written down before anything is done for it, and struck out after the driver was shown that it ended. What lies
-//! between showing and striking out is told by the used index that stands in the record: heads that were given back since are
+//! between showing and striking out is told by the used index that stands in the region: heads that were given back since are
 //! a list, the last one first.
 
-// UNSAFETY: the record is shared with another process, and resolved once.
+// UNSAFETY: the region is shared with another process, and resolved once.
 #![allow(unsafe_code, reason = "volatile access to memory that another process shares")]
 
 use std::collections::VecDeque;
@@ -19,7 +19,7 @@ use crate::memory::GuestRam;
 
 const HEADER_BYTES: usize = 16;
 const ENTRY_BYTES: usize = 16;
-/// Records of several queues lie one behind the other, each from such a multiple on.
+/// InflightBuffer of several queues lie one behind the other, each from such a multiple on.
 const MULTIPLE: usize = 64;
 const VERSION: u16 = 1;
 
@@ -32,9 +32,9 @@ const IN_FLIGHT_AT: usize = 0;
 const NEXT_AT: usize = 6;
 const COUNTER_AT: usize = 8;
 
-/// The record of one ring. It keeps its memory mapped.
+/// The region of one ring. It keeps its memory mapped.
 #[derive(Debug)]
-pub struct Record {
+pub struct QueueRegion {
     _ram: Arc<GuestRam>,
     base: NonNull<u8>,
     entries: u16,
@@ -46,26 +46,26 @@ pub struct Record {
     again: VecDeque<u16>,
 }
 
-// SAFETY: the pointer lies in the mapping that `_ram` keeps alive wherever the record goes, and every access is volatile.
-unsafe impl Send for Record {}
+// SAFETY: the pointer lies in the mapping that `_ram` keeps alive wherever the region goes, and every access is volatile.
+unsafe impl Send for QueueRegion {}
 
-impl Record {
-    /// Bytes from one queue's record to the next.
+impl QueueRegion {
+    /// Bytes from one queue's region to the next.
     pub const fn bytes(entries: u16) -> usize {
         (HEADER_BYTES + ENTRY_BYTES * entries as usize).next_multiple_of(MULTIPLE)
     }
 
-    /// The record of a ring of `entries` at `address`; `None` where there is no room for it.
-    pub fn at(ram: &Arc<GuestRam>, address: u64, entries: u16) -> Option<Record> {
-        let slice = ram.get_slice(GuestAddress(address), Record::bytes(entries)).ok()?;
+    /// The region of a ring of `entries` at `address`; `None` where there is no room for it.
+    pub fn at(ram: &Arc<GuestRam>, address: u64, entries: u16) -> Option<QueueRegion> {
+        let slice = ram.get_slice(GuestAddress(address), QueueRegion::bytes(entries)).ok()?;
         let base = NonNull::new(slice.ptr_guard_mut().as_ptr())?;
         let whole = (base.as_ptr() as usize).is_multiple_of(ENTRY_BYTES);
         let (given_back, again) = (Vec::with_capacity(entries.into()), VecDeque::new());
-        whole.then(|| Record { _ram: Arc::clone(ram), base, entries, counter: 0, given_back, again })
+        whole.then(|| QueueRegion { _ram: Arc::clone(ram), base, entries, counter: 0, given_back, again })
     }
 
     /// Reads what another left behind in a ring whose used index is `used`; how many heads are to be taken again. `None`: the
-    /// record is new.
+    /// region is new.
     pub(super) fn recover(&mut self, used: u16) -> Option<u16> {
         if self.word(VERSION_AT) == 0 {
             self.set_word(ENTRIES_AT, self.entries);
@@ -171,7 +171,7 @@ impl Record {
 
     fn field<T>(&self, at: usize) -> *mut T {
         debug_assert!(
-            at + size_of::<T>() <= Record::bytes(self.entries) && at.is_multiple_of(size_of::<T>())
+            at + size_of::<T>() <= QueueRegion::bytes(self.entries) && at.is_multiple_of(size_of::<T>())
         );
         self.base.as_ptr().wrapping_add(at).cast()
     }
@@ -189,16 +189,16 @@ mod tests {
         Arc::new(GuestRam::from_ranges(&[(GuestAddress(0), 0x1000)]).unwrap())
     }
 
-    fn record(ram: &Arc<GuestRam>) -> Record {
-        Record::at(ram, 0, ENTRIES).unwrap()
+    fn region(ram: &Arc<GuestRam>) -> QueueRegion {
+        QueueRegion::at(ram, 0, ENTRIES).unwrap()
     }
 
     #[test]
-    fn a_new_record_has_nothing_to_go_on_with() {
+    fn a_new_region_has_nothing_to_go_on_with() {
         let ram = ram();
-        assert_eq!(record(&ram).recover(7), None);
-        assert_eq!(record(&ram).recover(7), Some(0));
-        assert!(Record::at(&ram, 0x1000 - 64, ENTRIES).is_none(), "no room");
+        assert_eq!(region(&ram).recover(7), None);
+        assert_eq!(region(&ram).recover(7), Some(0));
+        assert!(QueueRegion::at(&ram, 0x1000 - 64, ENTRIES).is_none(), "no room");
     }
 
     #[test]
@@ -206,16 +206,16 @@ mod tests {
         let ram = ram();
         for byte in [0x01, 0x7f, 0xff] {
             ram.get_slice(GuestAddress(0), 0x1000).unwrap().copy_from(&[byte; 0x1000]);
-            let mut record = record(&ram);
-            assert!(record.recover(3).is_some_and(|heads| heads <= ENTRIES));
-            while let Some(head) = record.again() {
+            let mut region = region(&ram);
+            assert!(region.recover(3).is_some_and(|heads| heads <= ENTRIES));
+            while let Some(head) = region.again() {
                 assert!(head < ENTRIES);
-                record.begin(head);
-                record.end(head);
+                region.begin(head);
+                region.end(head);
             }
-            record.end(ENTRIES);
-            record.begin(u16::MAX);
-            record.shown(4);
+            region.end(ENTRIES);
+            region.begin(u16::MAX);
+            region.shown(4);
         }
     }
 
@@ -227,18 +227,18 @@ mod tests {
             struck_out in 0..4usize,
         ) {
             let ram = ram();
-            let mut record = record(&ram);
+            let mut region = region(&ram);
             let mut used = 65_530_u16;
-            record.recover(used);
+            region.recover(used);
             // Heads that are in flight, in their order, and those of them that are given back.
             let (mut taken, mut given): (Vec<u16>, Vec<u16>) = (Vec::new(), Vec::new());
             for (step, head) in steps {
                 match step {
-                    0 | 1 if !taken.contains(&head) => { record.begin(head); taken.push(head); }
-                    2 if taken.contains(&head) && !given.contains(&head) => { record.end(head); given.push(head); }
+                    0 | 1 if !taken.contains(&head) => { region.begin(head); taken.push(head); }
+                    2 if taken.contains(&head) && !given.contains(&head) => { region.end(head); given.push(head); }
                     3 => {
                         used = used.wrapping_add(given.len() as u16);
-                        record.shown(used);
+                        region.shown(used);
                         taken.retain(|head| !given.contains(head));
                         given.clear();
                     }
@@ -249,12 +249,12 @@ mod tests {
                 // Killed after the ring's index was stored, with some of the batch struck out.
                 used = used.wrapping_add(given.len() as u16);
                 for head in given.iter().rev().take(struck_out) {
-                    record.set_in_flight(*head, false);
+                    region.set_in_flight(*head, false);
                 }
                 taken.retain(|head| !given.contains(head));
             }
-            drop(record);
-            let mut next = Record::at(&ram, 0, ENTRIES).unwrap();
+            drop(region);
+            let mut next = QueueRegion::at(&ram, 0, ENTRIES).unwrap();
             prop_assert_eq!(next.recover(used), Some(taken.len() as u16));
             let again: Vec<u16> = std::iter::from_fn(|| next.again()).collect();
             prop_assert_eq!(again, taken);
