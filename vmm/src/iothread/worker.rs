@@ -1,5 +1,5 @@
-//! The loop of an IOThread. Awake, it shows the drivers what completed, takes what its queues hold and submits all of it with
-//! one system call; they need not notify it. Before it sleeps it arms its queues, fences, and looks once more: a driver that
+//! The loop of an IOThread. Awake, it shows the drivers what completed, takes what its queues hold and submits it in
+//! batches, a system call each; they need not notify it. Before it sleeps it arms its queues, fences, and looks once more: a driver that
 //! made a request available either sees the armed event and rings, or had its request seen here (docs/dataplane.md tells
 //! why). It sleeps where doorbells, commands and completions all end the wait.
 //!
@@ -87,7 +87,7 @@ pub(super) struct Worker {
     commanded: bool,
     stopping: bool,
     windows: Windows,
-    /// How many operations are handed over at once, and the rounds since that was done.
+    /// How many operations are handed over at once, and the rounds since any were.
     batch: usize,
     held_for: u32,
     counters: Arc<IoThreadCounters>,

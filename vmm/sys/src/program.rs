@@ -9,7 +9,7 @@ use std::io;
 type Segments = Vec<(usize, usize)>;
 
 /// Lets go of every page of this program that is only code or constants. The kernel maps 64 KiB around each page that is
-/// touched once; what is touched again comes back from the page cache, which never lost it.
+/// touched once; what is touched again comes back from the page cache, which never lost it. Pages that are locked stay: EINVAL.
 pub fn let_go_of_code() -> io::Result<()> {
     for (start, bytes) in segments() {
         // SAFETY: these pages belong to a segment of this program that nothing may write, relocations and RELRO included: they

@@ -103,17 +103,12 @@ impl Host {
         String::from_utf8_lossy(console.get(from..).unwrap_or_default()).into_owned()
     }
 
-    /// Waits for the end of one that has closed its channels, and says what it was.
+    /// Waits for the end of one that powers off or has closed its channels, and says what it was.
     pub fn end(&mut self) -> String {
         match self.child.wait() {
             Ok(status) => format!("ended by itself ({status})"),
             Err(error) => format!("cannot be waited for: {error}"),
         }
-    }
-
-    pub fn wait(&mut self) {
-        // It powers off by itself; one that cannot be waited for is killed when this is dropped.
-        let _ = self.child.wait();
     }
 }
 

@@ -13,7 +13,8 @@ use serde_json::Value;
 use crate::counters::{Memory, Role, Snapshot};
 use crate::machine::{Machine, Shape};
 use crate::record::{Pair, Record, Window};
-use crate::settings::{BACKING_MIB, Backing, Point, Settings, Vmm, Work, place};
+use crate::settings::{BACKING_MIB, Backing, Point, Settings, Vmm, place};
+use crate::work::Work;
 use crate::{Outcome, trace};
 
 /// The word that makes this program the driver.

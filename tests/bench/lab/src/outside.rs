@@ -19,7 +19,8 @@ use vmprof_job::{DeviceLink, Disk, FromGuest, Init, JOB_PATH, JOB_SCHEMA, Job, R
 
 use crate::host::{Host, Start};
 use crate::record::Record;
-use crate::settings::{Arguments, Settings, Work, place};
+use crate::settings::{Arguments, Settings, place};
+use crate::work::Work;
 use crate::{Outcome, inside, machine, mark, report, work};
 
 /// Makes the filesystem for the files.
@@ -404,7 +405,7 @@ fn converse(mut host: Host, kept: &mut Kept) -> Outcome<()> {
                     }
                 }
                 host.control.write_all(&vmprof_job::line(&ToGuest::Received))?;
-                host.wait();
+                host.end();
                 return match status.shell_status() {
                     0 => Ok(()),
                     status => Err(format!("the driver in the emulated host ended with {status}").into()),

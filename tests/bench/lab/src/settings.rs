@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use clap::{Parser, ValueEnum};
 use serde::{Deserialize, Serialize};
 
-use crate::record::Pair;
+use crate::work::Work;
 
 /// The same guest on vmprof and on QEMU, side by side in one emulated host: CPU, exits, switches per request.
 #[derive(Debug, Parser)]
@@ -143,26 +143,6 @@ pub struct Settings {
     pub seconds: u32,
     /// QEMU's own words up to its arguments, as they are in there.
     pub qemu: Vec<String>,
-}
-
-/// One thing to do in an emulated host.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Work {
-    /// The rounds `from` to `to` of a pair, and then, unless that is known, what memory its machines take.
-    Measure { pair: Pair, from: u32, to: u32, memory: bool },
-    /// Boots of a pair, one after another, that only tell the time.
-    Boot { pair: Pair, from: u32, to: u32 },
-    /// Windows of a pair under the kernel's trace events.
-    Trace { pair: Pair },
-}
-
-impl Work {
-    pub fn pair(&self) -> Pair {
-        match *self {
-            Work::Measure { pair, .. } | Work::Boot { pair, .. } | Work::Trace { pair } => pair,
-        }
-    }
 }
 
 /// Where things lie in the emulated host.

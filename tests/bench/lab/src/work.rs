@@ -1,9 +1,31 @@
-//! What is left to do, read off what was recorded: an emulated host that is lost takes nothing with it but the round it was in.
+//! What there is to do in an emulated host, and what of it is left, read off what was recorded: an emulated host that is lost takes nothing with it but the round it was in.
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use serde::{Deserialize, Serialize};
+
 use crate::record::{Pair, Record};
-use crate::settings::{Arguments, Vmm, Work};
+use crate::settings::{Arguments, Vmm};
+
+/// One thing to do in an emulated host.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Work {
+    /// The rounds `from` to `to` of a pair, and then, unless that is known, what memory its machines take.
+    Measure { pair: Pair, from: u32, to: u32, memory: bool },
+    /// Boots of a pair, one after another, that only tell the time.
+    Boot { pair: Pair, from: u32, to: u32 },
+    /// Windows of a pair under the kernel's trace events.
+    Trace { pair: Pair },
+}
+
+impl Work {
+    pub fn pair(&self) -> Pair {
+        match *self {
+            Work::Measure { pair, .. } | Work::Boot { pair, .. } | Work::Trace { pair } => pair,
+        }
+    }
+}
 
 /// Rounds that are left of each pair; then boots; then, since events that are switched on and off trouble an emulated host
 /// most, the windows of *why*.

@@ -168,7 +168,7 @@ impl Frontend {
         self.say(request, &payload, fds)
     }
 
-    /// The region of requests in flight, for queues of 64 entries: bytes, offset, queues.
+    /// The inflight buffer, for queues of 64 entries: bytes, offset, queues.
     pub(super) fn set_inflight(
         &mut self,
         extent: (u64, u64, u16),

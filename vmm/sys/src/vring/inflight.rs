@@ -19,7 +19,7 @@ use crate::memory::GuestRam;
 
 const HEADER_BYTES: usize = 16;
 const ENTRY_BYTES: usize = 16;
-/// InflightBuffer of several queues lie one behind the other, each from such a multiple on.
+/// Regions of several queues lie one behind the other, each from such a multiple on.
 const MULTIPLE: usize = 64;
 const VERSION: u16 = 1;
 
