@@ -2,9 +2,10 @@
 //! own schema judges the domain XML. Both programs are realised into the tests' store, so no machine needs them installed.
 
 use std::collections::BTreeMap;
+use std::fs;
 use std::io::{BufRead, BufReader, Write};
 use std::os::unix::net::UnixStream;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::OnceLock;
 
@@ -15,7 +16,7 @@ use vmprof_profiles::{
     Aio, EmulatorPin, ErrorPolicy, Forward, HostWish, Hugepages, Ledger, MemoryMode, NetBackend, NetPlan,
     PageSize, Plan, Profile, Protocol, Source, Storage, ThreadPins, Topology, Virtqueue, plan, read_profile,
 };
-use vmprof_tests::{Running, checkout, eventually, finish, finish_with_input, shared_store, spawn};
+use vmprof_tests::{Running, checkout, eventually, finish, finish_with_input, shared_store, spawn_with_log};
 
 /// libvirt's schemas and a program that knows the language they are written in; a megabyte and a half to fetch.
 const DOMAIN_SCHEMA: Toolset = Toolset {
@@ -74,6 +75,8 @@ fn words(command: &str) -> Vec<String> {
 /// The exported command, started and stopped before the guest's first instruction.
 pub(super) struct Machine {
     running: Running,
+    /// What QEMU says; a pipe that nobody reads would stop it some day.
+    log: PathBuf,
     commands: UnixStream,
     answers: BufReader<UnixStream>,
 }
@@ -96,7 +99,8 @@ impl Machine {
         command
             .args(["-S", "-display", "none", "-qmp"])
             .arg(format!("unix:{},server=on,wait=off", socket.display()));
-        let mut running = spawn(command.stdin(Stdio::null()));
+        let log = directory.join("qemu.log");
+        let mut running = spawn_with_log(command.stdin(Stdio::null()), &log);
         let commands = eventually("QEMU's monitor", || {
             if running.has_ended() {
                 return Some(None);
@@ -104,10 +108,10 @@ impl Machine {
             UnixStream::connect(&socket).ok().map(Some)
         });
         let Some(commands) = commands else {
-            panic!("QEMU does not start:\n{}\n{exported}", running.finish().stderr);
+            panic!("QEMU does not start:\n{}\n{exported}", fs::read_to_string(&log).unwrap());
         };
         let answers = BufReader::new(commands.try_clone().unwrap());
-        let mut machine = Machine { running, commands, answers };
+        let mut machine = Machine { running, log, commands, answers };
         machine.line();
         machine.ask("qmp_capabilities", json!({}));
         machine
@@ -123,8 +127,7 @@ impl Machine {
         let asked = json!({ "execute": command, "arguments": arguments });
         // In one piece: QEMU obeys `quit` at its last brace and hears no line's end after it.
         if let Err(error) = self.commands.write_all(asked.to_string().as_bytes()) {
-            let told: Vec<String> = self.running.error_lines().collect();
-            panic!("QEMU does not hear {asked}: {error}\n{}", told.join("\n"));
+            panic!("QEMU does not hear {asked}: {error}\n{}", self.said());
         }
         loop {
             let answer = self.line();
@@ -133,6 +136,19 @@ impl Machine {
                 return said.clone();
             }
         }
+    }
+
+    pub(super) fn pid(&self) -> u32 {
+        self.running.pid()
+    }
+
+    pub(super) fn has_ended(&mut self) -> bool {
+        self.running.has_ended()
+    }
+
+    /// What QEMU has said.
+    pub(super) fn said(&self) -> String {
+        fs::read_to_string(&self.log).unwrap_or_default()
     }
 
     pub(super) fn property(&mut self, device: &str, property: &str) -> Value {
@@ -145,7 +161,7 @@ impl Machine {
         self.running.finish().expect(status);
     }
 
-    fn quit(mut self) {
+    pub(super) fn quit(mut self) {
         self.ask("quit", json!({}));
         self.running.finish().expect(0);
     }
@@ -171,7 +187,7 @@ impl Machine {
                 assert!(factor == 0 || thread[said] == factor, "{}: {said}: {thread}", plan.name);
             }
             let comm = format!("/proc/{}/task/{}/comm", self.running.pid(), thread["thread-id"]);
-            let name = std::fs::read_to_string(comm).unwrap();
+            let name = fs::read_to_string(comm).unwrap();
             assert_eq!(name.trim_end(), format!("IO {}", thread["id"].as_str().unwrap()));
         }
         assert_eq!(self.ask("query-cpus-fast", json!({})).as_array().unwrap().len(), plan.vcpus.len());
@@ -228,7 +244,7 @@ impl Machine {
 
 fn empty_files(directory: &Path, names: &[&str]) {
     for name in names {
-        std::fs::File::create(directory.join(name)).unwrap().set_len(16 << 20).unwrap();
+        fs::File::create(directory.join(name)).unwrap().set_len(16 << 20).unwrap();
     }
 }
 
@@ -283,7 +299,7 @@ fn qemu_has_a_place_for_each_of_many_disks_and_for_boot_files() {
     header[0x211] = 1;
     // The highest address an initramfs may end at.
     header[0x22c..0x230].copy_from_slice(&0x7fff_ffff_u32.to_le_bytes());
-    std::fs::write(directory.path().join("kernel"), header).unwrap();
+    fs::write(directory.path().join("kernel"), header).unwrap();
     let files = BootFiles {
         kernel: boot("kernel"),
         initramfs: boot("initramfs"),
@@ -311,14 +327,14 @@ fn the_pins_that_the_warning_gives_are_the_plans_once_they_are_run() {
     let pid = machine.running.pid();
     finish(Command::new("sh").args(["-c", &script.join("\n")]).env("PID", pid.to_string()));
     let mut seen = 0;
-    for task in std::fs::read_dir(format!("/proc/{pid}/task")).unwrap().flatten() {
+    for task in fs::read_dir(format!("/proc/{pid}/task")).unwrap().flatten() {
         // A thread of QEMU's pool may have ended since it was listed.
-        let Ok(name) = std::fs::read_to_string(task.path().join("comm")) else { continue };
+        let Ok(name) = fs::read_to_string(task.path().join("comm")) else { continue };
         // A vCPU is called `CPU 0/KVM` only where KVM runs it; here it is the emulator's.
         let Some(thread) = plan.iothreads.iter().find(|i| name.trim_end() == format!("IO {}", i.name)) else {
             continue;
         };
-        let status = std::fs::read_to_string(task.path().join("status")).unwrap();
+        let status = fs::read_to_string(task.path().join("status")).unwrap();
         let allowed = status.lines().find_map(|line| line.strip_prefix("Cpus_allowed_list:")).unwrap();
         assert_eq!(allowed.trim(), thread.cpus.to_string(), "{name}");
         seen += 1;
@@ -404,8 +420,8 @@ fn libvirts_schema_takes_every_exported_domain() {
 
 #[test]
 fn a_domain_that_was_imported_and_exported_again_is_still_one() {
-    for entry in std::fs::read_dir(checkout().join("profiles/fixtures/domains")).unwrap().flatten() {
-        let xml = std::fs::read_to_string(entry.path()).unwrap();
+    for entry in fs::read_dir(checkout().join("profiles/fixtures/domains")).unwrap().flatten() {
+        let xml = fs::read_to_string(entry.path()).unwrap();
         // What the imports are tested with are domains that libvirt would take.
         is_valid(&xml);
         let imported =

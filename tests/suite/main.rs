@@ -11,6 +11,7 @@ mod images;
 mod kills;
 mod matrix;
 mod postgres;
+mod reconnect;
 mod roots;
 mod store;
 mod systemd;

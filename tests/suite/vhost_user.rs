@@ -11,32 +11,36 @@ use vmprof_tests::{Home, Running, checkout, eventually, spawn_with_log};
 
 use crate::exports::{Machine, is_valid};
 
-const DISK_BYTES: u64 = 8 << 20;
+const DISK_BYTES: u64 = 64 << 20;
 
 /// A server that listens.
-struct Server {
+pub(super) struct Server {
     home: Home,
+    words: Vec<String>,
     running: Running,
 }
 
 impl Server {
-    fn start(words: &[&str]) -> Server {
+    pub(super) fn start(words: &[&str]) -> Server {
         let home = Home::new();
-        let disk = home.path().join("db.raw");
-        File::create(&disk).unwrap().set_len(DISK_BYTES).unwrap();
-        let (socket, log) = (home.path().join("db.sock"), home.path().join("log"));
+        File::create(home.path().join("db.raw")).unwrap().set_len(DISK_BYTES).unwrap();
+        Server::listen(home, words.iter().map(|word| (*word).to_owned()).collect())
+    }
+
+    fn listen(home: Home, words: Vec<String>) -> Server {
+        let log = home.path().join("log");
         let mut command = home.vmprof(["vhost-user-blk", "--socket"]);
-        command.arg(&socket).arg("--source").arg(&disk).args(words);
+        command.arg(home.path().join("db.sock")).arg("--source").arg(home.path().join("db.raw")).args(&words);
         let mut running = spawn_with_log(&mut command, &log);
         eventually("the server to listen", || {
             let said = fs::read_to_string(&log).unwrap();
             assert!(!running.has_ended(), "{said}");
             said.contains("listening at").then_some(())
         });
-        Server { home, running }
+        Server { home, words, running }
     }
 
-    fn socket(&self) -> PathBuf {
+    pub(super) fn socket(&self) -> PathBuf {
         self.home.path().join("db.sock")
     }
 
@@ -45,11 +49,34 @@ impl Server {
     }
 
     /// Ends it in order; what it said.
-    fn stop(self, signal: Signal) -> String {
+    pub(super) fn stop(self, signal: Signal) -> String {
         self.running.signal(signal);
         self.running.finish().expect(0);
         assert!(!self.home.path().join("db.sock").exists(), "the socket is still there");
         fs::read_to_string(self.home.path().join("log")).unwrap()
+    }
+
+    /// SIGKILL, and its end awaited.
+    pub(super) fn kill(self) -> Killed {
+        self.running.signal(Signal::KILL);
+        assert_eq!(self.running.finish().status, None, "killed by a signal");
+        assert!(self.home.path().join("db.sock").exists(), "a killed server removes nothing");
+        let said = fs::read_to_string(self.home.path().join("log")).unwrap();
+        Killed { home: self.home, words: self.words, said }
+    }
+}
+
+/// What a killed server leaves behind: its disk, its socket, and what it had said.
+pub(super) struct Killed {
+    home: Home,
+    words: Vec<String>,
+    pub(super) said: String,
+}
+
+impl Killed {
+    /// The next server of the same disk, at the same socket.
+    pub(super) fn start_again(self) -> Server {
+        Server::listen(self.home, self.words)
     }
 }
 
@@ -102,7 +129,7 @@ fn thread(task: &Path) -> Option<String> {
 }
 
 /// The blocks of one language in docs/vhost-user.md.
-fn blocks(language: &str) -> Vec<String> {
+pub(super) fn blocks(language: &str) -> Vec<String> {
     let page = fs::read_to_string(checkout().join("docs/vhost-user.md")).unwrap();
     let opening = format!("```{language}\n");
     page.split(&opening).skip(1).map(|block| block.split("```").next().unwrap().to_owned()).collect()
@@ -165,22 +192,5 @@ fn what_cannot_be_served_is_refused_with_its_code() {
 
 #[test]
 fn the_socket_of_a_killed_server_is_replaced() {
-    let server = Server::start(&[]);
-    server.running.signal(Signal::KILL);
-    let (home, socket, disk) = (&server.home, server.socket(), server.disk());
-    eventually("its end", || fs::metadata(&socket).ok().filter(|_| !is_alive(server.running.pid())));
-    let log = home.path().join("second");
-    let mut command = home.vmprof(["vhost-user-blk", "--socket"]);
-    let second = spawn_with_log(command.arg(&socket).arg("--source").arg(&disk), &log);
-    eventually("the second to listen", || {
-        fs::read_to_string(&log).unwrap().contains("listening at").then_some(())
-    });
-    second.signal(Signal::TERM);
-    second.finish().expect(0);
-    assert!(!socket.exists());
-}
-
-/// Until it is waited for a killed process is a zombie.
-fn is_alive(pid: u32) -> bool {
-    fs::read_to_string(format!("/proc/{pid}/stat")).is_ok_and(|stat| !stat.contains(") Z "))
+    Server::start(&[]).kill().start_again().stop(Signal::TERM);
 }
