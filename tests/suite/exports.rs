@@ -2,7 +2,6 @@
 //! own schema judges the domain XML. Both programs are realised into the tests' store, so no machine needs them installed.
 
 use std::collections::BTreeMap;
-use std::fs;
 use std::io::{BufRead, BufReader, Write};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
@@ -108,7 +107,7 @@ impl Machine {
             UnixStream::connect(&socket).ok().map(Some)
         });
         let Some(commands) = commands else {
-            panic!("QEMU does not start:\n{}\n{exported}", fs::read_to_string(&log).unwrap());
+            panic!("QEMU does not start:\n{}\n{exported}", std::fs::read_to_string(&log).unwrap());
         };
         let answers = BufReader::new(commands.try_clone().unwrap());
         let mut machine = Machine { running, log, commands, answers };
@@ -148,7 +147,7 @@ impl Machine {
 
     /// What QEMU has said.
     pub(super) fn said(&self) -> String {
-        fs::read_to_string(&self.log).unwrap_or_default()
+        std::fs::read_to_string(&self.log).unwrap_or_default()
     }
 
     pub(super) fn property(&mut self, device: &str, property: &str) -> Value {
@@ -161,7 +160,7 @@ impl Machine {
         self.running.finish().expect(status);
     }
 
-    pub(super) fn quit(mut self) {
+    fn quit(mut self) {
         self.ask("quit", json!({}));
         self.running.finish().expect(0);
     }
@@ -187,7 +186,7 @@ impl Machine {
                 assert!(factor == 0 || thread[said] == factor, "{}: {said}: {thread}", plan.name);
             }
             let comm = format!("/proc/{}/task/{}/comm", self.running.pid(), thread["thread-id"]);
-            let name = fs::read_to_string(comm).unwrap();
+            let name = std::fs::read_to_string(comm).unwrap();
             assert_eq!(name.trim_end(), format!("IO {}", thread["id"].as_str().unwrap()));
         }
         assert_eq!(self.ask("query-cpus-fast", json!({})).as_array().unwrap().len(), plan.vcpus.len());
@@ -244,7 +243,7 @@ impl Machine {
 
 fn empty_files(directory: &Path, names: &[&str]) {
     for name in names {
-        fs::File::create(directory.join(name)).unwrap().set_len(16 << 20).unwrap();
+        std::fs::File::create(directory.join(name)).unwrap().set_len(16 << 20).unwrap();
     }
 }
 
@@ -299,7 +298,7 @@ fn qemu_has_a_place_for_each_of_many_disks_and_for_boot_files() {
     header[0x211] = 1;
     // The highest address an initramfs may end at.
     header[0x22c..0x230].copy_from_slice(&0x7fff_ffff_u32.to_le_bytes());
-    fs::write(directory.path().join("kernel"), header).unwrap();
+    std::fs::write(directory.path().join("kernel"), header).unwrap();
     let files = BootFiles {
         kernel: boot("kernel"),
         initramfs: boot("initramfs"),
@@ -327,14 +326,14 @@ fn the_pins_that_the_warning_gives_are_the_plans_once_they_are_run() {
     let pid = machine.running.pid();
     finish(Command::new("sh").args(["-c", &script.join("\n")]).env("PID", pid.to_string()));
     let mut seen = 0;
-    for task in fs::read_dir(format!("/proc/{pid}/task")).unwrap().flatten() {
+    for task in std::fs::read_dir(format!("/proc/{pid}/task")).unwrap().flatten() {
         // A thread of QEMU's pool may have ended since it was listed.
-        let Ok(name) = fs::read_to_string(task.path().join("comm")) else { continue };
+        let Ok(name) = std::fs::read_to_string(task.path().join("comm")) else { continue };
         // A vCPU is called `CPU 0/KVM` only where KVM runs it; here it is the emulator's.
         let Some(thread) = plan.iothreads.iter().find(|i| name.trim_end() == format!("IO {}", i.name)) else {
             continue;
         };
-        let status = fs::read_to_string(task.path().join("status")).unwrap();
+        let status = std::fs::read_to_string(task.path().join("status")).unwrap();
         let allowed = status.lines().find_map(|line| line.strip_prefix("Cpus_allowed_list:")).unwrap();
         assert_eq!(allowed.trim(), thread.cpus.to_string(), "{name}");
         seen += 1;
@@ -420,8 +419,8 @@ fn libvirts_schema_takes_every_exported_domain() {
 
 #[test]
 fn a_domain_that_was_imported_and_exported_again_is_still_one() {
-    for entry in fs::read_dir(checkout().join("profiles/fixtures/domains")).unwrap().flatten() {
-        let xml = fs::read_to_string(entry.path()).unwrap();
+    for entry in std::fs::read_dir(checkout().join("profiles/fixtures/domains")).unwrap().flatten() {
+        let xml = std::fs::read_to_string(entry.path()).unwrap();
         // What the imports are tested with are domains that libvirt would take.
         is_valid(&xml);
         let imported =

@@ -6,8 +6,7 @@
 
 use std::fs::{self, File};
 use std::io::{BufRead as _, BufReader};
-use std::os::unix::fs::FileExt as _;
-use std::path::Path;
+use std::path::PathBuf;
 use std::thread::sleep;
 use std::time::Duration;
 
@@ -165,23 +164,21 @@ impl Guest {
         });
     }
 
-    /// How many requests the inflight buffer names, which QEMU keeps while there is no server.
+    /// How many requests are named by the inflight buffer, which QEMU keeps while there is no server.
     fn in_flight(&self) -> usize {
-        let fds = format!("/proc/{}/fd", self.machine.pid());
-        let is_buffer = |path: &Path| {
-            fs::read_link(path).is_ok_and(|file| file.to_string_lossy().contains("vmprof requests in flight"))
+        let is_buffer = |fd: &PathBuf| {
+            fs::read_link(fd).is_ok_and(|file| file.to_string_lossy().contains("vmprof requests in flight"))
         };
-        let mut fds = fs::read_dir(fds).unwrap().map(|entry| entry.unwrap().path());
-        let buffer = File::open(fds.find(|path| is_buffer(path)).expect("QEMU's inflight buffer")).unwrap();
-        let mut bytes = vec![0; buffer.metadata().unwrap().len() as usize];
-        buffer.read_exact_at(&mut bytes, 0).unwrap();
-        // `QueueRegionSplit` of the vhost-user specification: a header, then 16 bytes for each entry, whose first one says
-        // whether it is in flight; each queue's at a multiple of 64.
+        let fds = fs::read_dir(format!("/proc/{}/fd", self.machine.pid())).unwrap();
+        // None where no server has offered one.
+        let Some(buffer) = fds.map(|entry| entry.unwrap().path()).find(is_buffer) else { return 0 };
+        let bytes = fs::read(buffer).unwrap();
+        // `QueueRegionSplit` of the vhost-user specification, one for each queue at a multiple of 64: a header with the
+        // number of entries, then the entries, 16 bytes each, whose first one says whether it is in flight.
         let entries = usize::from(u16::from_le_bytes([bytes[10], bytes[11]]));
         let queues = bytes.chunks_exact((16 + 16 * entries).next_multiple_of(64));
-        queues
-            .map(|queue| queue[16..].chunks_exact(16).take(entries).filter(|entry| entry[0] == 1).count())
-            .sum()
+        let heads = queues.flat_map(|queue| queue[16..].chunks_exact(16).take(entries));
+        heads.filter(|head| head[0] == 1).count()
     }
 
     fn told(&self, name: &str) -> String {
@@ -249,10 +246,10 @@ fn pass(kills: usize, moments: &mut Moments) -> String {
     }
     // That of the last kill, and one that knew none.
     let rounds = guest.account.rounds + 2;
-    guest.listen_until("two more rounds of the guest: its requests hang", |guest| {
+    guest.listen_until("two more rounds of the guest, which a lost request keeps from ending", |guest| {
         guest.account.rounds >= rounds
     });
-    assert!(at_work > 0, "no kill found a request in flight, so nothing is shown: kill more often");
+    assert!(at_work > 0, "no inflight buffer named a request at any kill: nothing is shown");
     let Account { rounds, verified, bytes } = guest.account;
     let told = format!(
         "{kills} kills, {at_work} of them with {in_flight} requests in flight; {rounds} rounds of fio, {verified} requests and \
