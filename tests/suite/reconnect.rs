@@ -44,17 +44,14 @@ impl Moments {
         mixed(self.seed ^ mixed(self.drawn)) % end
     }
 
-    /// How long a server lives. QEMU looks for it every 100 ms, so that of the short lives some end before it has found it,
-    /// some while the two agree, and some while the requests of the one before are done again.
-    fn life(&mut self) -> Duration {
-        let (from, to) = if self.below(2) == 0 { (0, 300) } else { (300, 2_500) };
-        Duration::from_millis(from + self.below(to - from))
-    }
-
-    /// How many requests are to be in flight when it is killed: the guest's are seldom as many, and for none at all while fio
-    /// starts or computes.
-    fn requests(&mut self) -> usize {
-        self.below(24) as usize
+    /// How long a server lives, and then until how many requests are in flight. QEMU looks for it every 100 ms, so that of the
+    /// short lives some end before it has found it, some while the two agree, and some while the requests of the one before
+    /// are done again. Later the guest has none in flight at most moments: fio starts, or computes, or the drive is faster.
+    fn life(&mut self) -> (Duration, usize) {
+        match self.below(2) {
+            0 => (Duration::from_millis(self.below(300)), 0),
+            _ => (Duration::from_millis(300 + self.below(2_200)), self.below(24) as usize),
+        }
     }
 
     /// How long there is none.
@@ -253,8 +250,9 @@ fn pass(kills: usize, moments: &mut Moments) -> String {
     guest.listen_until("the guest to begin", |guest| guest.begun);
     let (mut at_work, mut in_flight) = (0, 0);
     for _ in 0..kills {
-        sleep(moments.life());
-        let (inflight, wanted, begun) = (guest.inflight(), moments.requests(), Instant::now());
+        let (life, wanted) = moments.life();
+        sleep(life);
+        let (inflight, begun) = (guest.inflight(), Instant::now());
         let count = || inflight.as_ref().map_or(0, Inflight::count);
         while count() < wanted && begun.elapsed() < LONGEST_LOOK {}
         let killed = server.kill();
