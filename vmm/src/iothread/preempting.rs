@@ -7,12 +7,13 @@
 //! cases apart, so it is tried: both policies in turn for some milliseconds each, and the one that more requests are done
 //! under stays, until the next trial. A thread that has CPUs of its own gains nothing and is not put to it.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
+use rustix::time::{ClockId, clock_gettime};
 use vmprof_sys::scheduling::{Policy, policy, set_policy};
 
-/// How long each policy has its turn in a trial, and how many turns there are.
-const TURN: Duration = Duration::from_millis(10);
+/// How long each policy has its turn in a trial, several ticks of the clock below, and how many turns there are.
+const TURN: Duration = Duration::from_millis(20);
 const TURNS: u32 = 6;
 /// Requests in a trial that are too few to tell.
 const TOO_FEW: u64 = 60;
@@ -22,9 +23,18 @@ const WORTH: u128 = 125;
 const FIRST_REST: Duration = Duration::from_millis(200);
 const LONGEST_REST: Duration = Duration::from_secs(10);
 /// What SCHED_BATCH once was worth it may not be for the next load: it is tried anew as often as this.
-const REST_UNDER_BATCH: Duration = Duration::from_millis(500);
+const REST_UNDER_BATCH: Duration = Duration::from_secs(2);
 /// A thread with nothing to do for so long begins anew.
 const IDLE: Duration = Duration::from_millis(100);
+
+/// A point in time, since the host started.
+type Moment = Duration;
+
+/// By the clock that costs a few loads whatever keeps the time of the host; it goes on with each tick (CLOCK_MONOTONIC_COARSE).
+fn now() -> Moment {
+    let time = clock_gettime(ClockId::MonotonicCoarse);
+    Duration::try_from(time).unwrap_or_default()
+}
 
 /// What was done in the turns of one policy.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -52,11 +62,11 @@ enum Phase {
     Idle,
     Resting {
         /// From when the next trial may begin.
-        until: Instant,
+        until: Moment,
     },
     Trying {
         turn: u32,
-        begun: Instant,
+        begun: Moment,
         /// Requests that were done before it began.
         before: u64,
         other: Done,
@@ -72,15 +82,15 @@ struct Trials {
     /// How long the next rest is.
     rest: Duration,
     /// When it was told last.
-    last: Option<Instant>,
+    last: Option<Moment>,
     /// What a turn of SCHED_BATCH did when it won.
     won_with: Done,
     /// Since when, and after how many requests, it is held against that.
-    held: (Instant, u64),
+    held: (Moment, u64),
 }
 
 impl Trials {
-    fn new(now: Instant) -> Self {
+    fn new(now: Moment) -> Self {
         Trials {
             policy: Policy::Other,
             phase: Phase::Idle,
@@ -92,8 +102,8 @@ impl Trials {
     }
 
     /// The thread woke, after so many requests in all: under what it goes on.
-    fn woke(&mut self, now: Instant, requests: u64) -> Policy {
-        let gap = self.last.replace(now).map_or(IDLE, |last| now.saturating_duration_since(last));
+    fn woke(&mut self, now: Moment, requests: u64) -> Policy {
+        let gap = self.last.replace(now).map_or(IDLE, |last| now.saturating_sub(last));
         match self.phase {
             _ if gap >= IDLE => {
                 (self.policy, self.rest) = (Policy::Other, FIRST_REST);
@@ -108,7 +118,7 @@ impl Trials {
             Phase::Resting { .. } if self.policy == Policy::Batch => self.hold(now, requests),
             Phase::Resting { .. } => {}
             Phase::Trying { turn, begun, before, mut other, mut batch } => {
-                let time = now.saturating_duration_since(begun);
+                let time = now.saturating_sub(begun);
                 if time >= TURN {
                     let done = Done { requests: requests.saturating_sub(before), time };
                     match self.policy {
@@ -131,7 +141,7 @@ impl Trials {
         self.policy
     }
 
-    fn decide(&mut self, now: Instant, requests: u64, other: Done, batch: Done) {
+    fn decide(&mut self, now: Moment, requests: u64, other: Done, batch: Done) {
         let enough = other.requests + batch.requests >= TOO_FEW;
         if enough && batch.is_worth(WORTH, other) {
             self.policy = Policy::Batch;
@@ -146,9 +156,9 @@ impl Trials {
     }
 
     /// SCHED_BATCH goes at once when half of what it won with is no longer done under it.
-    fn hold(&mut self, now: Instant, requests: u64) {
+    fn hold(&mut self, now: Moment, requests: u64) {
         let (since, before) = self.held;
-        let time = now.saturating_duration_since(since);
+        let time = now.saturating_sub(since);
         if time < TURN {
             return;
         }
@@ -174,7 +184,7 @@ impl Preempting {
     /// For the calling thread. One that whoever started vmprof gave another policy keeps it.
     pub(super) fn new(shares_cpus: bool) -> Self {
         let may = shares_cpus && matches!(policy(), Ok(Some(Policy::Other)));
-        Preempting { trials: may.then(|| Trials::new(Instant::now())), now: Policy::Other, requests: 0 }
+        Preempting { trials: may.then(|| Trials::new(now())), now: Policy::Other, requests: 0 }
     }
 
     /// A request was done.
@@ -185,7 +195,7 @@ impl Preempting {
     /// The thread slept and woke. Whether it is under SCHED_BATCH from here on.
     pub(super) fn woke(&mut self) -> bool {
         if let Some(trials) = &mut self.trials {
-            let wanted = trials.woke(Instant::now(), self.requests);
+            let wanted = trials.woke(now(), self.requests);
             if wanted != self.now {
                 match set_policy(wanted) {
                     Ok(()) => self.now = wanted,
@@ -218,13 +228,13 @@ mod tests {
 
     struct Played {
         trials: Trials,
-        now: Instant,
+        now: Moment,
         requests: u64,
     }
 
     impl Played {
         fn new() -> Self {
-            let now = Instant::now();
+            let now = Duration::from_secs(1);
             Played { trials: Trials::new(now), now, requests: 0 }
         }
 

@@ -194,7 +194,7 @@ fn this_host_is_asked_for_each_engine() {
 
 /// Offers nothing, and counts how often it was looked at.
 #[derive(Debug)]
-struct Looked(Arc<std::sync::atomic::AtomicU64>, Sender<()>);
+struct Looked(Arc<AtomicU64>, Sender<()>);
 
 impl QueueService for Looked {
     fn drain(&mut self, _quota: usize, _io: &mut Io<'_>) -> Result<Drained, RingError> {
