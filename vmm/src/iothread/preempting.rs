@@ -294,6 +294,19 @@ mod tests {
     }
 
     #[test]
+    fn what_is_decided_is_what_the_thread_is_under() {
+        let found = std::thread::spawn(|| {
+            let mut own = Preempting::new(true);
+            let phase = Phase::Resting { until: now() + LONGEST_REST };
+            let won = Trials { policy: Policy::Batch, phase, last: Some(now()), ..Trials::new(now()) };
+            own.trials = Some(won);
+            let told = own.woke();
+            (told, policy().unwrap())
+        });
+        assert_eq!(found.join().unwrap(), (true, Some(Policy::Batch)));
+    }
+
+    #[test]
     fn a_thread_with_cpus_of_its_own_stays_as_it_is() {
         let mut own = Preempting::new(false);
         assert!(own.trials.is_none() && !own.woke());
