@@ -22,7 +22,11 @@ fn build() -> Result<(), String> {
     }
     println!("cargo::rerun-if-changed=build.rs");
     let out = PathBuf::from(variable("OUT_DIR")?);
-    let target_dir = out.join("init");
+    // TARGET/PROFILE/build/PACKAGE/out: one for all profiles, since what is in it depends on none of them.
+    let target_dir = match out.ancestors().nth(4) {
+        Some(target) => target.join("vmprof-init"),
+        None => out.join("init"),
+    };
     // Named even though it is the host's: with a target, flags do not reach build scripts and proc-macros.
     let target = variable("TARGET")?;
     let cargo = variable("CARGO")?;

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use vmprof_guests::Init as GuestInit;
 use vmprof_job::{Command, DeviceLink, Init, JOB_SCHEMA, Job, Root, Streams};
-use vmprof_profiles::{CpuSet, Plan};
+use vmprof_profiles::{CpuSet, IoThreadPlan, Plan};
 use vmprof_vmm::config;
 
 use crate::up::{BootImage, Engines, Filesystems, Patience, Work};
@@ -88,6 +88,7 @@ pub fn machine(
                 id: iothread.id,
                 name: iothread.name.clone(),
                 cpus: cpus(&iothread.cpus),
+                shares_cpus: shares_cpus(plan, iothread),
                 polling: config::Polling {
                     max_ns: iothread.poll_max_ns,
                     grow: iothread.poll_grow,
@@ -105,6 +106,12 @@ pub fn machine(
             .collect(),
         disks,
     }
+}
+
+/// Whether a vCPU may run where the IOThread does. No CPUs are all those that vmprof may run on.
+fn shares_cpus(plan: &Plan, iothread: &IoThreadPlan) -> bool {
+    let all = |cpus: &CpuSet| cpus.is_empty();
+    plan.vcpus.iter().any(|vcpu| all(&vcpu.cpus) || all(&iothread.cpus) || vcpu.cpus.meets(&iothread.cpus))
 }
 
 /// The job of the guest's first process: `work` is what it is for, and `streams` is where a command's streams lead.

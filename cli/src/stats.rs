@@ -88,9 +88,14 @@ impl Stats {
         );
         let iothreads = machine.iothreads.iter().map(|iothread| {
             let polls = [iothread.poll_hits, iothread.poll_misses, iothread.looks];
-            row(&iothread.name, [iothread.enters, iothread.wakeups].into_iter().chain(polls))
+            let mut row = row(&iothread.name, [iothread.enters, iothread.wakeups].into_iter().chain(polls));
+            row.push(if iothread.batch { "batch" } else { "other" }.to_owned());
+            row
         });
-        text += &table(&["IOTHREAD", "enters", "wakeups", "poll hits", "poll misses", "looks"], iothreads);
+        text += &table(
+            &["IOTHREAD", "enters", "wakeups", "poll hits", "poll misses", "looks", "policy"],
+            iothreads,
+        );
         let queues = machine.disks.iter().flat_map(|disk| {
             disk.virtqueues.iter().map(|queue| {
                 let served = queue.iothread.map_or("-".to_owned(), |id| id.to_string());

@@ -54,6 +54,8 @@ fn config(arguments: &VhostUserBlkArguments) -> ServerConfig {
         id,
         name: format!("iothread{id}"),
         cpus,
+        // Those of another VMM, which has told nothing of its threads.
+        shares_cpus: true,
         polling: config::Polling { max_ns: arguments.poll_max_ns, ..config::Polling::default() },
         engines: vec![engine],
         ring: config::RingOptions { iopoll: arguments.iopoll, ..config::RingOptions::default() },

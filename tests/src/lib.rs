@@ -1,17 +1,22 @@
 //! The harness of the end-to-end tests: the binary as users get it, in an environment of its own.
 
 pub mod drives;
+mod lab;
 pub mod promises;
 pub mod writelog;
 
 use std::ffi::OsStr;
 use std::io::{BufRead, BufReader, Write};
+use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::sync::{Mutex, MutexGuard, OnceLock};
+use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
+use rustix::fs::{OFlags, fcntl_setfl};
 use rustix::process::{Pid, Signal, kill_process};
+
+pub use lab::in_the_lab;
 
 /// A user without any rights, on every Debian.
 pub const NOBODY: u32 = 65_534;
@@ -21,8 +26,8 @@ pub fn checkout() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("the tests' crate lies in the checkout")
 }
 
-/// The release binary: built when it is missing or old, once a test run. Debug builds are too slow and too large to be
-/// carried into an emulated host. VMPROF_BINARY names another one.
+/// The binary, of the profile `suite`: built when it is missing or old, once a test run. Debug builds are too slow and too large
+/// to be carried into an emulated host, and release builds take twice as long to make. VMPROF_BINARY names another one.
 pub fn binary() -> &'static Path {
     static BINARY: OnceLock<PathBuf> = OnceLock::new();
     BINARY.get_or_init(|| {
@@ -30,13 +35,13 @@ pub fn binary() -> &'static Path {
             return path.into();
         }
         let built = Command::new(env!("CARGO"))
-            .args(["build", "--release", "--locked", "--package", "vmprof", "--target-dir"])
+            .args(["build", "--profile", "suite", "--locked", "--package", "vmprof", "--target-dir"])
             .arg(target())
             .current_dir(checkout())
             .status()
             .expect("cargo can be started");
-        assert!(built.success(), "the release binary does not build");
-        target().join("release/vmprof")
+        assert!(built.success(), "the binary does not build");
+        target().join("suite/vmprof")
     })
 }
 
@@ -57,12 +62,6 @@ fn target() -> PathBuf {
 /// The store that all tests share, so that each package is fetched once. It stays between test runs.
 pub fn shared_store() -> PathBuf {
     target().join("vmprof-tests/store")
-}
-
-/// One emulated host at a time: two would only take the processors from each other.
-pub fn the_lab() -> MutexGuard<'static, ()> {
-    static LAB: Mutex<()> = Mutex::new(());
-    LAB.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
 }
 
 /// A user's places, empty but for the store.
@@ -143,10 +142,12 @@ impl Finished {
 
 pub fn finish(command: &mut Command) -> Finished {
     let output = command.output().expect("the command can be started");
+    let stderr = String::from_utf8_lossy(&output.stderr).into_owned();
+    lab::heard(&stderr);
     Finished {
         status: output.status.code(),
         stdout: String::from_utf8_lossy(&output.stdout).into_owned(),
-        stderr: String::from_utf8_lossy(&output.stderr).into_owned(),
+        stderr,
     }
 }
 
@@ -166,20 +167,22 @@ pub fn finish_with_input(command: &mut Command, input: &[u8]) -> Finished {
 #[derive(Debug)]
 pub struct Running {
     child: Child,
+    /// The file that its standard error goes to, where it has one.
+    log: Option<PathBuf>,
 }
 
 /// Starts it with its output piped.
 pub fn spawn(command: &mut Command) -> Running {
     let child =
         command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("the command can be started");
-    Running { child }
+    Running { child, log: None }
 }
 
 /// The same, with its standard error in the file `log`, where it can be read while it runs.
 pub fn spawn_with_log(command: &mut Command, log: &Path) -> Running {
-    let log = std::fs::File::create(log).expect("the log can be made");
-    let child = command.stdout(Stdio::piped()).stderr(log).spawn().expect("the command can be started");
-    Running { child }
+    let file = std::fs::File::create(log).expect("the log can be made");
+    let child = command.stdout(Stdio::piped()).stderr(file).spawn().expect("the command can be started");
+    Running { child, log: Some(log.to_owned()) }
 }
 
 impl Running {
@@ -216,6 +219,7 @@ impl Running {
         let stdout = std::thread::spawn(move || read_all(stdout));
         let stderr = read_all(stderr);
         let status = self.child.wait().expect("the child can be waited for").code();
+        lab::heard(&stderr);
         Finished { status, stdout: stdout.join().expect("the reader does not panic"), stderr }
     }
 }
@@ -225,6 +229,8 @@ impl Drop for Running {
         // Ended already where a test finished it.
         let _ = self.child.kill();
         let _ = self.child.wait();
+        let logged = self.log.as_ref().and_then(|log| std::fs::read_to_string(log).ok());
+        lab::heard(&logged.unwrap_or_else(|| what_lies_in(self.child.stderr.take())));
     }
 }
 
@@ -236,6 +242,18 @@ fn read_all(from: Option<impl std::io::Read>) -> String {
     let mut bytes = Vec::new();
     if let Some(mut from) = from {
         from.read_to_end(&mut bytes).expect("a pipe can be read");
+    }
+    String::from_utf8_lossy(&bytes).into_owned()
+}
+
+/// What a pipe has by now, whoever may still hold its other end.
+fn what_lies_in(from: Option<impl std::io::Read + AsFd>) -> String {
+    let mut bytes = Vec::new();
+    if let Some(mut from) = from
+        && fcntl_setfl(&from, OFlags::NONBLOCK).is_ok()
+    {
+        // Its end, or that there is no more for now: what was read before stays.
+        let _ = from.read_to_end(&mut bytes);
     }
     String::from_utf8_lossy(&bytes).into_owned()
 }

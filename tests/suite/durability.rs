@@ -18,7 +18,7 @@ use vmprof_guests::{Builder, Realised, Silent, Store, Toolset};
 use vmprof_tests::drives::{Drive, Drives, file_node};
 use vmprof_tests::promises::{self, Files};
 use vmprof_tests::writelog::{Replay, Unflushed, WriteLog};
-use vmprof_tests::{Home, checkout, finish, shared_store, spawn_with_log, the_lab};
+use vmprof_tests::{Home, checkout, finish, in_the_lab, shared_store, spawn_with_log};
 
 const WRITER: &str = include_str!("../fixtures/proof/writer.pl");
 const READER: &str = include_str!("../fixtures/proof/reader.pl");
@@ -362,38 +362,43 @@ fn read_state<'a>(said: &mut impl Iterator<Item = &'a str>) -> Result<Files, Str
 
 #[test]
 fn what_the_guest_was_told_is_safe_survives_a_power_cut_at_any_moment() {
-    let _lab = the_lab();
-    let (home, size, begun) = (Home::new(), Size::asked_for(), Instant::now());
-    let written = write(&home, &size);
-    println!("written and logged after {:.0?}", begun.elapsed());
-    let mut failures = Vec::new();
-    for disk in &size.disks {
-        let (promises, log) = &written[disk.name];
-        let (entries, flushes) = log.count();
-        let account = match disk.filesystem {
-            "xfs" => cut_xfs(&home, disk, promises, log, size.moments),
-            _ => cut_ext4(disk, promises, log, size.moments),
-        };
-        println!(
-            "{:17}  {} promises, {entries} entries, {flushes} of them flushes: {} cuts, {} promises compared, {} cuts lost \
+    in_the_lab(|| {
+        let (home, size, begun) = (Home::new(), Size::asked_for(), Instant::now());
+        let written = write(&home, &size);
+        println!("written and logged after {:.0?}", begun.elapsed());
+        let mut failures = Vec::new();
+        for disk in &size.disks {
+            let (promises, log) = &written[disk.name];
+            let (entries, flushes) = log.count();
+            let account = match disk.filesystem {
+                "xfs" => cut_xfs(&home, disk, promises, log, size.moments),
+                _ => cut_ext4(disk, promises, log, size.moments),
+            };
+            println!(
+                "{:17}  {} promises, {entries} entries, {flushes} of them flushes: {} cuts, {} promises compared, {} cuts lost \
              something",
-            disk.title(),
-            promises.len(),
-            account.cuts,
-            account.compared,
-            account.lost.len()
-        );
-        let name = disk.title();
-        if disk.is_safe() {
-            failures.extend(account.lost.iter().map(|lost| format!("{name}: {lost}")));
-            if account.cuts < size.moments.min(8) {
-                failures.push(format!("{name}: only {} cuts, of {} promises", account.cuts, promises.len()));
+                disk.title(),
+                promises.len(),
+                account.cuts,
+                account.compared,
+                account.lost.len()
+            );
+            let name = disk.title();
+            if disk.is_safe() {
+                failures.extend(account.lost.iter().map(|lost| format!("{name}: {lost}")));
+                if account.cuts < size.moments.min(8) {
+                    failures.push(format!(
+                        "{name}: only {} cuts, of {} promises",
+                        account.cuts,
+                        promises.len()
+                    ));
+                }
+            } else if account.lost.is_empty() {
+                // Else nothing here could have found a loss.
+                failures.push(format!("{name}: nothing was lost by a disk that drops flushes"));
             }
-        } else if account.lost.is_empty() {
-            // Else nothing here could have found a loss.
-            failures.push(format!("{name}: nothing was lost by a disk that drops flushes"));
         }
-    }
-    println!("{:.0?} in all", begun.elapsed());
-    assert!(failures.is_empty(), "{}", failures.join("\n"));
+        println!("{:.0?} in all", begun.elapsed());
+        assert!(failures.is_empty(), "{}", failures.join("\n"));
+    });
 }

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 
 use serde_json::{Value, json};
 use vmprof_tests::drives::{Drive, Drives, file_node};
-use vmprof_tests::{Home, Running, checkout, eventually, finish, spawn_with_log, the_lab};
+use vmprof_tests::{Home, Running, checkout, eventually, finish, in_the_lab, spawn_with_log};
 
 const GUEST: &str = include_str!("../fixtures/proof/faults.sh");
 
@@ -148,51 +148,56 @@ fn queue_of(stats: &Value, disk: &str) -> Value {
 /// All disks are one IOThread's.
 #[test]
 fn a_drive_that_fails_or_hangs_is_treated_as_the_profile_says_and_the_others_go_on() {
-    let _lab = the_lab();
-    let home = Home::new();
-    let (profile, qmp, told) = (profile(&home), home.path().join("qmp"), home.path().join("told"));
-    let drives = drives(&home, &qmp);
-    let mut vmprof =
-        home.vmprof(["up", "--on", "lab", "--lab", "nodes=4,nvme=0,memory=2GiB", "--timeout", "5m"]);
-    vmprof.arg(&profile).args(["--", "sh", "-c", GUEST, "faults"]).env("PATH", drives.path());
-    let mut running = spawn_with_log(&mut vmprof, &told);
-    let lines = Box::new(running.output_lines());
-    let mut observed = Observed { home, running, told, lines, said: Vec::new() };
+    in_the_lab(|| {
+        let home = Home::new();
+        let (profile, qmp, told) = (profile(&home), home.path().join("qmp"), home.path().join("told"));
+        let drives = drives(&home, &qmp);
+        let mut vmprof =
+            home.vmprof(["up", "--on", "lab", "--lab", "nodes=4,nvme=0,memory=2GiB", "--timeout", "5m"]);
+        vmprof.arg(&profile).args(["--", "sh", "-c", GUEST, "faults"]).env("PATH", drives.path());
+        let mut running = spawn_with_log(&mut vmprof, &told);
+        let lines = Box::new(running.output_lines());
+        let mut observed = Observed { home, running, told, lines, said: Vec::new() };
 
-    // One byte a second: the first write passes, the next one waits for an hour.
-    observed.expect("ready");
-    limit_writes(&qmp, 1);
-    observed.expect("bad write: Input/output error");
-    observed.expect("bad read: Input/output error");
-    observed.expect("bad beside: done");
-    observed.expect("ignored write: done");
-    observed.expect("ignored read: done");
-    // Only ENOSPC would stop the machine.
-    observed.expect("enospc write: Input/output error");
-    observed.expect("good beside bad: done");
-    observed.resume_from("write", BAD_WRITE_SECTOR);
-    observed.expect("stopped write: done");
-    observed.resume_from("read", BAD_READ_SECTOR);
-    observed.expect("stopped read: done");
+        // One byte a second: the first write passes, the next one waits for an hour.
+        observed.expect("ready");
+        limit_writes(&qmp, 1);
+        observed.expect("bad write: Input/output error");
+        observed.expect("bad read: Input/output error");
+        observed.expect("bad beside: done");
+        observed.expect("ignored write: done");
+        observed.expect("ignored read: done");
+        // Only ENOSPC would stop the machine.
+        observed.expect("enospc write: Input/output error");
+        observed.expect("good beside bad: done");
+        observed.resume_from("write", BAD_WRITE_SECTOR);
+        observed.expect("stopped write: done");
+        observed.resume_from("read", BAD_READ_SECTOR);
+        observed.expect("stopped read: done");
 
-    observed.expect("good beside hung: done");
-    observed.expect("good flushed beside hung: done");
-    observed.expect("good read beside hung: done");
-    let stuck = observed.stats("requests of `hung` that are a second old", |stats| {
-        let hung = queue_of(stats, "hung");
-        // What was well when it was tried again is no error.
-        for (disk, errors) in [("good", 0), ("bad", 2), ("ignored", 2), ("enospc", 1), ("stopped", 0)] {
-            assert_eq!(queue_of(stats, disk)["errors"], errors, "{disk}: {stats}");
-        }
-        (hung["oldest"]["age_ms"].as_u64() > Some(1000)).then_some(hung)
+        observed.expect("good beside hung: done");
+        observed.expect("good flushed beside hung: done");
+        observed.expect("good read beside hung: done");
+        let stuck = observed.stats("requests of `hung` that are a second old", |stats| {
+            let hung = queue_of(stats, "hung");
+            // What was well when it was tried again is no error.
+            for (disk, errors) in [("good", 0), ("bad", 2), ("ignored", 2), ("enospc", 1), ("stopped", 0)] {
+                assert_eq!(queue_of(stats, disk)["errors"], errors, "{disk}: {stats}");
+            }
+            (hung["oldest"]["age_ms"].as_u64() > Some(1000)).then_some(hung)
+        });
+        println!("stuck: {stuck}");
+        assert!(stuck["in_flight"].as_u64() > Some(100), "{stuck}");
+        assert_eq!(
+            (stuck["vq"].as_u64(), stuck["oldest"]["kind"].as_str()),
+            (Some(0), Some("write")),
+            "{stuck}"
+        );
+        assert!(stuck["oldest"]["head"].is_u64() && stuck["oldest"]["sector"].is_u64(), "{stuck}");
+        limit_writes(&qmp, 0);
+        observed.expect("hung: done");
+        let finished = observed.running.finish();
+        assert_eq!(finished.status, Some(0), "{}", fs::read_to_string(&observed.told).unwrap_or_default());
+        println!("{}", observed.said.join("\n"));
     });
-    println!("stuck: {stuck}");
-    assert!(stuck["in_flight"].as_u64() > Some(100), "{stuck}");
-    assert_eq!((stuck["vq"].as_u64(), stuck["oldest"]["kind"].as_str()), (Some(0), Some("write")), "{stuck}");
-    assert!(stuck["oldest"]["head"].is_u64() && stuck["oldest"]["sector"].is_u64(), "{stuck}");
-    limit_writes(&qmp, 0);
-    observed.expect("hung: done");
-    let finished = observed.running.finish();
-    assert_eq!(finished.status, Some(0), "{}", fs::read_to_string(&observed.told).unwrap_or_default());
-    println!("{}", observed.said.join("\n"));
 }

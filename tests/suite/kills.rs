@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use rustix::process::Signal;
-use vmprof_tests::{Home, eventually, finish, processes_with, spawn, the_lab};
+use vmprof_tests::{Home, eventually, finish, in_the_lab, processes_with, spawn};
 
 /// Every process of a run in the lab has the VM's name or its channels on its command line; the name is this test's own.
 fn is_running(name: &str) -> bool {
@@ -28,42 +28,44 @@ fn is_alive(pid: u32) -> bool {
 
 #[test]
 fn sigkill_at_any_moment_takes_the_emulated_host_along() {
-    let _lab = the_lab();
-    let home = Home::new();
-    // Before the emulator, while it boots, and while the guest inside runs.
-    for (round, delay) in [0, 300, 2_000, 9_000, 25_000].into_iter().enumerate() {
-        let name = format!("killed-{round}-{}", std::process::id());
-        let running = start(&home, &name);
-        std::thread::sleep(Duration::from_millis(delay));
-        let children = emulators_of(running.pid());
-        running.signal(Signal::KILL);
-        assert_eq!(running.finish().status, None, "killed by a signal");
-        eventually("the end of the emulator", || {
-            children.iter().all(|child| !is_alive(*child)).then_some(())
-        });
-        assert!(!is_running(&name), "something of {name} is left");
-    }
-    assert_eq!(home.run(["ps", "--format", "json"]).expect(0).stdout.trim(), "[]");
-    // The name and everything else is free again.
-    let words = ["up", "--on", "lab", "--name", "again", "profiles/hello.kdl", "--", "true"];
-    home.run(words).expect(0);
+    in_the_lab(|| {
+        let home = Home::new();
+        // Before the emulator, while it boots, and while the guest inside runs.
+        for (round, delay) in [0, 300, 2_000, 9_000, 25_000].into_iter().enumerate() {
+            let name = format!("killed-{round}-{}", std::process::id());
+            let running = start(&home, &name);
+            std::thread::sleep(Duration::from_millis(delay));
+            let children = emulators_of(running.pid());
+            running.signal(Signal::KILL);
+            assert_eq!(running.finish().status, None, "killed by a signal");
+            eventually("the end of the emulator", || {
+                children.iter().all(|child| !is_alive(*child)).then_some(())
+            });
+            assert!(!is_running(&name), "something of {name} is left");
+        }
+        assert_eq!(home.run(["ps", "--format", "json"]).expect(0).stdout.trim(), "[]");
+        // The name and everything else is free again.
+        let words = ["up", "--on", "lab", "--name", "again", "profiles/hello.kdl", "--", "true"];
+        home.run(words).expect(0);
+    });
 }
 
 #[test]
 fn ctrl_c_is_a_clean_stop_with_the_commands_status() {
-    let _lab = the_lab();
-    let home = Home::new();
-    let name = format!("interrupted-{}", std::process::id());
-    let running = start(&home, &name);
-    eventually("a running guest", || {
-        let stats = finish(&mut home.vmprof(["stats", &name, "--format", "json"]));
-        (stats.status == Some(0)).then_some(())
+    in_the_lab(|| {
+        let home = Home::new();
+        let name = format!("interrupted-{}", std::process::id());
+        let running = start(&home, &name);
+        eventually("a running guest", || {
+            let stats = finish(&mut home.vmprof(["stats", &name, "--format", "json"]));
+            (stats.status == Some(0)).then_some(())
+        });
+        let children = emulators_of(running.pid());
+        assert!(!children.is_empty());
+        running.signal(Signal::INT);
+        let finished = running.finish();
+        assert!(matches!(finished.status, Some(143 | 130)), "{:?}\n{}", finished.status, finished.stderr);
+        assert!(children.iter().all(|child| !is_alive(*child)));
+        assert!(!is_running(&name));
     });
-    let children = emulators_of(running.pid());
-    assert!(!children.is_empty());
-    running.signal(Signal::INT);
-    let finished = running.finish();
-    assert!(matches!(finished.status, Some(143 | 130)), "{:?}\n{}", finished.status, finished.stderr);
-    assert!(children.iter().all(|child| !is_alive(*child)));
-    assert!(!is_running(&name));
 }

@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use vmprof_tests::drives::{Drive, Drives};
-use vmprof_tests::{Finished, Home, checkout, finish, the_lab};
+use vmprof_tests::{Finished, Home, checkout, finish, in_the_lab};
 
 const GUEST: &str = include_str!("../fixtures/proof/matrix.sh");
 
@@ -145,64 +145,65 @@ fn boot(home: &Home, mut disks: Vec<Disk>, refused: &mut BTreeMap<String, String
 #[test]
 #[ignore = "tens of minutes: tests/matrix runs it"]
 fn every_disk_keeps_what_is_written_to_it_or_is_refused() {
-    let _lab = the_lab();
-    let home = Home::new();
-    let wanted = std::env::var("VMPROF_MATRIX").unwrap_or_default();
-    let mut disks: Vec<Disk> = all()
-        .into_iter()
-        .filter(|disk| wanted.split_whitespace().all(|word| disk.title().contains(word)))
-        .collect();
-    assert!(!disks.is_empty(), "no combination has all of `{wanted}`");
-    let total = disks.len();
-    let mut refused = BTreeMap::new();
-    disks.retain(|disk| match refused_by_the_language(&home, disk) {
-        Some(code) => {
-            refused.insert(disk.title(), code);
-            false
-        }
-        None => true,
-    });
-    let (mut right, mut wrong) = (0, Vec::new());
-    for group in disks.chunks(DISKS_A_BOOT) {
-        let begun = Instant::now();
-        let (ran, finished) = boot(&home, group.to_vec(), &mut refused);
-        println!("{} disks in {:.0?}", ran.len(), begun.elapsed());
-        for disk in &ran {
-            let said: Vec<&str> = finished
-                .stdout
-                .lines()
-                .filter_map(|line| line.strip_prefix(&format!("{} ", disk.serial)))
-                .collect();
-            let (logical, physical) = disk.blocks();
-            let rings = if disk.packed { "packed" } else { "split" };
-            let expected = [
-                format!("blocks {logical} {physical}"),
-                format!("queues {}", disk.queues),
-                format!("ring {rings}"),
-                "fio verified".to_owned(),
-                "ext4 compared".to_owned(),
-                "xfs compared".to_owned(),
-            ];
-            let mut told = format!("{:44}", disk.title());
-            match expected.iter().all(|line| said.contains(&line.as_str())) {
-                true => right += 1,
-                false => {
-                    write!(told, "  WRONG: {said:?}").expect("text grows");
-                    wrong.push(disk.title());
-                }
+    in_the_lab(|| {
+        let home = Home::new();
+        let wanted = std::env::var("VMPROF_MATRIX").unwrap_or_default();
+        let mut disks: Vec<Disk> = all()
+            .into_iter()
+            .filter(|disk| wanted.split_whitespace().all(|word| disk.title().contains(word)))
+            .collect();
+        assert!(!disks.is_empty(), "no combination has all of `{wanted}`");
+        let total = disks.len();
+        let mut refused = BTreeMap::new();
+        disks.retain(|disk| match refused_by_the_language(&home, disk) {
+            Some(code) => {
+                refused.insert(disk.title(), code);
+                false
             }
-            println!("{told}");
+            None => true,
+        });
+        let (mut right, mut wrong) = (0, Vec::new());
+        for group in disks.chunks(DISKS_A_BOOT) {
+            let begun = Instant::now();
+            let (ran, finished) = boot(&home, group.to_vec(), &mut refused);
+            println!("{} disks in {:.0?}", ran.len(), begun.elapsed());
+            for disk in &ran {
+                let said: Vec<&str> = finished
+                    .stdout
+                    .lines()
+                    .filter_map(|line| line.strip_prefix(&format!("{} ", disk.serial)))
+                    .collect();
+                let (logical, physical) = disk.blocks();
+                let rings = if disk.packed { "packed" } else { "split" };
+                let expected = [
+                    format!("blocks {logical} {physical}"),
+                    format!("queues {}", disk.queues),
+                    format!("ring {rings}"),
+                    "fio verified".to_owned(),
+                    "ext4 compared".to_owned(),
+                    "xfs compared".to_owned(),
+                ];
+                let mut told = format!("{:44}", disk.title());
+                match expected.iter().all(|line| said.contains(&line.as_str())) {
+                    true => right += 1,
+                    false => {
+                        write!(told, "  WRONG: {said:?}").expect("text grows");
+                        wrong.push(disk.title());
+                    }
+                }
+                println!("{told}");
+            }
+            if finished.status != Some(0) {
+                wrong.push(format!("a boot ended with {:?}", finished.status));
+            }
+            if !wrong.is_empty() {
+                println!("{}", finished.stderr);
+            }
         }
-        if finished.status != Some(0) {
-            wrong.push(format!("a boot ended with {:?}", finished.status));
+        for (title, code) in &refused {
+            println!("{title:44}  refused: {code}");
         }
-        if !wrong.is_empty() {
-            println!("{}", finished.stderr);
-        }
-    }
-    for (title, code) in &refused {
-        println!("{title:44}  refused: {code}");
-    }
-    println!("{total} combinations: {right} right, {} refused, {} wrong", refused.len(), wrong.len());
-    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+        println!("{total} combinations: {right} right, {} refused, {} wrong", refused.len(), wrong.len());
+        assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+    });
 }

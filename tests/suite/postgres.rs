@@ -2,7 +2,7 @@
 //! serves until it is told to stop.
 
 use rustix::process::Signal;
-use vmprof_tests::{Home, spawn, the_lab};
+use vmprof_tests::{Home, in_the_lab, spawn};
 
 const UP: [&str; 4] = ["up", "--on", "lab", "profiles/db.kdl"];
 
@@ -29,32 +29,40 @@ const COUNTING: &str = "set -e
 
 #[test]
 fn every_committed_transaction_survives_a_killed_machine_and_the_server_then_serves_until_ctrl_c() {
-    let _lab = the_lab();
-    let home = Home::new();
-    let mut running = spawn(&mut home.vmprof(UP.iter().chain(&["--", "sh", "-c", COMMITTING])));
-    // What is printed on the way must not fill the pipe.
-    let errors = running.error_lines();
-    let told = std::thread::spawn(move || errors.collect::<Vec<_>>().join("\n"));
-    let mut acknowledged = running.output_lines();
-    let first: Vec<String> = acknowledged.by_ref().take(20).collect();
-    // The VMM, and with it the machine: no process of the guest, no kernel of it writes anything any more.
-    running.signal(Signal::KILL);
-    let last = acknowledged.last().or_else(|| first.last().cloned());
-    assert_eq!(running.finish().status, None, "killed by a signal");
-    let told = told.join().expect("the reader does not panic");
-    assert_eq!(first.len(), 20, "the run ended early\n{told}");
-    let last: u64 = last.and_then(|id| id.parse().ok()).expect("numbers are acknowledged");
+    in_the_lab(|| {
+        let home = Home::new();
+        let mut running = spawn(&mut home.vmprof(UP.iter().chain(&["--", "sh", "-c", COMMITTING])));
+        // What is printed on the way must not fill the pipe.
+        let errors = running.error_lines();
+        let told = std::thread::spawn(move || errors.collect::<Vec<_>>().join("\n"));
+        let mut acknowledged = running.output_lines();
+        let first: Vec<String> = acknowledged.by_ref().take(20).collect();
+        // The VMM, and with it the machine: no process of the guest, no kernel of it writes anything any more.
+        running.signal(Signal::KILL);
+        let last = acknowledged.last().or_else(|| first.last().cloned());
+        assert_eq!(running.finish().status, None, "killed by a signal");
+        let told = told.join().expect("the reader does not panic");
+        assert_eq!(first.len(), 20, "the run ended early\n{told}");
+        let last: u64 = last.and_then(|id| id.parse().ok()).expect("numbers are acknowledged");
 
-    let counted = home.run(UP.iter().chain(&["--", "sh", "-c", COUNTING])).expect(0);
-    assert!(counted.stderr.contains("was not properly shut down"), "nothing was killed\n{}", counted.stderr);
-    let mut lines = counted.stdout.lines();
-    let (count, most) = lines.next().and_then(|line| line.split_once('|')).expect("two numbers");
-    assert_eq!(count, most, "a row in between is lost");
-    assert!(most.parse::<u64>().is_ok_and(|most| most >= last), "{last} was acknowledged, {most} is there");
-    assert_ne!(lines.next(), Some("0"), "pgbench was at work");
-    let sums: Vec<&str> = lines.collect();
-    assert!(sums.len() == 4 && sums.iter().all(|sum| *sum == sums[0]), "half a transaction: {sums:?}");
-    it_serves_until_ctrl_c_and_stops_cleanly(&home);
+        let counted = home.run(UP.iter().chain(&["--", "sh", "-c", COUNTING])).expect(0);
+        assert!(
+            counted.stderr.contains("was not properly shut down"),
+            "nothing was killed\n{}",
+            counted.stderr
+        );
+        let mut lines = counted.stdout.lines();
+        let (count, most) = lines.next().and_then(|line| line.split_once('|')).expect("two numbers");
+        assert_eq!(count, most, "a row in between is lost");
+        assert!(
+            most.parse::<u64>().is_ok_and(|most| most >= last),
+            "{last} was acknowledged, {most} is there"
+        );
+        assert_ne!(lines.next(), Some("0"), "pgbench was at work");
+        let sums: Vec<&str> = lines.collect();
+        assert!(sums.len() == 4 && sums.iter().all(|sum| *sum == sums[0]), "half a transaction: {sums:?}");
+        it_serves_until_ctrl_c_and_stops_cleanly(&home);
+    });
 }
 
 /// With the cluster that is there by now: making another one takes the lab a minute.

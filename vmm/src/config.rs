@@ -69,6 +69,9 @@ pub struct IoThread {
     /// As the plan prints it (`iothread0`); the OS thread is `IO iothread0`.
     pub name: String,
     pub cpus: Cpus,
+    /// Whether vCPUs may run on its CPUs too: then it finds out whether it may take these from them as it wakes.
+    #[serde(default)]
+    pub shares_cpus: bool,
     pub polling: Polling,
     /// The engines of its disks, tried when it starts. Without io_uring among them it has no ring and waits in epoll.
     pub engines: Vec<Engine>,
@@ -83,6 +86,7 @@ impl IoThread {
             id,
             name: name.to_owned(),
             cpus: Vec::new(),
+            shares_cpus: false,
             polling: Polling::default(),
             engines: vec![Engine::IoUring],
             ring: RingOptions::default(),

@@ -1,7 +1,7 @@
 //! What an IOThread and its queues have done, counted by the thread itself and read by anyone, without a lock. Each counter
 //! has one writer; a snapshot may tear between counters, never within one.
 
-use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
 
 use serde::{Deserialize, Serialize};
 
@@ -27,6 +27,8 @@ pub struct IoThreadCounters {
     pub poll_hits: Counter,
     pub poll_misses: Counter,
     pub looks: Counter,
+    /// Whether it is under SCHED_BATCH now.
+    pub batch: AtomicBool,
 }
 
 /// See the fields of [`IoThreadCounters`].
@@ -45,6 +47,9 @@ pub struct IoThreadSnapshot {
     /// Rounds in which it looked at drives (iopoll) where it would else have slept.
     #[serde(default)]
     pub looks: u64,
+    /// Whether it is under SCHED_BATCH, and so leaves the CPUs that it shares to the vCPUs until these sleep.
+    #[serde(default)]
+    pub batch: bool,
 }
 
 /// What one thread did for one virtqueue. The thread that serves the queue writes its own id here, so that the counts say

@@ -3,6 +3,7 @@
 //! others reach it: commands by channel, and an eventfd that the thread waits for as it waits for doorbells.
 
 use std::io;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, mpsc};
 
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
@@ -19,6 +20,7 @@ pub mod counters;
 mod engines;
 mod poll;
 mod pool;
+mod preempting;
 pub mod service;
 mod worker;
 
@@ -75,8 +77,8 @@ pub struct DeviceId(u64);
 impl DeviceId {
     /// An id that no other device of this process has.
     pub fn unique() -> Self {
-        static NEXT: std::sync::atomic::AtomicU64 = std::sync::atomic::AtomicU64::new(0);
-        DeviceId(NEXT.fetch_add(1, std::sync::atomic::Ordering::Relaxed))
+        static NEXT: AtomicU64 = AtomicU64::new(0);
+        DeviceId(NEXT.fetch_add(1, Ordering::Relaxed))
     }
 }
 
@@ -288,6 +290,7 @@ impl Handle {
             poll_hits: counters.poll_hits.get(),
             poll_misses: counters.poll_misses.get(),
             looks: counters.looks.get(),
+            batch: counters.batch.load(Ordering::Relaxed),
         }
     }
 }

@@ -194,11 +194,11 @@ fn this_host_is_asked_for_each_engine() {
 
 /// Offers nothing, and counts how often it was looked at.
 #[derive(Debug)]
-struct Looked(Arc<std::sync::atomic::AtomicU64>, Sender<()>);
+struct Looked(Arc<AtomicU64>, Sender<()>);
 
 impl QueueService for Looked {
     fn drain(&mut self, _quota: usize, _io: &mut Io<'_>) -> Result<Drained, RingError> {
-        self.0.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+        self.0.fetch_add(1, Ordering::Relaxed);
         Ok(Drained::All)
     }
     fn resume(&mut self, _io: &mut Io<'_>) -> Drained {
@@ -238,7 +238,7 @@ fn a_queue_that_rests_costs_no_looks_and_its_doorbell_wakes_it() {
             (doorbell, looks, hears)
         })
         .collect();
-    let looks = |queue: usize| queues[queue].1.load(std::sync::atomic::Ordering::Relaxed);
+    let looks = |queue: usize| queues[queue].1.load(Ordering::Relaxed);
     let ring = |queue: usize| {
         queues[queue].0.write(1).unwrap();
         queues[queue].2.recv().unwrap();

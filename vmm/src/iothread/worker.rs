@@ -8,6 +8,7 @@
 
 use std::io;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::sync::mpsc::{self, TryRecvError};
 use std::time::{Duration, Instant};
 
@@ -19,6 +20,7 @@ use vmprof_sys::vring::handshake::{Machine, ask_then_look};
 use super::counters::IoThreadCounters;
 use super::engines::{Engines, Watch};
 use super::poll::Windows;
+use super::preempting::Preempting;
 use super::service::{Begin, Drained, Io, QueueService, Token};
 use super::{Command, IoThreadError, Positions, QueueKey, Queues};
 use crate::config;
@@ -87,6 +89,7 @@ pub(super) struct Worker {
     commanded: bool,
     stopping: bool,
     windows: Windows,
+    preempting: Preempting,
     /// How many operations are handed over at once, and the rounds since any were.
     batch: usize,
     held_for: u32,
@@ -115,6 +118,7 @@ impl Worker {
             commanded: true,
             stopping: false,
             windows: Windows::new(config.polling),
+            preempting: Preempting::new(config.shares_cpus),
             batch: FIRST_BATCH,
             held_for: 0,
             counters,
@@ -302,6 +306,7 @@ impl Worker {
         (self.batch, self.held_for) = (FIRST_BATCH, 0);
         self.counters.enters.add(self.engines.enter(wait)?);
         self.counters.wakeups.add(1);
+        self.counters.batch.store(self.preempting.woke(), Ordering::Relaxed);
         // What is armed stays so until it is heard of.
         let Worker { queues, awake, .. } = self;
         awake.retain(|slot| {
@@ -343,6 +348,7 @@ impl Worker {
         for completion in done.drain(..) {
             match completion {
                 Completion::Done { token: Token::Request { slot, tag }, result, buffers } => {
+                    self.preempting.done();
                     self.wake(slot);
                     if let Some(Some(served)) = self.queues.get_mut(slot) {
                         let mut io = Io { engines: &mut self.engines, slot, iothread: self.id };

@@ -17,6 +17,7 @@ pub mod peers;
 pub mod program;
 pub mod regions;
 pub mod ring;
+pub mod scheduling;
 pub mod segments;
 pub mod shared;
 pub mod signals;

@@ -1,0 +1,110 @@
+//! Tests that boot emulated hosts: one at a time, and once more where the emulator lost what it emulates.
+//!
+//! QEMU's SVM is not a processor: now and then a nested guest of whichever VMM resets on a triple fault, or its host falls silent
+//! or panics (docs/testing.md says what is known). A test that ends so has shown nothing about vmprof, so it begins anew. It is
+//! never anew for anything else, it is said aloud, and the third loss in a row fails: what vmprof breaks, it breaks each time.
+
+use std::fs::File;
+use std::io::Write;
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+use std::path::PathBuf;
+use std::sync::{Mutex, MutexGuard};
+
+/// How often a test may begin.
+const ATTEMPTS: u32 = 3;
+
+/// What vmprof says when it is the machine that broke, and not anything in it.
+const LOSSES: [&str; 4] = [
+    "shut down on a triple fault",
+    "the emulated host ended before its work was done",
+    "the emulated host has stalled",
+    "its first process did not say hello in time",
+];
+
+/// The last loss that a run of vmprof told of.
+static SEEN: Mutex<Option<String>> = Mutex::new(None);
+
+fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+}
+
+/// The line that tells of a loss, if one does.
+fn loss(messages: &str) -> Option<&str> {
+    messages.lines().find(|line| LOSSES.iter().any(|loss| line.contains(loss)))
+}
+
+/// Takes down what a run of vmprof said on its standard error.
+pub(crate) fn heard(messages: &str) {
+    if let Some(line) = loss(messages) {
+        *locked(&SEEN) = Some(line.to_owned());
+    }
+}
+
+/// Runs a test that boots emulated hosts, one at a time: two would only take the processors from each other.
+pub fn in_the_lab(test: impl Fn()) {
+    static LAB: Mutex<()> = Mutex::new(());
+    let _lab = locked(&LAB);
+    begin(&test, ATTEMPTS, |line| {
+        // Past the capture of a test's output, which shows nothing of a test that passes in the end.
+        let name = std::thread::current().name().unwrap_or("a test").to_owned();
+        let told = format!("LOST IN THE LAB  {name}: {line}\n");
+        // Where neither can be written the test goes on all the same.
+        let _ = std::io::stderr().write_all(told.as_bytes());
+        let _ = record().and_then(|mut file| file.write_all(told.as_bytes()));
+    });
+}
+
+/// Where losses are counted over many runs: below the target directory.
+fn record() -> std::io::Result<File> {
+    let path: PathBuf = crate::target().join("vmprof-tests/lost-in-the-lab");
+    File::options().create(true).append(true).open(path)
+}
+
+fn begin(test: &impl Fn(), attempts: u32, mut lost: impl FnMut(&str)) {
+    for attempt in 1.. {
+        *locked(&SEEN) = None;
+        let Err(panic) = catch_unwind(AssertUnwindSafe(test)) else { return };
+        // A test may have read the messages itself, and then they are in what it says.
+        let text = panic.downcast_ref::<String>().map_or("", String::as_str);
+        let seen = locked(&SEEN).take().or_else(|| loss(text).map(str::to_owned));
+        match seen {
+            Some(line) if attempt < attempts => lost(&line),
+            _ => resume_unwind(panic),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::cell::Cell;
+
+    use super::*;
+
+    const TRIPLE: &str = "vmprof: the guest's vCPU 0 shut down on a triple fault at rip=0xf000:0xfff0";
+
+    /// How often a test began that does this at each of its beginnings, whether it passed, and what was told.
+    fn begun(test: impl Fn(u32)) -> (u32, bool, Vec<String>) {
+        let (count, mut told) = (Cell::new(0), Vec::new());
+        let counted = || {
+            count.set(count.get() + 1);
+            test(count.get());
+        };
+        let ended = catch_unwind(AssertUnwindSafe(|| begin(&counted, 3, |line| told.push(line.to_owned()))));
+        (count.get(), ended.is_ok(), told)
+    }
+
+    #[test]
+    fn only_a_lost_machine_begins_a_test_anew_and_never_for_good() {
+        assert_eq!(begun(|_| ()), (1, true, vec![]));
+        assert_eq!(begun(|_| panic!("1 is not 2")), (1, false, vec![]));
+        // It says so itself, or a run of vmprof did.
+        let once = begun(|time| assert!(time > 1, "status 125\n{TRIPLE}\nvmprof: the lab was up"));
+        assert_eq!(once, (2, true, vec![TRIPLE.to_owned()]));
+        let heard_of = begun(|time| {
+            heard(if time == 1 { TRIPLE } else { "vmprof: the guest's kernel panicked" });
+            assert!(time > 2, "waited for a guest");
+        });
+        assert_eq!(heard_of, (2, false, vec![TRIPLE.to_owned()]));
+        assert_eq!(begun(|_| panic!("{TRIPLE}")), (3, false, vec![TRIPLE.to_owned(); 2]));
+    }
+}
