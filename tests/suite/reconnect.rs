@@ -18,7 +18,7 @@ use vmprof_job::{
     Command, DeviceLink, Disk, FromGuest, Init, JOB_PATH, JOB_SCHEMA, Job, Root, Streams, line, port,
 };
 use vmprof_tests::writelog::mixed;
-use vmprof_tests::{Home, eventually, the_lab};
+use vmprof_tests::{Home, eventually};
 
 use crate::exports::Machine;
 use crate::vhost_user::{Server, blocks};
@@ -205,15 +205,15 @@ impl Guest {
 }
 
 impl Drop for Guest {
-    /// A test that fails shows all that was said.
+    /// A test that fails shows the last of what was said; all of it would hide its own message.
     fn drop(&mut self) {
         if std::thread::panicking() {
-            let Account { rounds, .. } = self.account;
-            eprintln!("the guest had ended {rounds} rounds, and begun to say {:?}", self.partial);
-            for name in [port::CONTROL, port::STDERR, "console"] {
-                eprintln!("--- {name}\n{}", self.told(name).trim_end());
+            eprintln!("rounds of the guest that had ended: {}", self.account.rounds);
+            let told = [port::CONTROL, port::STDERR, "console"].map(|name| (name, self.told(name)));
+            for (name, told) in told.into_iter().chain([("QEMU", self.machine.said())]) {
+                let lines: Vec<&str> = told.lines().collect();
+                eprintln!("--- {name}\n{}", lines[lines.len().saturating_sub(12)..].join("\n"));
             }
-            eprintln!("--- QEMU\n{}", self.machine.said().trim_end());
         }
     }
 }
@@ -261,7 +261,7 @@ fn pass(kills: usize, moments: &mut Moments) -> String {
         // A client that it turned away or that went by itself would be one line more.
         let is_expected =
             |line: &str| line.contains("listening at") || line.contains("a client has connected");
-        assert!(killed.said.lines().all(is_expected), "{}", killed.said);
+        assert!(killed.said.lines().all(is_expected), "a server said\n{}", killed.said);
         sleep(moments.gap());
         server = killed.start_again();
         guest.listen();
@@ -293,7 +293,6 @@ fn a_guest_whose_server_is_killed_again_and_again_loses_nothing() {
     let passes = number("VMPROF_SERVER_PASSES").unwrap_or(2);
     let seed = number("VMPROF_SERVER_SEED").unwrap_or_else(|| mixed(std::process::id().into()));
     println!("the moments of seed {seed}");
-    let _lab = the_lab();
     let mut moments = Moments { seed, drawn: 0 };
     for number in 1..=passes {
         println!("pass {number}: {}", pass(kills, &mut moments));
