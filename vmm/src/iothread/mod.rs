@@ -15,11 +15,9 @@ use vmprof_sys::vring::Position;
 use crate::config::{self, Engine};
 use crate::thread::{self, Thread, ThreadError};
 
-mod bells;
 pub mod counters;
 mod engines;
 mod poll;
-mod pool;
 mod preempting;
 pub mod service;
 mod worker;

@@ -12,12 +12,15 @@ use vmprof_sys::ring::{
     Buffers, Completion, Completions, FileId, Operation, Options, Ring, SubmissionThread, Wait, WatchId,
 };
 
+use self::bells::Bells;
+use self::pool::Pool;
 use super::IoThreadError;
-use super::bells::Bells;
-use super::pool::Pool;
 use super::service::Token;
 use crate::config::{self, Engine};
 use crate::thread;
+
+mod bells;
+mod pool;
 
 /// A bell that an IOThread hears, to end it by.
 #[derive(Debug, Clone, Copy)]

@@ -13,7 +13,7 @@ use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 use vmprof_sys::blocking;
 use vmprof_sys::ring::{Buffers, Completion, Operation};
 
-use super::service::Token;
+use crate::iothread::service::Token;
 use crate::thread::{self, Thread, ThreadError};
 
 /// At once in operations on one file; as QEMU's pool has them.

@@ -12,7 +12,7 @@ use vmm_sys_util::eventfd::EventFd;
 use vmprof_sys::eventfd::borrowed;
 use vmprof_sys::ring::{Completion, Wait};
 
-use super::service::Token;
+use crate::iothread::service::Token;
 
 /// Bells told of by one call.
 const BATCH: usize = 64;
