@@ -58,8 +58,6 @@ impl Done {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Phase {
-    /// Nothing was asked of it.
-    Idle,
     Resting {
         /// From when the next trial may begin.
         until: Moment,
@@ -82,7 +80,7 @@ struct Trials {
     /// How long the next rest is.
     rest: Duration,
     /// When it was told last.
-    last: Option<Moment>,
+    last: Moment,
     /// What a turn of SCHED_BATCH did when it won.
     won_with: Done,
     /// Since when, and after how many requests, it is held against that.
@@ -93,9 +91,9 @@ impl Trials {
     fn new(now: Moment) -> Self {
         Trials {
             policy: Policy::Other,
-            phase: Phase::Idle,
+            phase: Phase::Resting { until: now + FIRST_REST },
             rest: FIRST_REST,
-            last: None,
+            last: now,
             won_with: Done::default(),
             held: (now, 0),
         }
@@ -103,13 +101,12 @@ impl Trials {
 
     /// The thread woke, after so many requests in all: under what it goes on.
     fn woke(&mut self, now: Moment, requests: u64) -> Policy {
-        let gap = self.last.replace(now).map_or(IDLE, |last| now.saturating_sub(last));
+        let gap = now.saturating_sub(std::mem::replace(&mut self.last, now));
         match self.phase {
             _ if gap >= IDLE => {
                 (self.policy, self.rest) = (Policy::Other, FIRST_REST);
                 self.phase = Phase::Resting { until: now + FIRST_REST };
             }
-            Phase::Idle => self.phase = Phase::Resting { until: now + self.rest },
             Phase::Resting { until } if now >= until => {
                 self.policy = Policy::Other;
                 let (other, batch) = (Done::default(), Done::default());
@@ -298,7 +295,7 @@ mod tests {
         let found = std::thread::spawn(|| {
             let mut own = Preempting::new(true);
             let phase = Phase::Resting { until: now() + LONGEST_REST };
-            let won = Trials { policy: Policy::Batch, phase, last: Some(now()), ..Trials::new(now()) };
+            let won = Trials { policy: Policy::Batch, phase, ..Trials::new(now()) };
             own.trials = Some(won);
             let told = own.woke();
             (told, policy().unwrap())
