@@ -2,7 +2,7 @@
 //!
 //! QEMU's SVM is not a processor: now and then a nested guest of whichever VMM resets on a triple fault, or its host falls silent
 //! or panics (docs/testing.md says what is known). A test that ends so has shown nothing about vmprof, so it begins anew. It is
-//! never anew for anything else, it is said aloud, and the third loss in a row fails: what vmprof breaks, it breaks each time.
+//! never anew for anything else, it is said aloud, and the third loss in a row fails. A rare fault of vmprof's own may look the same: so losses are counted.
 
 use std::fs::File;
 use std::io::Write;

@@ -19,7 +19,7 @@ const TURNS: u32 = 6;
 const TOO_FEW: u64 = 60;
 /// SCHED_BATCH stays where it gets so many times as much done, in percent.
 const WORTH: u128 = 125;
-/// From the first request to the first trial, and from one that ended as the one before to the next at most.
+/// From the beginning, or the end of an idle time, to the first trial; and from one to the next at most.
 const FIRST_REST: Duration = Duration::from_millis(200);
 const LONGEST_REST: Duration = Duration::from_secs(10);
 /// What SCHED_BATCH once was worth it may not be for the next load: it is tried anew as often as this.
@@ -81,7 +81,7 @@ struct Trials {
     rest: Duration,
     /// When it was told last.
     last: Moment,
-    /// What a turn of SCHED_BATCH did when it won.
+    /// What was done in the turns of SCHED_BATCH when it won.
     won_with: Done,
     /// Since when, and after how many requests, it is held against that.
     held: (Moment, u64),
