@@ -11,6 +11,7 @@ use vmprof_sys::memory::GuestRam;
 use vmprof_sys::ring::{
     Buffers, Completion, Completions, FileId, Operation, Options, Ring, SubmissionThread, Wait, WatchId,
 };
+use vmprof_sys::scheduling::{self, Policy};
 
 use self::bells::Bells;
 use self::pool::Pool;
@@ -60,6 +61,8 @@ pub(super) struct Engines {
     started: usize,
     name: String,
     cpus: Vec<u32>,
+    /// What the IOThread began under.
+    policy: Option<Policy>,
     has_threads: bool,
 }
 
@@ -96,6 +99,7 @@ impl Engines {
             started: 0,
             name: name(),
             cpus: config.cpus.clone(),
+            policy: scheduling::policy().unwrap_or_default(),
             has_threads: config.engines.contains(&Engine::Threads),
         };
         let eventfd = |source| IoThreadError::EventFd { name: name(), source };
@@ -247,7 +251,7 @@ impl Engines {
     /// The pool, made when it is first needed: Linux AIO leaves to it what it cannot do.
     fn pool(&mut self) -> io::Result<&mut Pool> {
         if self.pool.is_none() {
-            let pool = Pool::new(&self.name, &self.cpus)?;
+            let pool = Pool::new(&self.name, &self.cpus, self.policy)?;
             let bell = pool.bell().try_clone()?;
             self.watch(bell, Token::Engine)?;
             self.pool = Some(pool);

@@ -12,6 +12,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 use vmprof_sys::blocking;
 use vmprof_sys::ring::{Buffers, Completion, Operation};
+use vmprof_sys::scheduling::{Policy, set_policy};
 
 use crate::iothread::service::Token;
 use crate::thread::{self, Thread, ThreadError};
@@ -95,6 +96,8 @@ pub(super) struct Pool {
     threads: Vec<Thread<()>>,
     name: String,
     cpus: Vec<u32>,
+    /// What its threads are under, whatever the IOThread is when it starts them.
+    policy: Option<Policy>,
     /// Started, and not handed over yet.
     staged: Vec<Job>,
     in_flight: usize,
@@ -111,8 +114,8 @@ fn lock<V>(mutex: &Mutex<V>) -> MutexGuard<'_, V> {
 }
 
 impl Pool {
-    /// A pool for the IOThread `iothread`, on its CPUs, without a thread as yet.
-    pub(super) fn new(iothread: &str, cpus: &[u32]) -> io::Result<Self> {
+    /// A pool for the IOThread `iothread`, on its CPUs and under the policy that it began with, without a thread as yet.
+    pub(super) fn new(iothread: &str, cpus: &[u32], policy: Option<Policy>) -> io::Result<Self> {
         let shared = Shared {
             work: Mutex::default(),
             wake: Condvar::new(),
@@ -126,6 +129,7 @@ impl Pool {
             threads: Vec::new(),
             name,
             cpus,
+            policy,
             staged: Vec::new(),
             in_flight: 0,
         })
@@ -133,8 +137,14 @@ impl Pool {
 
     /// One more thread.
     pub(super) fn grow(&mut self) -> Result<(), ThreadError> {
-        let shared = Arc::clone(&self.shared);
-        self.threads.push(thread::spawn(&self.name, &self.cpus, move || shared.work())?);
+        let (shared, policy) = (Arc::clone(&self.shared), self.policy);
+        let body = move || {
+            // A thread begins under its starter's policy, which an IOThread tries and takes back. That it cannot leave what
+            // it could take has no promise in it.
+            policy.map(set_policy);
+            shared.work();
+        };
+        self.threads.push(thread::spawn(&self.name, &self.cpus, body)?);
         Ok(())
     }
 
@@ -277,7 +287,7 @@ mod tests {
     #[test]
     fn operations_that_block_get_a_thread_each_up_to_the_bound_and_hold_up_those_of_their_file_alone() {
         let cpu = cpus_of_thread(0).unwrap()[0];
-        let mut pool = Pool::new("iothread7", &[cpu]).unwrap();
+        let mut pool = Pool::new("iothread7", &[cpu], None).unwrap();
         let (empty, mut filler) = io::pipe().unwrap();
         let pipe = Arc::new(File::from(OwnedFd::from(empty)));
         let count = MOST_THREADS + 6;
@@ -303,10 +313,36 @@ mod tests {
         assert_eq!((pool.in_flight, Arc::strong_count(&pipe)), (0, 1));
     }
 
+    /// As /proc/PID/stat has them (linux/sched.h).
+    const SCHED_OTHER: &str = "0";
+    const SCHED_BATCH: &str = "3";
+
+    fn policy_of(tid: i32) -> String {
+        let stat = std::fs::read_to_string(format!("/proc/self/task/{tid}/stat")).unwrap();
+        // Field 41; the name before the third is in parentheses.
+        let after_name = &stat[stat.rfind(')').unwrap() + 2..];
+        after_name.split_whitespace().nth(41 - 3).unwrap().to_owned()
+    }
+
+    #[test]
+    fn threads_are_under_the_policy_that_the_iothread_began_with() {
+        let policies = std::thread::spawn(|| {
+            set_policy(Policy::Batch).unwrap();
+            [Some(Policy::Other), None].map(|policy| {
+                let mut pool = Pool::new("iothread7", &[], policy).unwrap();
+                let file = Arc::new(tempfile::tempfile().unwrap());
+                pool.start(file, Operation::Sync, Buffers::None, Token::Request { slot: 0, tag: 1 });
+                wait_for(&mut pool, 1);
+                policy_of(pool.threads[0].tid)
+            })
+        });
+        assert_eq!(policies.join().unwrap(), [SCHED_OTHER, SCHED_BATCH]);
+    }
+
     #[test]
     fn a_dropped_pool_has_done_what_was_started() {
         let file = Arc::new(tempfile::tempfile().unwrap());
-        let mut pool = Pool::new("iothread7", &[]).unwrap();
+        let mut pool = Pool::new("iothread7", &[], None).unwrap();
         for tag in 0..9_u16 {
             let write = Operation::Write { offset: 512 * u64::from(tag), durable: false };
             pool.start(Arc::clone(&file), write, bounce(), Token::Request { slot: 0, tag });
@@ -318,7 +354,7 @@ mod tests {
 
     #[test]
     fn without_a_thread_operations_end_with_the_reason() {
-        let mut pool = Pool::new("iothread7", &[60_000]).unwrap();
+        let mut pool = Pool::new("iothread7", &[60_000], None).unwrap();
         let file = Arc::new(tempfile::tempfile().unwrap());
         pool.start(file, Operation::Sync, Buffers::None, Token::Request { slot: 0, tag: 1 });
         let done = wait_for(&mut pool, 1);

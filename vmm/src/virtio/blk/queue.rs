@@ -1,6 +1,7 @@
 //! One virtqueue of a disk while an IOThread serves it: heads become requests, requests become transfers and flushes, and
-//! what ended goes back to the driver. Every head has its slot, made when the queue goes live, so that a request allocates
-//! nothing. [`erasing`] has what gives ranges back, [`failing`] what becomes of requests that fail.
+//! what ended goes back to the driver. A head has its slot from its first request on, so that those after it allocate nothing:
+//! drivers take the same few heads again and again, and a queue costs what it was ever deep. [`erasing`] has what gives ranges
+//! back, [`failing`] what becomes of requests that fail.
 
 use std::collections::VecDeque;
 use std::io;
@@ -64,7 +65,10 @@ pub(super) struct BlkQueue {
     disk: Arc<Disk>,
     queue: ActiveQueue,
     target: Target,
+    /// By head, as far as the highest that was ever offered.
     slots: Vec<Slot>,
+    /// An empty list, of which every slot has its own.
+    buffers: GuestBuffers,
     in_flight: usize,
     stalled: VecDeque<u16>,
     held: VecDeque<u16>,
@@ -92,19 +96,16 @@ impl BlkQueue {
         let target = if disk.iopoll { io.open_polled(file) } else { io.open(file, disk.engine) }?;
         counters.serve_as(io.iothread());
         shown.clear();
+        // All the room at once, of which the kernel fills what is touched.
+        let slots = Vec::with_capacity(queue.ring.size().into());
         let buffers = GuestBuffers::new(queue.ring.ram());
-        let slot = || Slot {
-            state: State::Free,
-            transfer: Transfer::new(Box::new(buffers.another())),
-            erasure: None,
-        };
-        let slots = std::iter::repeat_with(slot).take(queue.ring.size().into()).collect();
         let (bounces, stalled, held) = (BouncePool::new(&disk.backing), VecDeque::new(), VecDeque::new());
         Ok(BlkQueue {
             disk,
             queue,
             target,
             slots,
+            buffers,
             in_flight: 0,
             stalled,
             held,
@@ -149,6 +150,9 @@ impl BlkQueue {
         io: &mut Io<'_>,
     ) -> Result<(), RingError> {
         let broken = RingError::HeadInFlight { head };
+        if usize::from(head) >= self.slots.len() {
+            self.make_slots(head);
+        }
         let slot = self.slots.get_mut(usize::from(head)).ok_or(broken)?;
         // The driver may offer anything: a head that it does not have would give two requests one slot.
         if slot.state != State::Free {
@@ -188,6 +192,19 @@ impl BlkQueue {
             Kind::Refused(status) => self.finish(head, request, status),
         }
         Ok(())
+    }
+
+    /// Gives every head up to this one its slot, where the ring has it.
+    #[cold]
+    fn make_slots(&mut self, head: u16) {
+        if head < self.queue.ring.size() {
+            let slot = || Slot {
+                state: State::Free,
+                transfer: Transfer::new(Box::new(self.buffers.another())),
+                erasure: None,
+            };
+            self.slots.resize_with(usize::from(head) + 1, slot);
+        }
     }
 
     /// The next operation of a transfer.
