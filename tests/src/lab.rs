@@ -1,14 +1,21 @@
 //! Tests that boot emulated hosts: one at a time, and once more where the emulator lost what it emulates.
 //!
-//! QEMU's SVM is not a processor: now and then a nested guest of whichever VMM resets on a triple fault, or its host falls silent
-//! or panics (docs/testing.md says what is known). A test that ends so has shown nothing about vmprof, so it begins anew. It is
-//! never anew for anything else, it is said aloud, and the third loss in a row fails. A rare fault of vmprof's own may look the same: so losses are counted.
+//! QEMU's SVM is not a processor: now and then a nested guest of whichever VMM resets on a triple fault or stands still, or its
+//! host falls silent or panics (docs/testing.md says what is known). A test that ends so has shown nothing about vmprof, so it
+//! begins anew. It is never anew for anything else, it is said aloud, and the third loss in a row fails. A rare fault of vmprof's
+//! own may look the same: so losses are counted.
 
+use std::cell::Cell;
 use std::fs::File;
 use std::io::Write;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::path::PathBuf;
+use std::process::Child;
 use std::sync::{Mutex, MutexGuard};
+use std::time::Duration;
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 
 /// How often a test may begin.
 const ATTEMPTS: u32 = 3;
@@ -20,6 +27,9 @@ const LOSSES: [&str; 4] = [
     "the emulated host has stalled",
     "its first process did not say hello in time",
 ];
+
+/// How long a run of vmprof may take in the lab: several times what the longest does on two busy CPUs.
+const LIMIT: Duration = Duration::from_secs(600);
 
 /// The last loss that a run of vmprof told of.
 static SEEN: Mutex<Option<String>> = Mutex::new(None);
@@ -40,10 +50,33 @@ pub(crate) fn heard(messages: &str) {
     }
 }
 
+thread_local! {
+    /// How long what this thread starts may run.
+    static LIMITED: Cell<Option<Duration>> = const { Cell::new(None) };
+}
+
+/// Watches a child that was just started, where its test is in the lab: one that stands still is killed, which ends whatever the
+/// test waits for, and counts as lost.
+pub(crate) fn started(child: &Child) {
+    let Some(limit) = LIMITED.get() else { return };
+    let process = pidfd_open(Pid::from_child(child), PidfdFlags::empty()).expect("a child has a pidfd");
+    std::thread::spawn(move || {
+        let limit = Timespec::try_from(limit).expect("a limit is some minutes");
+        // Readable is a process that has ended.
+        let ended = poll(&mut [PollFd::new(&process, PollFlags::IN)], Some(&limit));
+        if ended == Ok(0) {
+            *locked(&SEEN) = Some(format!("a run of vmprof had not ended after {} s", limit.tv_sec));
+            // It may have ended by now.
+            let _ = pidfd_send_signal(&process, Signal::KILL);
+        }
+    });
+}
+
 /// Runs a test that boots emulated hosts, one at a time: two would only take the processors from each other.
 pub fn in_the_lab(test: impl Fn()) {
     static LAB: Mutex<()> = Mutex::new(());
     let _lab = locked(&LAB);
+    LIMITED.set(Some(LIMIT));
     begin(&test, ATTEMPTS, |line| {
         // Past the capture of a test's output, which shows nothing of a test that passes in the end.
         let name = std::thread::current().name().unwrap_or("a test").to_owned();
@@ -76,11 +109,15 @@ fn begin(test: &impl Fn(), attempts: u32, mut lost: impl FnMut(&str)) {
 
 #[cfg(test)]
 mod tests {
-    use std::cell::Cell;
+    use std::process::Command;
 
     use super::*;
+    use crate::{finish, spawn};
 
     const TRIPLE: &str = "vmprof: the guest's vCPU 0 shut down on a triple fault at rip=0xf000:0xfff0";
+
+    /// What was seen is one for all tests.
+    static ALONE: Mutex<()> = Mutex::new(());
 
     /// How often a test began that does this at each of its beginnings, whether it passed, and what was told.
     fn begun(test: impl Fn(u32)) -> (u32, bool, Vec<String>) {
@@ -95,6 +132,7 @@ mod tests {
 
     #[test]
     fn only_a_lost_machine_begins_a_test_anew_and_never_for_good() {
+        let _alone = locked(&ALONE);
         assert_eq!(begun(|_| ()), (1, true, vec![]));
         assert_eq!(begun(|_| panic!("1 is not 2")), (1, false, vec![]));
         // It says so itself, or a run of vmprof did.
@@ -106,5 +144,18 @@ mod tests {
         });
         assert_eq!(heard_of, (2, false, vec![TRIPLE.to_owned()]));
         assert_eq!(begun(|_| panic!("{TRIPLE}")), (3, false, vec![TRIPLE.to_owned(); 2]));
+    }
+    #[test]
+    fn what_stands_still_is_killed_and_counts_as_lost() {
+        let _alone = locked(&ALONE);
+        LIMITED.set(Some(Duration::from_secs(1)));
+        let begun = begun(|time| {
+            let length = if time == 1 { "600" } else { "0" };
+            finish(Command::new("sleep").arg(length)).expect(0);
+            let mut lines = spawn(Command::new("sleep").arg(if time == 2 { "600" } else { "0" }));
+            assert_eq!((lines.output_lines().count(), time), (0, 3));
+        });
+        let lost = "a run of vmprof had not ended after 1 s".to_owned();
+        assert_eq!(begun, (3, true, vec![lost.clone(), lost]));
     }
 }

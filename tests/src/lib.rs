@@ -2,7 +2,10 @@
 
 pub mod drives;
 mod lab;
+pub mod libvirt_schema;
 pub mod promises;
+pub mod qemu;
+pub mod server;
 pub mod writelog;
 
 use std::ffi::OsStr;
@@ -141,14 +144,7 @@ impl Finished {
 }
 
 pub fn finish(command: &mut Command) -> Finished {
-    let output = command.output().expect("the command can be started");
-    let stderr = String::from_utf8_lossy(&output.stderr).into_owned();
-    lab::heard(&stderr);
-    Finished {
-        status: output.status.code(),
-        stdout: String::from_utf8_lossy(&output.stdout).into_owned(),
-        stderr,
-    }
+    spawn(command.stdin(Stdio::null())).finish()
 }
 
 /// Runs it with `input` on its standard input.
@@ -175,6 +171,7 @@ pub struct Running {
 pub fn spawn(command: &mut Command) -> Running {
     let child =
         command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("the command can be started");
+    lab::started(&child);
     Running { child, log: None }
 }
 
@@ -182,6 +179,7 @@ pub fn spawn(command: &mut Command) -> Running {
 pub fn spawn_with_log(command: &mut Command, log: &Path) -> Running {
     let file = std::fs::File::create(log).expect("the log can be made");
     let child = command.stdout(Stdio::piped()).stderr(file).spawn().expect("the command can be started");
+    lab::started(&child);
     Running { child, log: Some(log.to_owned()) }
 }
 

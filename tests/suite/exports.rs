@@ -2,51 +2,18 @@
 //! own schema judges the domain XML. Both programs are realised into the tests' store, so no machine needs them installed.
 
 use std::collections::BTreeMap;
-use std::io::{BufRead, BufReader, Write};
-use std::os::unix::net::UnixStream;
-use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
-use std::sync::OnceLock;
+use std::path::Path;
+use std::process::Command;
 
 use serde_json::{Value, json};
-use vmprof_guests::{Builder, Emulator, Realised, Silent, Store, Toolset};
 use vmprof_profiles::export::{BootFiles, libvirt, qemu};
 use vmprof_profiles::{
     Aio, EmulatorPin, ErrorPolicy, Forward, HostWish, Hugepages, Ledger, MemoryMode, NetBackend, NetPlan,
     PageSize, Plan, Profile, Protocol, Source, Storage, ThreadPins, Topology, Virtqueue, plan, read_profile,
 };
-use vmprof_tests::{Running, checkout, eventually, finish, finish_with_input, shared_store, spawn_with_log};
-
-/// libvirt's schemas and a program that knows the language they are written in; a megabyte and a half to fetch.
-const DOMAIN_SCHEMA: Toolset = Toolset {
-    name: "domain-schema",
-    // Debian 12's libvirt is too old to know virtqueue mappings.
-    suites: &["trixie"],
-    packages: &["libvirt-common", "libxml2-utils"],
-    programs: &["usr/bin/xmllint"],
-    data: &["usr/share/libvirt/schemas/"],
-    linked: &[],
-    layout: "1",
-};
-
-fn emulator() -> &'static Emulator {
-    static EMULATOR: OnceLock<Emulator> = OnceLock::new();
-    EMULATOR.get_or_init(|| {
-        let store = Store::open(shared_store()).expect("the tests' store opens");
-        vmprof_guests::emulator::find(&Builder::new(&store, &Silent))
-            .expect("a QEMU is on PATH or comes from Debian's trixie-backports")
-    })
-}
-
-fn schema() -> &'static Realised {
-    static SCHEMA: OnceLock<Realised> = OnceLock::new();
-    SCHEMA.get_or_init(|| {
-        let store = Store::open(shared_store()).expect("the tests' store opens");
-        DOMAIN_SCHEMA
-            .realise(&Builder::new(&store, &Silent))
-            .expect("libvirt's schemas and xmllint come from Debian's trixie")
-    })
-}
+use vmprof_tests::libvirt_schema::{is_valid, valid};
+use vmprof_tests::qemu::Machine;
+use vmprof_tests::{checkout, finish};
 
 /// The plan of a profile with these nodes on this very machine: its nodes are the ones QEMU can bind memory to.
 fn planned(nodes: &str) -> Plan {
@@ -62,182 +29,73 @@ fn resolved(profile: &Profile) -> Plan {
     plan(profile, &topology, &storage, &Ledger::default()).expect("the profile can be planned here")
 }
 
-/// The words that a shell makes of a command.
-fn words(command: &str) -> Vec<String> {
-    let mut echo = Command::new("sh");
-    let finished =
-        finish(echo.args(["-c", &format!("words() {{ printf '%s\\0' \"$@\"; }}; words {command}")]));
-    let said = finished.expect(0).stdout;
-    said.trim_end_matches('\0').split('\0').map(str::to_owned).collect()
-}
+/// Everything that QEMU can be asked about, against the plan.
+fn assert_agreement(machine: &mut Machine, plan: &Plan) {
+    let threads = machine.ask("query-iothreads", json!({}));
+    let mut said: Vec<(String, u64)> = threads
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|t| (t["id"].as_str().unwrap().to_owned(), t["poll-max-ns"].as_u64().unwrap()))
+        .collect();
+    let planned: Vec<(String, u64)> =
+        plan.iothreads.iter().map(|i| (i.name.clone(), i.poll_max_ns)).collect();
+    // QEMU lists them in an order of its own.
+    said.sort();
+    assert_eq!(said, planned);
+    for thread in threads.as_array().unwrap() {
+        let plan = plan.iothreads.iter().find(|i| thread["id"] == *i.name).unwrap();
+        for (factor, said) in [(plan.poll_grow, "poll-grow"), (plan.poll_shrink, "poll-shrink")] {
+            // What is built in is QEMU's own: 0 in old ones, 2 in 11.1.
+            assert!(factor == 0 || thread[said] == factor, "{}: {said}: {thread}", plan.name);
+        }
+        let comm = format!("/proc/{}/task/{}/comm", machine.pid(), thread["thread-id"]);
+        let name = std::fs::read_to_string(comm).unwrap();
+        assert_eq!(name.trim_end(), format!("IO {}", thread["id"].as_str().unwrap()));
+    }
+    assert_eq!(machine.ask("query-cpus-fast", json!({})).as_array().unwrap().len(), plan.vcpus.len());
 
-/// The exported command, started and stopped before the guest's first instruction.
-pub(super) struct Machine {
-    running: Running,
-    /// What QEMU says; a pipe that nobody reads would stop it some day.
-    log: PathBuf,
-    commands: UnixStream,
-    answers: BufReader<UnixStream>,
-}
+    let memory = machine.ask("query-memdev", json!({}))[0].clone();
+    assert_eq!(memory["size"], plan.memory.bytes);
+    if let Some(nodes) = &plan.memory.nodes {
+        assert_eq!(
+            (&memory["policy"], &memory["host-nodes"]),
+            (&json!("bind"), &json!(nodes.iter().collect::<Vec<_>>()))
+        );
+    }
 
-impl Machine {
-    pub(super) fn start(exported: &str, directory: &Path) -> Machine {
-        let mut words = words(exported);
-        assert_eq!(words.remove(0), "qemu-system-x86_64");
-        for word in &mut words {
-            // The machines of CI have no KVM, and what is asked here does not depend on it.
-            match word.as_str() {
-                "host" => "max".clone_into(word),
-                machine if machine.contains("accel=kvm") => *word = machine.replace("accel=kvm", "accel=tcg"),
-                _ => {}
+    let nodes = machine.ask("query-named-block-nodes", json!({}));
+    for disk in &plan.disks {
+        let mut wanted: BTreeMap<String, Vec<u32>> = BTreeMap::new();
+        for queue in &disk.virtqueues {
+            wanted.entry(plan.iothreads[queue.iothread as usize].name.clone()).or_default().push(queue.vq);
+        }
+        let wanted: Vec<Value> =
+            wanted.into_iter().map(|(iothread, vqs)| json!({ "iothread": iothread, "vqs": vqs })).collect();
+        let name = &disk.name;
+        assert_eq!(machine.property(name, "iothread-vq-mapping"), json!(wanted));
+        for (property, value) in [
+            ("num-queues", json!(disk.queues)),
+            ("queue-size", json!(disk.queue_size)),
+            ("serial", json!(name)),
+            ("write-cache", json!(if disk.write_cache { "on" } else { "off" })),
+            ("rerror", json!(disk.rerror.word())),
+            ("werror", json!(disk.werror.word())),
+        ] {
+            assert_eq!(machine.property(name, property), value, "{name}: {property}");
+        }
+        for (property, bytes) in [
+            ("logical_block_size", disk.logical_block_bytes),
+            ("physical_block_size", disk.physical_block_bytes),
+        ] {
+            if let Some(bytes) = bytes {
+                assert_eq!(machine.property(name, property), json!(bytes), "{name}: {property}");
             }
         }
-        let socket = directory.join("qmp");
-        let mut command = Command::new(&emulator().argv[0]);
-        command.args(&emulator().argv[1..]).args(&words);
-        command
-            .args(["-S", "-display", "none", "-qmp"])
-            .arg(format!("unix:{},server=on,wait=off", socket.display()));
-        let log = directory.join("qemu.log");
-        let mut running = spawn_with_log(command.stdin(Stdio::null()), &log);
-        let commands = eventually("QEMU's monitor", || {
-            if running.has_ended() {
-                return Some(None);
-            }
-            UnixStream::connect(&socket).ok().map(Some)
-        });
-        let Some(commands) = commands else {
-            panic!("QEMU does not start:\n{}\n{exported}", std::fs::read_to_string(&log).unwrap());
-        };
-        let answers = BufReader::new(commands.try_clone().unwrap());
-        let mut machine = Machine { running, log, commands, answers };
-        machine.line();
-        machine.ask("qmp_capabilities", json!({}));
-        machine
-    }
-
-    fn line(&mut self) -> Value {
-        let mut line = String::new();
-        self.answers.read_line(&mut line).unwrap();
-        serde_json::from_str(&line).unwrap_or_else(|error| panic!("{error}: {line:?}"))
-    }
-
-    pub(super) fn ask(&mut self, command: &str, arguments: Value) -> Value {
-        let asked = json!({ "execute": command, "arguments": arguments });
-        // In one piece: QEMU obeys `quit` at its last brace and hears no line's end after it.
-        if let Err(error) = self.commands.write_all(asked.to_string().as_bytes()) {
-            panic!("QEMU does not hear {asked}: {error}\n{}", self.said());
-        }
-        loop {
-            let answer = self.line();
-            assert_eq!(answer.get("error"), None, "{asked}");
-            if let Some(said) = answer.get("return") {
-                return said.clone();
-            }
-        }
-    }
-
-    pub(super) fn pid(&self) -> u32 {
-        self.running.pid()
-    }
-
-    pub(super) fn has_ended(&mut self) -> bool {
-        self.running.has_ended()
-    }
-
-    /// What QEMU has said.
-    pub(super) fn said(&self) -> String {
-        std::fs::read_to_string(&self.log).unwrap_or_default()
-    }
-
-    pub(super) fn property(&mut self, device: &str, property: &str) -> Value {
-        self.ask("qom-get", json!({ "path": format!("/machine/peripheral/{device}"), "property": property }))
-    }
-
-    /// The guest runs and ends QEMU by itself, with this status.
-    pub(super) fn runs_until(mut self, status: i32) {
-        self.ask("cont", json!({}));
-        self.running.finish().expect(status);
-    }
-
-    fn quit(mut self) {
-        self.ask("quit", json!({}));
-        self.running.finish().expect(0);
-    }
-
-    /// Everything that QEMU can be asked about, against the plan.
-    fn agrees_with(&mut self, plan: &Plan) {
-        let threads = self.ask("query-iothreads", json!({}));
-        let mut said: Vec<(String, u64)> = threads
-            .as_array()
-            .unwrap()
-            .iter()
-            .map(|t| (t["id"].as_str().unwrap().to_owned(), t["poll-max-ns"].as_u64().unwrap()))
-            .collect();
-        let planned: Vec<(String, u64)> =
-            plan.iothreads.iter().map(|i| (i.name.clone(), i.poll_max_ns)).collect();
-        // QEMU lists them in an order of its own.
-        said.sort();
-        assert_eq!(said, planned);
-        for thread in threads.as_array().unwrap() {
-            let plan = plan.iothreads.iter().find(|i| thread["id"] == *i.name).unwrap();
-            for (factor, said) in [(plan.poll_grow, "poll-grow"), (plan.poll_shrink, "poll-shrink")] {
-                // What is built in is QEMU's own: 0 in old ones, 2 in 11.1.
-                assert!(factor == 0 || thread[said] == factor, "{}: {said}: {thread}", plan.name);
-            }
-            let comm = format!("/proc/{}/task/{}/comm", self.running.pid(), thread["thread-id"]);
-            let name = std::fs::read_to_string(comm).unwrap();
-            assert_eq!(name.trim_end(), format!("IO {}", thread["id"].as_str().unwrap()));
-        }
-        assert_eq!(self.ask("query-cpus-fast", json!({})).as_array().unwrap().len(), plan.vcpus.len());
-
-        let memory = self.ask("query-memdev", json!({}))[0].clone();
-        assert_eq!(memory["size"], plan.memory.bytes);
-        if let Some(nodes) = &plan.memory.nodes {
-            assert_eq!(
-                (&memory["policy"], &memory["host-nodes"]),
-                (&json!("bind"), &json!(nodes.iter().collect::<Vec<_>>()))
-            );
-        }
-
-        let nodes = self.ask("query-named-block-nodes", json!({}));
-        for disk in &plan.disks {
-            let mut wanted: BTreeMap<String, Vec<u32>> = BTreeMap::new();
-            for queue in &disk.virtqueues {
-                wanted
-                    .entry(plan.iothreads[queue.iothread as usize].name.clone())
-                    .or_default()
-                    .push(queue.vq);
-            }
-            let wanted: Vec<Value> = wanted
-                .into_iter()
-                .map(|(iothread, vqs)| json!({ "iothread": iothread, "vqs": vqs }))
-                .collect();
-            let name = &disk.name;
-            assert_eq!(self.property(name, "iothread-vq-mapping"), json!(wanted));
-            for (property, value) in [
-                ("num-queues", json!(disk.queues)),
-                ("queue-size", json!(disk.queue_size)),
-                ("serial", json!(name)),
-                ("write-cache", json!(if disk.write_cache { "on" } else { "off" })),
-                ("rerror", json!(disk.rerror.word())),
-                ("werror", json!(disk.werror.word())),
-            ] {
-                assert_eq!(self.property(name, property), value, "{name}: {property}");
-            }
-            for (property, bytes) in [
-                ("logical_block_size", disk.logical_block_bytes),
-                ("physical_block_size", disk.physical_block_bytes),
-            ] {
-                if let Some(bytes) = bytes {
-                    assert_eq!(self.property(name, property), json!(bytes), "{name}: {property}");
-                }
-            }
-            let node = nodes.as_array().unwrap().iter().find(|node| node["node-name"] == **name).unwrap();
-            assert_eq!(node["cache"]["direct"], disk.direct, "{name}");
-            assert_eq!(node["cache"]["no-flush"], disk.cache.word() == "unsafe", "{name}");
-            assert_eq!(node["ro"], disk.readonly, "{name}");
-        }
+        let node = nodes.as_array().unwrap().iter().find(|node| node["node-name"] == **name).unwrap();
+        assert_eq!(node["cache"]["direct"], disk.direct, "{name}");
+        assert_eq!(node["cache"]["no-flush"], disk.cache.word() == "unsafe", "{name}");
+        assert_eq!(node["ro"], disk.readonly, "{name}");
     }
 }
 
@@ -274,7 +132,7 @@ fn qemu_starts_the_exported_command_and_has_made_of_it_what_the_plan_says() {
     for plan in [planned(database), planned(mixed), planned(exact), sizes] {
         let exported = qemu(&plan, &files(directory.path()));
         let mut machine = Machine::start(&exported.text, directory.path());
-        machine.agrees_with(&plan);
+        assert_agreement(&mut machine, &plan);
         machine.quit();
     }
 }
@@ -308,7 +166,7 @@ fn qemu_has_a_place_for_each_of_many_disks_and_for_boot_files() {
     };
     let plan = planned(&nodes);
     let mut machine = Machine::start(&qemu(&plan, &files).text, directory.path());
-    machine.agrees_with(&plan);
+    assert_agreement(&mut machine, &plan);
     let root = machine.property("vmprof-root", "iothread-vq-mapping");
     assert_eq!(root, json!([{ "iothread": "iothread0", "vqs": [0] }]));
     machine.quit();
@@ -323,7 +181,7 @@ fn the_pins_that_the_warning_gives_are_the_plans_once_they_are_run() {
     let machine = Machine::start(&exported.text, directory.path());
     let pins = exported.warnings.iter().find(|w| w.code == "vmprof::export::qemu_pins").unwrap();
     let script: Vec<&str> = pins.help.lines().skip(1).collect();
-    let pid = machine.running.pid();
+    let pid = machine.pid();
     finish(Command::new("sh").args(["-c", &script.join("\n")]).env("PID", pid.to_string()));
     let mut seen = 0;
     for task in std::fs::read_dir(format!("/proc/{pid}/task")).unwrap().flatten() {
@@ -340,23 +198,6 @@ fn the_pins_that_the_warning_gives_are_the_plans_once_they_are_run() {
     }
     assert_eq!(seen, 2);
     machine.quit();
-}
-
-/// Whether the schema takes the document, and what xmllint says.
-fn valid(document: &str) -> Result<(), String> {
-    let argv = schema().argv("usr/bin/xmllint");
-    let mut command = Command::new(&argv[0]);
-    command.args(&argv[1..]).args(["--nonet", "--noout", "--relaxng"]);
-    command.arg(schema().path("usr/share/libvirt/schemas/domain.rng")).arg("-");
-    let finished = finish_with_input(&mut command, document.as_bytes());
-    if finished.status == Some(0) { Ok(()) } else { Err(finished.stderr) }
-}
-
-#[track_caller]
-pub(super) fn is_valid(document: &str) {
-    if let Err(said) = valid(document) {
-        panic!("{said}\n{document}");
-    }
 }
 
 /// A plan that says everything that a plan can say.

@@ -17,11 +17,10 @@ use vmprof_guests::append_archive;
 use vmprof_job::{
     Command, DeviceLink, Disk, FromGuest, Init, JOB_PATH, JOB_SCHEMA, Job, Root, Streams, line, port,
 };
+use vmprof_tests::qemu::Machine;
+use vmprof_tests::server::{Server, blocks};
 use vmprof_tests::writelog::mixed;
 use vmprof_tests::{Home, eventually};
-
-use crate::exports::Machine;
-use crate::vhost_user::{Server, blocks};
 
 const GUEST: &str = include_str!("../fixtures/proof/rewriter.sh");
 

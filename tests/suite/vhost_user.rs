@@ -3,88 +3,19 @@
 use std::fs::{self, File};
 use std::mem::MaybeUninit;
 use std::os::unix::fs::FileExt as _;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use blkio::{Blkio, Completion, ReqFlags};
 use rustix::process::Signal;
-use vmprof_tests::{Home, Running, checkout, eventually, spawn_with_log};
-
-use crate::exports::{Machine, is_valid};
-
-const DISK_BYTES: u64 = 64 << 20;
-
-/// A server that listens.
-pub(super) struct Server {
-    home: Home,
-    words: Vec<String>,
-    running: Running,
-}
-
-impl Server {
-    pub(super) fn start(words: &[&str]) -> Server {
-        let home = Home::new();
-        File::create(home.path().join("db.raw")).unwrap().set_len(DISK_BYTES).unwrap();
-        Server::listen(home, words.iter().map(|word| (*word).to_owned()).collect())
-    }
-
-    fn listen(home: Home, words: Vec<String>) -> Server {
-        let log = home.path().join("log");
-        let mut command = home.vmprof(["vhost-user-blk", "--socket"]);
-        command.arg(home.path().join("db.sock")).arg("--source").arg(home.path().join("db.raw")).args(&words);
-        let mut running = spawn_with_log(&mut command, &log);
-        eventually("the server to listen", || {
-            let said = fs::read_to_string(&log).unwrap();
-            assert!(!running.has_ended(), "{said}");
-            said.contains("listening at").then_some(())
-        });
-        Server { home, words, running }
-    }
-
-    pub(super) fn socket(&self) -> PathBuf {
-        self.home.path().join("db.sock")
-    }
-
-    fn disk(&self) -> PathBuf {
-        self.home.path().join("db.raw")
-    }
-
-    /// Ends it in order; what it said.
-    pub(super) fn stop(self, signal: Signal) -> String {
-        self.running.signal(signal);
-        self.running.finish().expect(0);
-        assert!(!self.home.path().join("db.sock").exists(), "the socket is still there");
-        fs::read_to_string(self.home.path().join("log")).unwrap()
-    }
-
-    /// SIGKILL, and its end awaited.
-    pub(super) fn kill(self) -> Killed {
-        self.running.signal(Signal::KILL);
-        assert_eq!(self.running.finish().status, None, "killed by a signal");
-        assert!(self.home.path().join("db.sock").exists(), "a killed server removes nothing");
-        let said = fs::read_to_string(self.home.path().join("log")).unwrap();
-        Killed { home: self.home, words: self.words, said }
-    }
-}
-
-/// What a killed server leaves behind: its disk, its socket, and what it had said.
-pub(super) struct Killed {
-    home: Home,
-    words: Vec<String>,
-    pub(super) said: String,
-}
-
-impl Killed {
-    /// The next server of the same disk, at the same socket.
-    pub(super) fn start_again(self) -> Server {
-        Server::listen(self.home, self.words)
-    }
-}
+use vmprof_tests::libvirt_schema::is_valid;
+use vmprof_tests::qemu::Machine;
+use vmprof_tests::server::{DISK_BYTES, Server, blocks};
 
 #[test]
 fn libblkio_reads_and_writes_a_disk_and_the_threads_are_where_they_were_to_be() {
     let server =
         Server::start(&["--queues", "2", "--iothreads", "2", "--cpus", "0-1", "--cache", "writeback"]);
-    let tasks = format!("/proc/{}/task", server.running.pid());
+    let tasks = format!("/proc/{}/task", server.pid());
     let mut placed: Vec<String> =
         fs::read_dir(tasks).unwrap().flatten().filter_map(|task| thread(&task.path())).collect();
     placed.sort();
@@ -128,13 +59,6 @@ fn thread(task: &Path) -> Option<String> {
     name.starts_with("IO ").then(|| format!("{} on {cpus}", name.trim_end()))
 }
 
-/// The blocks of one language in docs/vhost-user.md.
-pub(super) fn blocks(language: &str) -> Vec<String> {
-    let page = fs::read_to_string(checkout().join("docs/vhost-user.md")).unwrap();
-    let opening = format!("```{language}\n");
-    page.split(&opening).skip(1).map(|block| block.split("```").next().unwrap().to_owned()).collect()
-}
-
 /// The documented command, as far as the boot sector, which the BIOS reads through the server and runs.
 #[test]
 fn qemu_starts_with_the_documented_command_and_boots_from_the_disk() {
@@ -150,7 +74,7 @@ fn qemu_starts_with_the_documented_command_and_boots_from_the_disk() {
         // What is tried here need not be as large.
         .replace("4G", "128M");
     let exit = " -nodefaults -device isa-debug-exit,iobase=0xf4,iosize=1";
-    let mut machine = Machine::start(&(command.trim_end().to_owned() + exit), server.home.path());
+    let mut machine = Machine::start(&(command.trim_end().to_owned() + exit), server.home().path());
     assert_eq!(machine.property("data", "num-queues"), 4);
     machine.runs_until(16 << 1 | 1);
     let said = server.stop(Signal::TERM);
@@ -170,13 +94,13 @@ fn what_cannot_be_served_is_refused_with_its_code() {
     let refused = |words: &[&str], status: i32, code: &str| {
         let mut all = vec!["vhost-user-blk"];
         all.extend(words);
-        let finished = server.home.run(all).expect(status);
+        let finished = server.home().run(all).expect(status);
         assert!(finished.stderr.contains(code), "{words:?}: {}", finished.stderr);
         assert!(finished.stdout.is_empty());
     };
     let (disk, socket) = (server.disk(), server.socket());
     let (disk, socket) = (disk.to_str().unwrap(), socket.to_str().unwrap());
-    let other = server.home.path().join("other.raw");
+    let other = server.home().path().join("other.raw");
     File::create(&other).unwrap().set_len(4096).unwrap();
     let other = other.to_str().unwrap();
     refused(&["--socket", "x", "--source", disk], 1, "vmprof::vhost_user::not_started");
