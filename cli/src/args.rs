@@ -9,7 +9,9 @@ use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
 
 pub use guests::{BuildArguments, LockArguments, Sources};
 pub use profiles::{CheckArguments, FmtArguments, HostArguments, ImportVerb, PlanArguments, PlanFormat};
-pub use running::{NamedArguments, On, PsArguments, StopArguments, UpArguments};
+pub use running::{
+    LogsArguments, NameArguments, NamedArguments, On, PsArguments, StopArguments, UpArguments,
+};
 pub use store::StoreVerb;
 
 mod vhost_user_blk;
@@ -69,12 +71,14 @@ pub enum Verb {
     Up(Box<UpArguments>),
     /// List the running VMs
     Ps(PsArguments),
-    /// Stop a running VM
+    /// What a VM that was left running says, and has said
+    Logs(LogsArguments),
+    /// Stop running VMs
     Stop(StopArguments),
     /// Have the guest of a running VM stand still; its disks end what they have begun
-    Pause(StopArguments),
+    Pause(NameArguments),
     /// Let a paused VM go on: requests that had paused it (rerror, werror) are tried again
-    Resume(StopArguments),
+    Resume(NameArguments),
     /// Read back where every thread of a running VM really is
     Verify(NamedArguments),
     /// Counters of a running VM: per vCPU, per IOThread, per virtqueue, with what is in flight and why it is paused

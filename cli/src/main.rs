@@ -75,6 +75,7 @@ fn run(verb: &Verb, report: Report) -> Result<(), Failure> {
         Verb::Lock(arguments) => guest::lock(arguments, report),
         Verb::Build(arguments) => guest::build(arguments, report),
         Verb::Ps(arguments) => running::ps(arguments, report),
+        Verb::Logs(arguments) => running::logs(arguments, report),
         Verb::Stop(arguments) => running::stop(arguments, report),
         Verb::Pause(arguments) => running::pause(arguments, report),
         Verb::Resume(arguments) => running::resume(arguments, report),

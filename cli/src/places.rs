@@ -55,6 +55,11 @@ impl Places {
         Ok(Places { store: absolute(store), state: absolute(state), runtime: absolute(runtime) })
     }
 
+    /// Where the log of a run is that was left on its own.
+    pub fn log_of(&self, name: &str) -> PathBuf {
+        self.state.join("logs").join(format!("{name}.log"))
+    }
+
     /// Where a relative `source file=` of a profile lies.
     pub fn disks_of(&self, profile: &str) -> PathBuf {
         self.state.join("disks").join(profile)

@@ -22,6 +22,11 @@ impl Report {
         Report { colour: terminal && colour_is_welcome(), terminal }
     }
 
+    /// For one whose messages go on into a log.
+    pub fn without_colour() -> Report {
+        Report { colour: false, ..Report::new() }
+    }
+
     /// Whether lines may be drawn over: progress bars only where somebody watches.
     pub fn is_terminal(self) -> bool {
         self.terminal
@@ -40,10 +45,17 @@ impl Report {
 
     /// Data: what the user asked for. A reader that has gone is no failure.
     pub fn data(self, text: &str) -> Result<(), Failure> {
+        self.bytes(text.as_bytes()).map(drop)
+    }
+
+    /// Data that need not be text. Whether its reader is still there.
+    pub fn bytes(self, data: &[u8]) -> Result<bool, Failure> {
         let mut stdout = io::stdout().lock();
-        match stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()) {
-            Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
-            other => other.map_err(|error| Failure::os("standard output cannot be written", error)),
+        match stdout.write_all(data).and_then(|()| stdout.flush()) {
+            Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(false),
+            other => {
+                other.map(|()| true).map_err(|error| Failure::os("standard output cannot be written", error))
+            }
         }
     }
 

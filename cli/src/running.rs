@@ -1,13 +1,18 @@
-//! The verbs on running VMs: `ps`, `stop`, `pause`, `resume`, `verify`, `stats`, and `ask`, through which the lab's are reached.
+//! The verbs on running VMs: `ps`, `logs`, `stop`, `pause`, `resume`, `verify`, `stats`, and `ask`, through which the lab's are reached.
+
+use std::io::ErrorKind;
+use std::thread;
+use std::time::Duration;
 
 use serde_json::Value;
 
-use crate::args::{Format, NamedArguments, PsArguments, StopArguments};
+use crate::args::{Format, LogsArguments, NameArguments, NamedArguments, PsArguments, StopArguments};
 use crate::failure::{Failure, Kind};
 use crate::places::Places;
 use crate::report::Report;
 use crate::run::control::{self, Request};
-use crate::run::record;
+use crate::run::log::{Reading, last_lines};
+use crate::run::record::{self, Run};
 use crate::stats::Stats;
 use crate::verify::{Finding, table};
 
@@ -28,23 +33,88 @@ pub fn ps(arguments: &PsArguments, report: Report) -> Result<(), Failure> {
     report.data(&text)
 }
 
-pub fn stop(arguments: &StopArguments, report: Report) -> Result<(), Failure> {
+/// How often a run is looked at that is waited for.
+const LOOK_EVERY: Duration = Duration::from_millis(50);
+
+pub fn logs(arguments: &LogsArguments, report: Report) -> Result<(), Failure> {
     let places = Places::from_environment()?;
-    ask(&places, &arguments.name, Request::Stop)?;
-    while record::find(&places, &arguments.name).is_ok() {
-        std::thread::sleep(std::time::Duration::from_millis(50));
+    let (name, path) = (&arguments.name, places.log_of(&arguments.name));
+    let unread = |error| Failure::os(format!("the log {} cannot be read", path.display()), error);
+    let (said, mut log) = match Reading::open(&path) {
+        Err(error) if error.kind() == ErrorKind::NotFound => return Err(no_log(&places, name)),
+        other => other.map_err(unread)?,
+    };
+    let said = arguments.lines.map_or(&*said, |lines| last_lines(&said, lines));
+    let mut readers_there = report.bytes(said)?;
+    while arguments.follow && readers_there {
+        // Asked first: what a run says is in its log when it is over.
+        let over = record::find(&places, name).is_err();
+        let more = log.more().map_err(unread)?;
+        if more.is_empty() {
+            if over {
+                break;
+            }
+            thread::sleep(LOOK_EVERY);
+        }
+        readers_there = report.bytes(&more)?;
     }
-    report.notice(format_args!("{} has stopped", arguments.name));
     Ok(())
 }
 
-pub fn pause(arguments: &StopArguments, report: Report) -> Result<(), Failure> {
+fn no_log(places: &Places, name: &str) -> Failure {
+    let (message, help) = match record::find(places, name) {
+        Ok(run) => (
+            format!("`{name}` keeps no log: what it says comes where it was started (pid {})", run.pid),
+            "`vmprof up --detach` leaves a VM running and keeps its log",
+        ),
+        Err(_) => (
+            format!("there is no log of a VM named `{name}`"),
+            "`vmprof ps` lists the running ones; a log is kept of those that were started with `up --detach`",
+        ),
+    };
+    Failure::said(Kind::Failure, "vmprof::run::no_log", message, help)
+}
+
+pub fn stop(arguments: &StopArguments, report: Report) -> Result<(), Failure> {
+    let places = Places::from_environment()?;
+    let mut failed = None;
+    let mut keep = |failure: Failure| {
+        if let Some(before) = failed.replace(failure) {
+            report.failure(&before);
+        }
+    };
+    let runs: Vec<Run> = if arguments.all {
+        record::running(&places)
+    } else {
+        let found = arguments.names.iter().map(|name| record::find(&places, name));
+        found.filter_map(|run| run.map_err(|error| keep(error.into())).ok()).collect()
+    };
+    if runs.is_empty() && arguments.all {
+        report.notice("no VM is running");
+    }
+    // All are asked before the first is waited for.
+    let asked: Vec<Run> = runs
+        .into_iter()
+        .filter_map(|run| ask(&places, &run.name, Request::Stop).map_err(&mut keep).ok().map(|_| run))
+        .collect();
+    for run in asked {
+        // Another of the same name may run by now.
+        let is_it = |found: &Run| (&found.name, found.pid) == (&run.name, run.pid);
+        while record::running(&places).iter().any(is_it) {
+            thread::sleep(LOOK_EVERY);
+        }
+        report.notice(format_args!("{} has stopped", run.name));
+    }
+    failed.map_or(Ok(()), Err)
+}
+
+pub fn pause(arguments: &NameArguments, report: Report) -> Result<(), Failure> {
     ask(&Places::from_environment()?, &arguments.name, Request::Pause)?;
     report.notice(format_args!("{0} is paused, until `vmprof resume {0}`", arguments.name));
     Ok(())
 }
 
-pub fn resume(arguments: &StopArguments, report: Report) -> Result<(), Failure> {
+pub fn resume(arguments: &NameArguments, report: Report) -> Result<(), Failure> {
     ask(&Places::from_environment()?, &arguments.name, Request::Resume)?;
     report.notice(format_args!("{} goes on", arguments.name));
     Ok(())

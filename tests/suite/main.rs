@@ -2,6 +2,7 @@
 
 mod boots;
 mod cli;
+mod detached;
 mod docs;
 mod durability;
 mod explain;

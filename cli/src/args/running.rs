@@ -1,4 +1,4 @@
-//! The verbs about running VMs: `up`, `ps`, `stop`, `verify`, `stats`.
+//! The verbs about running VMs: `up`, `ps`, `logs`, `stop`, `pause`, `resume`, `verify`, `stats`.
 
 use std::ffi::OsString;
 use std::path::PathBuf;
@@ -47,6 +47,12 @@ pub struct UpArguments {
     /// Name of the running VM [default: the profile's]
     #[arg(long, value_parser = vm_name)]
     pub name: Option<String>,
+    /// Return once the VM runs, and leave it running; `vmprof logs` shows what it says, `vmprof stop` ends it
+    #[arg(long, conflicts_with_all = ["console", "dry_run"])]
+    pub detach: bool,
+    /// With --detach, return once the guest is ready: its services are, or CMD runs. A run that ends before gives its status
+    #[arg(long, requires = "detach")]
+    pub wait: bool,
     /// The guest's console on this terminal, interactive: Ctrl-C goes to the guest, Ctrl-A x leaves. A guest that serves has a
     /// shell there
     #[arg(long)]
@@ -75,8 +81,30 @@ pub struct PsArguments {
 
 #[derive(Debug, Args)]
 pub struct StopArguments {
+    /// Names of running VMs
+    #[arg(required_unless_present = "all", value_name = "NAME")]
+    pub names: Vec<String>,
+    /// Every VM of this user's that runs
+    #[arg(long, conflicts_with = "names")]
+    pub all: bool,
+}
+
+#[derive(Debug, Args)]
+pub struct NameArguments {
     /// Name of the running VM
     pub name: String,
+}
+
+#[derive(Debug, Args)]
+pub struct LogsArguments {
+    /// Name of the VM
+    pub name: String,
+    /// Go on with what it says from now on, until it has ended
+    #[arg(short, long)]
+    pub follow: bool,
+    /// No more than the last N lines of what it has said
+    #[arg(short = 'n', long, value_name = "N")]
+    pub lines: Option<usize>,
 }
 
 #[derive(Debug, Args)]

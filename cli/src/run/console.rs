@@ -3,6 +3,20 @@
 
 use std::io::{self, ErrorKind, Write};
 
+/// Our standard error by its number: it may be another file later on.
+#[derive(Debug)]
+pub struct Stderr;
+
+impl Write for Stderr {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        Ok(rustix::io::write(rustix::stdio::stderr(), bytes)?)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
 /// A line of this length is shown in pieces.
 const LONGEST: usize = 4096;
 

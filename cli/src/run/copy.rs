@@ -12,6 +12,8 @@ use std::sync::mpsc::{self, Receiver, Sender};
 use std::thread;
 use std::time::Duration;
 
+use rustix::io::Errno;
+
 use super::conversation::Event;
 
 const CHUNK_BYTES: usize = 64 << 10;
@@ -54,13 +56,11 @@ impl Lines {
 /// once, as a shell's pipeline would tell it. Nothing is copied before `begins` is closed at its other end.
 pub fn output(
     from: UnixStream,
-    to: impl AsFd,
+    to: impl AsFd + Send + 'static,
     lines: Lines,
     begins: Receiver<()>,
     events: Sender<Event>,
 ) -> io::Result<Output> {
-    // Not through std's handles: their line buffering would hold back what has no newline.
-    let to = File::from(to.as_fd().try_clone_to_owned()?);
     let taken = Arc::new(AtomicU64::new(0));
     let counter = taken.clone();
     let (until_the_end, done) = mpsc::channel::<()>();
@@ -71,8 +71,8 @@ pub fn output(
         let mut open = Some(to);
         each_chunk(from, |chunk| {
             counter.fetch_add(chunk.len() as u64, Ordering::Release);
-            if let Some(file) = &mut open
-                && write_patiently(file, &lines.written(chunk)).is_err()
+            if let Some(to) = &open
+                && write_patiently(to, &lines.written(chunk)).is_err()
             {
                 open = None;
                 // The conversation may be over: then nobody is left to tell.
@@ -136,18 +136,19 @@ fn each_chunk(mut from: impl Read, mut take: impl FnMut(&[u8]) -> bool) {
     }
 }
 
-/// Like write_all, on a stream that somebody else may have made non-blocking.
-fn write_patiently(file: &mut File, mut bytes: &[u8]) -> io::Result<()> {
+/// Like write_all, on a stream that somebody else may have made non-blocking. Not through std's handles: their line buffering would
+/// hold back what has no newline.
+fn write_patiently(to: &impl AsFd, mut bytes: &[u8]) -> io::Result<()> {
     while !bytes.is_empty() {
-        match file.write(bytes) {
+        match rustix::io::write(to, bytes) {
             Ok(0) => return Err(ErrorKind::WriteZero.into()),
             Ok(length) => bytes = &bytes[length..],
-            Err(error) if error.kind() == ErrorKind::Interrupted => {}
-            Err(error) if error.kind() == ErrorKind::WouldBlock => {
-                let mut ready = [rustix::event::PollFd::new(file, rustix::event::PollFlags::OUT)];
+            Err(Errno::INTR) => {}
+            Err(Errno::AGAIN) => {
+                let mut ready = [rustix::event::PollFd::new(to, rustix::event::PollFlags::OUT)];
                 rustix::event::poll(&mut ready, None)?;
             }
-            Err(error) => return Err(error),
+            Err(error) => return Err(error.into()),
         }
     }
     Ok(())
@@ -166,7 +167,7 @@ mod tests {
         drop(reader);
         let (events, heard) = mpsc::channel();
         let (_, begins) = mpsc::channel();
-        let output = output(ours, &writer, Lines::AsTheyAre, begins, events).unwrap();
+        let output = output(ours, writer, Lines::AsTheyAre, begins, events).unwrap();
         machine.write_all(&[7; 100_000]).unwrap();
         drop(machine);
         assert_eq!(output.finish(None), 100_000);
@@ -180,8 +181,7 @@ mod tests {
         let (mut reader, writer) = io::pipe().unwrap();
         let (begin, begins) = mpsc::channel();
         let (events, _heard) = mpsc::channel();
-        let output = output(ours, &writer, Lines::AsTheyAre, begins, events).unwrap();
-        drop(writer);
+        let output = output(ours, writer, Lines::AsTheyAre, begins, events).unwrap();
         machine.write_all(b"second\n").unwrap();
         drop(machine);
         let early = output.done.recv_timeout(Duration::from_millis(20));

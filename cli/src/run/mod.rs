@@ -6,6 +6,8 @@ pub mod console;
 pub mod control;
 pub mod conversation;
 pub mod copy;
+pub mod detached;
+pub mod log;
 pub mod news;
 pub mod record;
 pub mod relay;

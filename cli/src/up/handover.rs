@@ -21,6 +21,7 @@ use vmprof_vmm::config::VmConfig;
 
 use super::lease::Lease;
 use super::{Patience, Telling};
+use crate::run::detached::Passed;
 use crate::run::record::Keeper;
 use crate::verify::PlannedThread;
 
@@ -52,6 +53,8 @@ pub struct Handover {
     pub keeper: Keeper,
     /// Where the record is.
     pub record: PathBuf,
+    /// Where the run is on its own.
+    pub detached: Option<Passed>,
     /// In the order in which they end.
     pub leases: Vec<Lease>,
     /// The job as an archive that follows the initramfs; it travels behind all this.
@@ -162,6 +165,7 @@ mod tests {
                 Run::new("db", Path::new("p.kdl"), "kvm", String::new(), vec![]),
             ),
             record: "/run/db".into(),
+            detached: None,
             leases: vec![],
             job: job.to_vec(),
         }

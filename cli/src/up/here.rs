@@ -10,6 +10,7 @@ use super::{Guest, Patience, Upping, engines, promises, sources};
 use crate::failure::Failure;
 use crate::lower;
 use crate::profile;
+use crate::run::detached::Detached;
 use crate::run::record::{self, OwnRecord, Run};
 use crate::run::supervise;
 use crate::run::terminal;
@@ -58,6 +59,7 @@ pub fn up(upping: &Upping) -> Result<u8, Failure> {
     }
     leases.push(Lease::of_record(&own).map_err(kept)?);
     leases.extend(Lease::of_hold(&held).map_err(kept)?);
+    let detached = upping.detached.as_ref().map(Detached::pass).transpose().map_err(kept)?;
     let planned = |(name, cpus): (String, CpuSet)| PlannedThread { name, cpus: cpus.to_string() };
     let handover = Handover {
         telling: upping.telling(work.ran(), Some(&image)),
@@ -69,6 +71,7 @@ pub fn up(upping: &Upping) -> Result<u8, Failure> {
         threads: plan.threads().into_iter().map(planned).collect(),
         keeper,
         record: own.directory().to_owned(),
+        detached,
         leases,
         job,
     };

@@ -82,6 +82,9 @@ pub fn up(upping: &Upping) -> Result<u8, Failure> {
         },
         emulator.version
     ));
+    if let Some(detached) = &upping.detached {
+        detached.begin_log().map_err(|error| Failure::os("the log cannot be begun", error))?;
+    }
     let drives = drives(upping, &paths, image.as_ref(), shape);
     let (kernel, poll_queues) = (host.kernel.clone(), upping.profile.disks.iter().any(|disk| disk.iopoll));
     let raw = match upping.arguments.console {
@@ -132,7 +135,7 @@ pub fn up(upping: &Upping) -> Result<u8, Failure> {
     let ran = Ran::Inside { with_command: upping.with_command() };
     let keeper = claimed.as_mut().and_then(|claimed| claimed.keeper.take());
     let telling = upping.telling(ran, image.as_ref());
-    let tell = telling.teller(report, keeper, raw.is_some());
+    let tell = telling.teller(report, keeper, upping.detached.clone(), raw.is_some());
     let outcome = supervision
         .run(input, started, move || handle.kill(), wait, tell)
         .map_err(|error| Failure::os("the lab cannot be supervised", error))?;

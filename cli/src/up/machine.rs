@@ -24,9 +24,10 @@ use crate::failure::{Failure, Kind};
 use crate::lower::milliseconds;
 use crate::report::Report;
 use crate::run::channels::{self, PortEnd};
-use crate::run::console::WholeLines;
+use crate::run::console::{Stderr, WholeLines};
 use crate::run::control::{self, Answers, Request};
 use crate::run::conversation::{Event, Manners};
+use crate::run::detached::Detached;
 use crate::run::supervise::{self, Input, Supervision};
 use crate::run::terminal::{self, RawTerminal};
 use crate::run::verdict::MachineEnd;
@@ -38,34 +39,36 @@ const NAME: &std::ffi::CStr = c"vmprof";
 
 /// Runs the machine that was left to this program, before it has opened anything else. The exit status is `up`'s.
 pub fn run(left: io::Result<OwnedFd>) -> u8 {
-    let report = Report::new();
     let failed = |failure: &Failure, with_command| {
-        report.failure(failure);
+        Report::new().failure(failure);
         failure.kind.status_of_up(with_command)
     };
     let unread = |error| Failure::os("what the vmprof that planned has left cannot be taken", error);
     let taken = left.and_then(Handover::take).and_then(|mut handover| {
         let leases = std::mem::take(&mut handover.leases);
         let leased = leases.into_iter().map(Lease::take).collect::<io::Result<Vec<Leased>>>()?;
-        Ok((handover, leased))
+        let detached = handover.detached.take().map(Detached::take).transpose()?;
+        Ok((handover, leased, detached))
     });
-    let (handover, leased) = match taken {
+    let (handover, leased, detached) = match taken {
         Ok(taken) => taken,
         Err(error) => return failed(&unread(error), false),
     };
     let with_command = handover.with_command;
-    let outcome = run_machine(report, handover);
+    let report = if detached.is_some() { Report::without_colour() } else { Report::new() };
+    let outcome = run_machine(report, handover, detached.as_ref());
     // To the end of the run, also where an error ends it.
     drop(leased);
     outcome.unwrap_or_else(|failure| failed(&failure, with_command))
 }
 
-fn run_machine(report: Report, handover: Handover) -> Result<u8, Failure> {
+fn run_machine(report: Report, handover: Handover, detached: Option<&Detached>) -> Result<u8, Failure> {
     let Handover {
         telling, with_command, timeout, patience, config, plan, threads, keeper, record, job, ..
     } = handover;
     let os = |what: &'static str| move |error: io::Error| Failure::os(what, error);
     supervise::may_lose_readers().map_err(os("a signal's handler cannot be installed"))?;
+    detached.map_or(Ok(()), Detached::begin_log).map_err(os("the log cannot be begun"))?;
     rustix::thread::set_name(NAME).map_err(|error| os("this thread cannot be named")(error.into()))?;
     let kvm = kvm::probe().map_err(|found| super::no_kvm(&found))?;
     // This thread, and with it everything that is no vCPU and no IOThread, belongs where the plan has the emulator.
@@ -116,8 +119,11 @@ fn run_machine(report: Report, handover: Handover) -> Result<u8, Failure> {
     });
     control::serve(&record, Arc::new(answers)).map_err(os("the control socket cannot be opened"))?;
 
+    if let Some(detached) = detached {
+        detached.started();
+    }
     let input = if with_command && !telling.console { Input::Stdin } else { Input::Nothing };
-    let tell = telling.teller(report, Some(keeper), serial.raw.is_some());
+    let tell = telling.teller(report, Some(keeper), detached.cloned(), serial.raw.is_some());
     let outcome = supervision
         .run(input, started, move || control.kill(), || end_of(vm.wait()), tell)
         .map_err(os("the run cannot be supervised"))?;
@@ -142,8 +148,7 @@ impl Serial {
     /// Shown on stderr; interactive on the terminal that stdin and stdout are.
     fn open(interactive: bool, supervision: &mut Supervision) -> io::Result<Serial> {
         if !interactive {
-            let out = File::from(rustix::stdio::stderr().try_clone_to_owned()?);
-            return Ok(Serial { out: Box::new(WholeLines::new(out)), input: None, raw: None });
+            return Ok(Serial { out: Box::new(WholeLines::new(Stderr)), input: None, raw: None });
         }
         let out = File::from(rustix::stdio::stdout().try_clone_to_owned()?);
         let (ours, theirs) = UnixStream::pair()?;

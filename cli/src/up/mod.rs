@@ -28,6 +28,7 @@ use crate::places::Places;
 use crate::profile::{self, Host};
 use crate::progress::Stages;
 use crate::report::Report;
+use crate::run::detached::{self, Detached, Left, Word};
 use crate::run::verdict::Ran;
 use crate::saved::SavedPlan;
 
@@ -52,6 +53,8 @@ struct Upping {
     name: String,
     places: Places,
     report: Report,
+    /// Where this vmprof is on its own, or will be once the machine runs.
+    detached: Option<Detached>,
 }
 
 /// A guest that fits its profile.
@@ -90,7 +93,17 @@ fn try_up(arguments: UpArguments, report: Report) -> Result<u8, Failure> {
         let recipe = profile::recipe(&path, &profile)?;
         Filesystems::agreed(&profile, &recipe.conduct, &recipe.path.display().to_string())?;
     }
-    let upping = Upping { arguments, profile, path, saved, name, places, report };
+    let mut report = report;
+    let mut detached = None;
+    if arguments.detach {
+        let here = Detached::here(places.log_of(&name));
+        detached = here.map_err(|error| Failure::os("vmprof cannot go on on its own", error))?;
+        if detached.is_none() {
+            return leave(&name, arguments.wait, report);
+        }
+        report = Report::without_colour();
+    }
+    let upping = Upping { arguments, profile, path, saved, name, places, report, detached };
     match (upping.arguments.on, kvm::probe()) {
         (On::Kvm | On::Auto, Ok(_)) => here::up(&upping),
         (On::Kvm, Err(found)) => Err(no_kvm(&found)),
@@ -101,6 +114,30 @@ fn try_up(arguments: UpArguments, report: Report) -> Result<u8, Failure> {
             inside::up(&upping)
         }
         (On::Lab, _) => inside::up(&upping),
+    }
+}
+
+/// Leaves the run to another vmprof, once all that can be seen at once is right.
+fn leave(name: &str, wait: bool, report: Report) -> Result<u8, Failure> {
+    let word = if wait { Word::Ready } else { Word::Started };
+    let left =
+        detached::leave(word).map_err(|error| Failure::os("the run cannot be left on its own", error))?;
+    match left {
+        Left::Running { pid } => {
+            let is = if wait { "ready" } else { "running" };
+            report.notice(format_args!(
+                "{name} is {is} (pid {pid}): `vmprof logs {name}` shows what it says, `vmprof stop {name}` ends it"
+            ));
+            Ok(0)
+        }
+        // It has said why.
+        Left::Ended { status, after: None } => Ok(status),
+        Left::Ended { status, after: Some(_) } => {
+            report.notice(format_args!(
+                "{name} has ended before it was ready: `vmprof logs {name}` shows what it said"
+            ));
+            Ok(status)
+        }
     }
 }
 

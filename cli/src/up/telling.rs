@@ -5,8 +5,9 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use crate::report::Report;
+use crate::run::detached::Detached;
 use crate::run::news::{News, Teller};
-use crate::run::record::Keeper;
+use crate::run::record::{Keeper, State};
 use crate::run::relay::Relay;
 use crate::run::supervise::Outcome;
 use crate::run::verdict::{Ran, verdict};
@@ -34,6 +35,7 @@ impl Telling {
         &self,
         report: Report,
         mut keeper: Option<Keeper>,
+        detached: Option<Detached>,
         raw: bool,
     ) -> impl FnMut(News) + Send + use<> {
         let teller = Teller {
@@ -46,11 +48,19 @@ impl Telling {
         };
         let end = if raw { "\r" } else { "" };
         let mut relay = self.is_inside.then(Relay::open).flatten();
+        // There is something to tell of: the machine runs.
+        relay.iter_mut().for_each(|relay| relay.tell(State::Starting));
         move |news| {
             // The record first: whoever reads the line may look there.
             if let Some(state) = teller.state(&news) {
                 keeper.iter_mut().for_each(|keeper| keeper.is_at(state));
                 relay.iter_mut().for_each(|relay| relay.tell(state));
+                match (&detached, state) {
+                    // In the lab: here it had run before this was made.
+                    (Some(detached), State::Starting) => detached.started(),
+                    (Some(detached), State::Running | State::Serving) => detached.ready(),
+                    _ => {}
+                }
             }
             match (&mut keeper, &news) {
                 (Some(keeper), News::Paused { failure }) => {
