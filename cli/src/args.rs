@@ -63,6 +63,8 @@ pub enum Verb {
     Import(ImportVerb),
     /// Show the topology of a host as vmprof sees it
     Host(HostArguments),
+    /// Look for what keeps VMs on this host from running well, or at all, with what to do about each
+    Doctor(PsArguments),
     /// Resolve a guest's packages into its lock file
     Lock(LockArguments),
     /// Build a guest's kernel, initramfs and root image, and print where they are

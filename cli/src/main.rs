@@ -2,6 +2,7 @@
 
 mod args;
 mod check;
+mod doctor;
 mod explain;
 mod export;
 mod failure;
@@ -74,6 +75,7 @@ fn run(verb: &Verb, report: Report) -> Result<(), Failure> {
         Verb::Host(arguments) => host::show(arguments, report),
         Verb::Lock(arguments) => guest::lock(arguments, report),
         Verb::Build(arguments) => guest::build(arguments, report),
+        Verb::Doctor(arguments) => doctor::doctor(arguments, report),
         Verb::Ps(arguments) => running::ps(arguments, report),
         Verb::Logs(arguments) => running::logs(arguments, report),
         Verb::Stop(arguments) => running::stop(arguments, report),

@@ -399,3 +399,24 @@ fn a_plan_goes_to_libvirt_and_comes_back_as_a_profile() {
     let qemu = home.run(["plan", "profiles/db.kdl", "--format", "qemu"]).expect(0);
     assert!(qemu.stdout.starts_with("qemu-system-x86_64"), "{}", qemu.stdout);
 }
+
+/// What this machine lacks is its own; that every check has a state, and the status follows from the problems, is not.
+#[test]
+fn doctor_tells_what_the_host_lacks_and_ends_with_it() {
+    let home = Home::new();
+    let finished = home.run(["doctor", "--format", "json"]);
+    let answer: Value = serde_json::from_str(&finished.stdout).unwrap();
+    assert_eq!(answer["schema"], "vmprof.doctor/1");
+    let findings = answer["findings"].as_array().unwrap();
+    let state = |check: &str| {
+        let finding = findings.iter().find(|finding| finding["check"] == check);
+        finding.unwrap_or_else(|| panic!("{check} was not looked at"))["state"].as_str().unwrap()
+    };
+    assert_eq!(state("kvm") == "ok", kvm_is_usable());
+    assert_eq!(state("threads"), "ok");
+    let problems = findings.iter().filter(|finding| finding["state"] == "problem").count();
+    assert_eq!(finished.status, Some(if problems == 0 { 0 } else { 4 }), "{}", finished.stderr);
+    assert_eq!(finished.stderr.contains("vmprof::doctor::problems"), problems > 0);
+    let text = home.run(["doctor"]).stdout;
+    assert!(findings.iter().all(|finding| text.contains(finding["found"].as_str().unwrap())), "{text}");
+}

@@ -143,8 +143,12 @@ fn leave(name: &str, wait: bool, report: Report) -> Result<u8, Failure> {
 
 /// What was found, and what to do about it.
 fn no_kvm(found: &NoKvm) -> Failure {
+    Failure::said(Kind::HostCannot, "vmprof::up::no_kvm", found.to_string(), help_without_kvm(found))
+}
+
+pub fn help_without_kvm(found: &NoKvm) -> String {
     let lab = "`--on lab` runs the VM in a KVM host emulated with QEMU";
-    let help = match found {
+    match found {
         NoKvm::NoDevice { processor_can: true } => {
             format!("load the kernel's module (`modprobe kvm_intel` or `kvm_amd`); {lab}")
         }
@@ -157,8 +161,7 @@ fn no_kvm(found: &NoKvm) -> Failure {
             format!("run on a machine with VT-x or AMD-V, nested virtualisation included; {lab}")
         }
         NoKvm::Version { .. } | NoKvm::Lacking { .. } => format!("run on a newer kernel; {lab}"),
-    };
-    Failure::said(Kind::HostCannot, "vmprof::up::no_kvm", found.to_string(), help)
+    }
 }
 
 impl Upping {
