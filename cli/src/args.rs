@@ -10,7 +10,8 @@ use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
 pub use guests::{BuildArguments, LockArguments, Sources};
 pub use profiles::{CheckArguments, FmtArguments, HostArguments, ImportVerb, PlanArguments, PlanFormat};
 pub use running::{
-    LogsArguments, NameArguments, NamedArguments, On, PsArguments, StopArguments, UpArguments,
+    LogsArguments, NameArguments, NamedArguments, On, PsArguments, StatsArguments, StatsFormat,
+    StopArguments, UpArguments,
 };
 pub use store::StoreVerb;
 
@@ -43,6 +44,7 @@ impl Arguments {
             }
             Verb::Lock(lock) => lock.read().map(|_| ()).map(|()| arguments),
             Verb::VhostUserBlk(served) => served.check().map(|()| arguments),
+            Verb::Stats(stats) => stats.check().map(|()| arguments),
             _ => Ok(arguments),
         }
     }
@@ -84,7 +86,7 @@ pub enum Verb {
     /// Read back where every thread of a running VM really is
     Verify(NamedArguments),
     /// Counters of a running VM: per vCPU, per IOThread, per virtqueue, with what is in flight and why it is paused
-    Stats(NamedArguments),
+    Stats(StatsArguments),
     /// Serve a disk to QEMU or another VMM, with vmprof's own IOThreads
     VhostUserBlk(VhostUserBlkArguments),
     /// Look into the content-addressed store

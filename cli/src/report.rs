@@ -67,6 +67,22 @@ impl Report {
         }
     }
 
+    /// Data as JSON, one line. Whether its reader is still there.
+    pub fn json_line(self, value: &impl Serialize) -> Result<bool, Failure> {
+        match serde_json::to_string(value) {
+            Ok(text) => self.bytes((text + "\n").as_bytes()),
+            Err(error) => Err(Failure::os("the answer cannot be written as JSON", error.into())),
+        }
+    }
+
+    /// Text that takes the place of what was shown before, on a terminal, and else follows it. Whether its reader is still
+    /// there.
+    pub fn screen(self, text: &str) -> Result<bool, Failure> {
+        // Home, and clear to the end: what is drawn over does not flicker.
+        let clear = if io::stdout().is_terminal() { "\x1b[H\x1b[J" } else { "" };
+        self.bytes(format!("{clear}{text}").as_bytes())
+    }
+
     /// Text for stderr, as it is.
     pub fn text(self, text: &str) {
         // Whoever closed stderr does not want to know.

@@ -2,11 +2,14 @@
 
 use std::io::ErrorKind;
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
-use crate::args::{Format, LogsArguments, NameArguments, NamedArguments, PsArguments, StopArguments};
+use crate::args::{
+    Format, LogsArguments, NameArguments, NamedArguments, PsArguments, StatsArguments, StatsFormat,
+    StopArguments,
+};
 use crate::failure::{Failure, Kind};
 use crate::places::Places;
 use crate::report::Report;
@@ -145,14 +148,62 @@ pub fn verify(arguments: &NamedArguments, report: Report) -> Result<(), Failure>
     ))
 }
 
-pub fn stats(arguments: &NamedArguments, report: Report) -> Result<(), Failure> {
-    let answer = ask(&Places::from_environment()?, &arguments.name, Request::Stats)?;
-    let stats: Stats = serde_json::from_value(answer)
-        .map_err(|error| Failure::os("the answer of the running VM cannot be read", error.into()))?;
-    match arguments.format {
-        Format::Json => report.json(&stats),
-        Format::Text => report.data(&stats.table()),
+pub fn stats(arguments: &StatsArguments, report: Report) -> Result<(), Failure> {
+    let places = Places::from_environment()?;
+    let name = &arguments.name;
+    let first = read_stats(&places, name)?;
+    match (arguments.format, arguments.watch) {
+        (StatsFormat::Json, None) => report.json(&first),
+        (StatsFormat::Text, None) => report.data(&first.table()),
+        (StatsFormat::Prometheus, _) => report.data(&first.prometheus(name)),
+        (StatsFormat::Json, Some(every)) => {
+            watch(&places, name, first, every, report, |now, _| report.json_line(now))
+        }
+        (StatsFormat::Text, Some(every)) => {
+            let show = |now: &Stats, before: Option<&Stats>| match before {
+                Some(before) => report.screen(&now.rates_since(before)),
+                None => Ok(true),
+            };
+            watch(&places, name, first, every, report, show)
+        }
     }
+}
+
+fn read_stats(places: &Places, name: &str) -> Result<Stats, Failure> {
+    let answer = ask(places, name, Request::Stats)?;
+    serde_json::from_value(answer)
+        .map_err(|error| Failure::os("the answer of the running VM cannot be read", error.into()))
+}
+
+/// Shows each answer with the one before, until the VM has ended or nobody reads, which `show` says.
+fn watch(
+    places: &Places,
+    name: &str,
+    first: Stats,
+    every: Duration,
+    report: Report,
+    show: impl Fn(&Stats, Option<&Stats>) -> Result<bool, Failure>,
+) -> Result<(), Failure> {
+    let run = record::find(places, name)?;
+    let (mut before, mut next) = (first, Instant::now() + every);
+    let mut is_read = show(&before, None)?;
+    while is_read {
+        // The asking is part of the time, however long the answer takes.
+        thread::sleep(next.saturating_duration_since(Instant::now()));
+        next = Instant::now() + every;
+        let stats = match read_stats(places, name) {
+            Ok(stats) => stats,
+            // One of the same name that was started since is another.
+            Err(_) if record::find(places, name).map_or(true, |found| found.pid != run.pid) => {
+                report.notice(format_args!("{name} has ended"));
+                return Ok(());
+            }
+            Err(error) => return Err(error),
+        };
+        is_read = show(&stats, Some(&before))?;
+        before = stats;
+    }
+    Ok(())
 }
 
 /// Prints the answer as JSON, whatever it is.

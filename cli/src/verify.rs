@@ -77,7 +77,7 @@ impl Task {
 }
 
 /// proc(5): field 39 of stat; the name in field 2 may hold spaces and parentheses of its own.
-fn last_cpu(stat: &str) -> Option<u32> {
+pub fn last_cpu(stat: &str) -> Option<u32> {
     let (_, after_name) = stat.rsplit_once(')')?;
     after_name.split_ascii_whitespace().nth(39 - 3)?.parse().ok()
 }

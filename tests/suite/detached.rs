@@ -37,6 +37,15 @@ fn a_vm_left_on_its_own_is_listed_read_and_stopped_and_leaves_its_log() {
         let again = home.run(UP).expect(1);
         assert!(again.stderr.contains("vmprof::up::name_in_use"), "{}", again.stderr);
 
+        let scraped = home.run(["stats", "hello", "--format", "prometheus"]).expect(0).stdout;
+        assert!(
+            scraped.contains(r#"vmprof_thread_cpu_seconds_total{vm="hello",thread="CPU 0/KVM","#),
+            "{scraped}"
+        );
+        let mut watcher = spawn(&mut home.vmprof(["stats", "hello", "--watch=500ms"]));
+        let mut rates = watcher.output_lines();
+        assert!(rates.any(|line| line.starts_with("CPU 0/KVM")));
+
         let mut follower = spawn(&mut home.vmprof(["logs", "--follow", "hello"]));
         let mut lines = follower.output_lines();
         assert!(lines.any(|line| line == "from the guest"));
@@ -45,6 +54,7 @@ fn a_vm_left_on_its_own_is_listed_read_and_stopped_and_leaves_its_log() {
         let rest: Vec<String> = lines.collect();
         assert!(rest.last().is_some_and(|line| line.starts_with("vmprof: ")), "{rest:?}");
         follower.finish().expect(0);
+        assert!(watcher.finish().expect(0).stderr.contains("hello has ended"));
 
         assert_eq!(home.run(["ps", "--format", "json"]).expect(0).stdout.trim(), "[]");
         assert!(home.run(["logs", "hello"]).expect(0).stdout.contains("from the guest\n"));

@@ -41,6 +41,24 @@ pub struct Exits {
     pub others: u64,
 }
 
+impl Exits {
+    /// Each with its name.
+    pub fn named(&self) -> [(&'static str, u64); 6] {
+        [
+            ("port_read", self.port_reads),
+            ("port_write", self.port_writes),
+            ("mmio_read", self.mmio_reads),
+            ("mmio_write", self.mmio_writes),
+            ("interrupted", self.interrupted),
+            ("other", self.others),
+        ]
+    }
+
+    pub fn all(&self) -> u64 {
+        self.named().iter().map(|(_, number)| number).sum()
+    }
+}
+
 /// A vCPU thread counts its exits here and anyone may read them.
 #[derive(Debug, Default)]
 pub(crate) struct ExitCounters {

@@ -4,10 +4,11 @@ use std::ffi::OsString;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use clap::{Args, ValueEnum};
+use clap::error::ErrorKind;
+use clap::{Args, CommandFactory, ValueEnum};
 use vmprof_document::{DurationError, parse_duration};
 
-use super::{Format, Sources};
+use super::{Arguments, Format, Sources};
 use crate::lab::Shape;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -105,6 +106,40 @@ pub struct LogsArguments {
     /// No more than the last N lines of what it has said
     #[arg(short = 'n', long, value_name = "N")]
     pub lines: Option<usize>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum StatsFormat {
+    Text,
+    Json,
+    /// Prometheus' text format
+    Prometheus,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:\n  \
+    vmprof stats db                            counts since the VM began\n  \
+    vmprof stats db --watch                    what it does now: rates, each second\n  \
+    vmprof stats db --watch=10s --format json  a line of JSON with the counts, every ten seconds")]
+pub struct StatsArguments {
+    /// Name of the running VM
+    pub name: String,
+    /// Go on until the VM ends, and show what was done a second since the last time; how often: 500ms, 1s, 1m
+    #[arg(long, value_name = "D", value_parser = duration, num_args = 0..=1, require_equals = true, default_missing_value = "1s")]
+    pub watch: Option<Duration>,
+    #[arg(long, value_enum, default_value = "text")]
+    pub format: StatsFormat,
+}
+
+impl StatsArguments {
+    pub fn check(&self) -> Result<(), clap::Error> {
+        if self.watch.is_some() && self.format == StatsFormat::Prometheus {
+            let message = "Prometheus asks again by itself: leave --watch out, and have `vmprof stats NAME --format \
+                           prometheus` run for each scrape";
+            return Err(Arguments::command().error(ErrorKind::ArgumentConflict, message));
+        }
+        Ok(())
+    }
 }
 
 #[derive(Debug, Args)]

@@ -151,6 +151,13 @@ pub struct QueueSnapshot {
     pub oldest: Option<Oldest>,
 }
 
+impl QueueSnapshot {
+    /// All that ended.
+    pub fn requests(&self) -> u64 {
+        self.reads + self.writes + self.flushes + self.others + self.discards + self.write_zeroes
+    }
+}
+
 /// The request that has been in flight for longest.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Oldest {

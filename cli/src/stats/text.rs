@@ -1,71 +1,14 @@
-//! What a running VM has done, and what its process holds: the answer to `stats`.
+//! Stats for a person.
 
-use std::fs;
-
-use serde::{Deserialize, Serialize};
 use vmprof_vmm::iothread::counters::Oldest;
 use vmprof_vmm::pause::PauseSnapshot;
-use vmprof_vmm::stats::Stats as Machine;
 
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Stats {
-    pub schema: String,
-    pub process: Process,
-    #[serde(flatten)]
-    pub machine: Machine,
-}
-
-/// Resident memory of the VMM's process, from /proc/self/smaps (proc(5)).
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Process {
-    pub pid: u32,
-    /// What of the guest's memory has been touched.
-    pub guest_bytes: u64,
-    /// Everything else: the binary's pages, stacks, rings, the heap.
-    pub beyond_guest_bytes: u64,
-    /// Of that, what is anonymous: the part that the kernel cannot read back from the binary.
-    pub anonymous_bytes: u64,
-}
-
-/// How the guest's memory shows in /proc/self/smaps: by its memfd's name.
-const GUEST_MEMORY: &str = "/memfd:vmprof guest memory";
-
-impl Process {
-    pub fn of_this_one() -> Process {
-        let smaps = fs::read_to_string("/proc/self/smaps").unwrap_or_default();
-        Process { pid: std::process::id(), ..Process::from_smaps(&smaps) }
-    }
-
-    fn from_smaps(smaps: &str) -> Process {
-        let mut process = Process::default();
-        let mut is_guest = false;
-        for line in smaps.lines() {
-            let Some((key, value)) = line.split_once(':').filter(|(key, _)| !key.contains(' ')) else {
-                // A mapping's first line has spaces before any colon; its name, if it has one, is at the end.
-                is_guest = line.contains(GUEST_MEMORY);
-                continue;
-            };
-            let bytes =
-                value.trim().strip_suffix(" kB").and_then(|kib| kib.parse::<u64>().ok()).unwrap_or(0) << 10;
-            match key {
-                "Rss" if is_guest => process.guest_bytes += bytes,
-                "Rss" => process.beyond_guest_bytes += bytes,
-                "Anonymous" if !is_guest => process.anonymous_bytes += bytes,
-                _ => {}
-            }
-        }
-        process
-    }
-}
+use super::Stats;
 
 impl Stats {
-    pub fn of(machine: Machine) -> Stats {
-        Stats { schema: "vmprof.stats/1".to_owned(), process: Process::of_this_one(), machine }
-    }
-
     /// For a person: a table a kind.
     pub fn table(&self) -> String {
-        let Stats { process, machine, .. } = self;
+        let Stats { process, threads, machine, .. } = self;
         let mib = |bytes: u64| bytes as f64 / f64::from(1 << 20);
         let mut text = format!(
             "process {}: {:.1} MiB of the guest's memory touched, {:.1} MiB beyond it, of which {:.1} MiB anonymous\n",
@@ -96,6 +39,13 @@ impl Stats {
             &["IOTHREAD", "enters", "wakeups", "poll hits", "poll misses", "looks", "policy"],
             iothreads,
         );
+        let threads = threads.iter().map(|thread| {
+            let numbers = [thread.voluntary, thread.involuntary].map(|number| number.to_string());
+            let times = [thread.cpu_ns, thread.waited_ns].map(|nanos| format!("{:.2}", nanos as f64 / 1e9));
+            let cpu = thread.cpu.map_or("-".to_owned(), |cpu| cpu.to_string());
+            [thread.name.clone(), cpu].into_iter().chain(times).chain(numbers).collect()
+        });
+        text += &table(&["THREAD", "on CPU", "CPU s", "waited s", "switches", "forced"], threads);
         let queues = machine.disks.iter().flat_map(|disk| {
             disk.virtqueues.iter().map(|queue| {
                 let served = queue.iothread.map_or("-".to_owned(), |id| id.to_string());
@@ -168,12 +118,12 @@ fn seconds(ms: u64) -> String {
     format!("{}.{} s", ms / 1_000, ms % 1_000 / 100)
 }
 
-fn row(name: &str, numbers: impl IntoIterator<Item = u64>) -> Vec<String> {
+pub(super) fn row(name: &str, numbers: impl IntoIterator<Item = u64>) -> Vec<String> {
     [name.to_owned()].into_iter().chain(numbers.into_iter().map(|number| number.to_string())).collect()
 }
 
 /// Columns as wide as they need to be, the first one to the left.
-fn table(heads: &[&str], rows: impl Iterator<Item = Vec<String>>) -> String {
+pub(super) fn table(heads: &[&str], rows: impl Iterator<Item = Vec<String>>) -> String {
     let rows: Vec<Vec<String>> = rows.collect();
     let width = |column: usize| {
         let cells = rows.iter().filter_map(|row| row.get(column)).map(String::len);
@@ -227,27 +177,6 @@ mod tests {
             paused(&pause),
             "paused for 0.9 s\n  disk `data`, virtqueue 0, head 7: write of sector 8 failed: \
              No space left on device (os error 28)\n  and 2 more\n"
-        );
-    }
-
-    #[test]
-    fn the_guests_memory_is_told_from_everything_else() {
-        let smaps = "\
-            00400000-00500000 r-xp 00000000 00:01 7    /usr/bin/vmprof\nRss:    300 kB\nAnonymous:   0 kB\n\
-            7f0000000000-7f0040000000 rw-s 00000000 00:01 9   /memfd:vmprof guest memory (deleted)\nRss:   4096 kB\n\
-            7ffc00000000-7ffc00021000 rw-p 00000000 00:00 0    [stack]\nRss:     12 kB\nAnonymous:  12 kB\n";
-        let process = Process::from_smaps(smaps);
-        assert_eq!((process.guest_bytes, process.beyond_guest_bytes), (4096 << 10, 312 << 10));
-        assert_eq!(process.anonymous_bytes, 12 << 10);
-    }
-
-    #[test]
-    fn this_process_has_memory_of_its_own() {
-        let process = Process::of_this_one();
-        assert!(
-            process.pid > 0
-                && process.anonymous_bytes > 0
-                && process.beyond_guest_bytes > process.anonymous_bytes
         );
     }
 }
