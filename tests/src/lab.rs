@@ -28,7 +28,7 @@ const LOSSES: [&str; 4] = [
     "its first process did not say hello in time",
 ];
 
-/// How long a run of vmprof may take in the lab: several times what the longest does on two busy CPUs.
+/// How long a run of vmprof may take in the lab: several times what the longest of the suite does on two busy CPUs.
 const LIMIT: Duration = Duration::from_secs(600);
 
 /// The last loss that a run of vmprof told of.
@@ -74,9 +74,14 @@ pub(crate) fn started(child: &Child) {
 
 /// Runs a test that boots emulated hosts, one at a time: two would only take the processors from each other.
 pub fn in_the_lab(test: impl Fn()) {
+    in_the_lab_for(LIMIT, test);
+}
+
+/// The same for one whose runs of vmprof may take as long as this each.
+pub fn in_the_lab_for(limit: Duration, test: impl Fn()) {
     static LAB: Mutex<()> = Mutex::new(());
     let _lab = locked(&LAB);
-    LIMITED.set(Some(LIMIT));
+    LIMITED.set(Some(limit));
     begin(&test, ATTEMPTS, |line| {
         // Past the capture of a test's output, which shows nothing of a test that passes in the end.
         let name = std::thread::current().name().unwrap_or("a test").to_owned();

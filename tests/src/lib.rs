@@ -19,7 +19,7 @@ use std::time::{Duration, Instant};
 use rustix::fs::{OFlags, fcntl_setfl};
 use rustix::process::{Pid, Signal, kill_process};
 
-pub use lab::in_the_lab;
+pub use lab::{in_the_lab, in_the_lab_for};
 
 /// A user without any rights, on every Debian.
 pub const NOBODY: u32 = 65_534;

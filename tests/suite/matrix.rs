@@ -8,15 +8,17 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use vmprof_tests::drives::{Drive, Drives};
-use vmprof_tests::{Finished, Home, checkout, finish, in_the_lab};
+use vmprof_tests::{Finished, Home, checkout, finish, in_the_lab_for};
 
 const GUEST: &str = include_str!("../fixtures/proof/matrix.sh");
 
 /// Disks of one boot: each is a drive behind a port of its own in the emulated host, and a device of the guest.
 const DISKS_A_BOOT: usize = 20;
+/// Longer than such a boot ever took: a quarter of an hour beside other work.
+const A_BOOT: Duration = Duration::from_secs(3600);
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Disk {
@@ -147,7 +149,7 @@ fn boot(home: &Home, mut disks: Vec<Disk>, refused: &mut BTreeMap<String, String
 #[test]
 #[ignore = "tens of minutes: tests/matrix runs it"]
 fn every_disk_keeps_what_is_written_to_it_or_is_refused() {
-    in_the_lab(|| {
+    in_the_lab_for(A_BOOT, || {
         let home = Home::new();
         let wanted = std::env::var("VMPROF_MATRIX").unwrap_or_default();
         let mut disks: Vec<Disk> = all()
