@@ -214,7 +214,7 @@ pub fn ask_and_print(name: &str, word: &str, report: Report) -> Result<(), Failu
             Kind::Failure,
             "vmprof::run::control",
             message,
-            "plan, stats, verify, stop, pause or resume",
+            "plan, stats, query-iothreads, verify, stop, pause or resume",
         ));
     };
     report.json(&ask(&Places::from_environment()?, name, request)?)

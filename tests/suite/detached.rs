@@ -37,6 +37,14 @@ fn a_vm_left_on_its_own_is_listed_read_and_stopped_and_leaves_its_log() {
         let again = home.run(UP).expect(1);
         assert!(again.stderr.contains("vmprof::up::name_in_use"), "{}", again.stderr);
 
+        let told: Value =
+            serde_json::from_str(&home.run(["ask", "hello", "query-iothreads"]).expect(0).stdout).unwrap();
+        assert_eq!(told[0]["id"], "iothread0");
+        assert!(
+            told[0]["thread-id"].as_i64().is_some_and(|tid| tid > 0) && told[0]["poll-max-ns"].is_u64(),
+            "{told}"
+        );
+
         let scraped = home.run(["stats", "hello", "--format", "prometheus"]).expect(0).stdout;
         assert!(
             scraped.contains(r#"vmprof_thread_cpu_seconds_total{vm="hello",thread="CPU 0/KVM","#),

@@ -27,6 +27,8 @@ pub enum Request {
     Plan,
     /// Counters per vCPU, IOThread and virtqueue.
     Stats,
+    /// The IOThreads as QEMU's command of that name tells of its own.
+    QueryIothreads,
     /// Each planned thread with where it is.
     Verify,
     /// End the run cleanly.
@@ -42,6 +44,7 @@ impl Request {
         match self {
             Request::Plan => "plan",
             Request::Stats => "stats",
+            Request::QueryIothreads => "query-iothreads",
             Request::Verify => "verify",
             Request::Stop => "stop",
             Request::Pause => "pause",
@@ -50,8 +53,10 @@ impl Request {
     }
 
     pub fn from_word(word: &str) -> Option<Request> {
-        use Request::{Pause, Plan, Resume, Stats, Stop, Verify};
-        [Plan, Stats, Verify, Stop, Pause, Resume].into_iter().find(|request| request.word() == word)
+        use Request::{Pause, Plan, QueryIothreads, Resume, Stats, Stop, Verify};
+        [Plan, Stats, QueryIothreads, Verify, Stop, Pause, Resume]
+            .into_iter()
+            .find(|request| request.word() == word)
     }
 }
 

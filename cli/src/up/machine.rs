@@ -7,11 +7,12 @@ use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::time::Instant;
 
-use serde_json::Value;
+use serde_json::{Value, json};
 use signal_hook::consts::SIGPIPE;
 use vmprof_job::ToGuest;
 use vmprof_sys::program;
 use vmprof_vmm::backing::DiskError;
+use vmprof_vmm::config::IoThread;
 use vmprof_vmm::exit::Exit;
 use vmprof_vmm::kvm;
 use vmprof_vmm::pause::PauseNews;
@@ -105,7 +106,13 @@ fn run_machine(report: Report, handover: Handover, detached: Option<&Detached>) 
     let _ = program::let_go_of_code();
     let vm = built.start().map_err(not_started)?;
     let control = vm.control();
-    let answers = Here { plan, threads, control: control.clone(), events: supervision.events.clone() };
+    let answers = Here {
+        plan,
+        threads,
+        iothreads: config.iothreads,
+        control: control.clone(),
+        events: supervision.events.clone(),
+    };
     let events = supervision.events.clone();
     // Nobody to hear it means that the run is over.
     control.on_pause(move |news| {
@@ -226,21 +233,43 @@ fn end_of(exit: Exit) -> MachineEnd {
     }
 }
 
+/// An IOThread in the shape of QEMU's `query-iothreads` (qapi/misc.json, IOThreadInfo). vmprof has no bound on the batches of
+/// an engine but the engine's own, which is what 0 says there.
+fn as_qemu_tells(iothread: &IoThread, tid: i32) -> Value {
+    json!({
+        "id": iothread.name,
+        "thread-id": tid,
+        "poll-max-ns": iothread.polling.max_ns,
+        "poll-grow": iothread.polling.grow,
+        "poll-shrink": iothread.polling.shrink,
+        "aio-max-batch": 0,
+    })
+}
+
 struct Here {
     plan: String,
     threads: Vec<PlannedThread>,
+    iothreads: Vec<IoThread>,
     control: Control,
     events: std::sync::mpsc::Sender<Event>,
 }
 
 impl Answers for Here {
     fn answer(&self, request: Request) -> Result<Value, String> {
-        let json = |value: serde_json::Result<Value>| value.map_err(|error| error.to_string());
+        let as_json = |value: serde_json::Result<Value>| value.map_err(|error| error.to_string());
         match request {
-            Request::Plan => json(serde_json::from_str(&self.plan)),
-            Request::Stats => json(serde_json::to_value(Stats::of(self.control.stats()))),
+            Request::Plan => as_json(serde_json::from_str(&self.plan)),
+            Request::QueryIothreads => {
+                let running = self.control.stats().iothreads;
+                let told = self.iothreads.iter().filter_map(|iothread| {
+                    let thread = running.iter().find(|thread| thread.id == iothread.id)?;
+                    Some(as_qemu_tells(iothread, thread.tid))
+                });
+                Ok(told.collect())
+            }
+            Request::Stats => as_json(serde_json::to_value(Stats::of(self.control.stats()))),
             Request::Verify => {
-                json(serde_json::to_value(read_back(&self.threads, "/proc/self/task".as_ref())))
+                as_json(serde_json::to_value(read_back(&self.threads, "/proc/self/task".as_ref())))
             }
             Request::Pause => {
                 self.control.pause().map(|()| Value::Bool(true)).map_err(|error| error.to_string())
