@@ -48,18 +48,16 @@ pub fn logs(arguments: &LogsArguments, report: Report) -> Result<(), Failure> {
         other => other.map_err(unread)?,
     };
     let said = arguments.lines.map_or(&*said, |lines| last_lines(&said, lines));
-    let mut readers_there = report.bytes(said)?;
-    while arguments.follow && readers_there {
-        // Asked first: what a run says is in its log when it is over.
-        let over = record::find(&places, name).is_err();
+    let mut is_read = report.bytes(said)?;
+    let mut is_written = arguments.follow;
+    while is_written && is_read {
+        // Asked first: what comes after that is read once more.
+        is_written = log.is_written().map_err(unread)?;
         let more = log.more().map_err(unread)?;
-        if more.is_empty() {
-            if over {
-                break;
-            }
+        is_read = report.bytes(&more)?;
+        if more.is_empty() && is_written {
             thread::sleep(LOOK_EVERY);
         }
-        readers_there = report.bytes(&more)?;
     }
     Ok(())
 }
@@ -101,9 +99,7 @@ pub fn stop(arguments: &StopArguments, report: Report) -> Result<(), Failure> {
         .filter_map(|run| ask(&places, &run.name, Request::Stop).map_err(&mut keep).ok().map(|_| run))
         .collect();
     for run in asked {
-        // Another of the same name may run by now.
-        let is_it = |found: &Run| (&found.name, found.pid) == (&run.name, run.pid);
-        while record::running(&places).iter().any(is_it) {
+        while is_running(&places, &run) {
             thread::sleep(LOOK_EVERY);
         }
         report.notice(format_args!("{} has stopped", run.name));
@@ -193,8 +189,7 @@ fn watch(
         next = Instant::now() + every;
         let stats = match read_stats(places, name) {
             Ok(stats) => stats,
-            // One of the same name that was started since is another.
-            Err(_) if record::find(places, name).map_or(true, |found| found.pid != run.pid) => {
+            Err(_) if ends_soon(places, &run) => {
                 report.notice(format_args!("{name} has ended"));
                 return Ok(());
             }
@@ -204,6 +199,23 @@ fn watch(
         before = stats;
     }
     Ok(())
+}
+
+/// Whether a run that does not answer is just ending.
+fn ends_soon(places: &Places, run: &Run) -> bool {
+    let limit = Instant::now() + Duration::from_secs(5);
+    while is_running(places, run) {
+        if Instant::now() >= limit {
+            return false;
+        }
+        thread::sleep(LOOK_EVERY);
+    }
+    true
+}
+
+/// Another of the same name may run by now.
+fn is_running(places: &Places, run: &Run) -> bool {
+    record::running(places).iter().any(|found| (&found.name, found.pid) == (&run.name, run.pid))
 }
 
 /// Prints the answer as JSON, whatever it is.

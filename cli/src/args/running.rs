@@ -48,7 +48,7 @@ pub struct UpArguments {
     /// Name of the running VM [default: the profile's]
     #[arg(long, value_parser = vm_name)]
     pub name: Option<String>,
-    /// Return once the VM runs, and leave it running; `vmprof logs` shows what it says, `vmprof stop` ends it
+    /// Return once the VM runs, and leave it running, without input; `vmprof logs` shows what it says, `vmprof stop` ends it
     #[arg(long, conflicts_with_all = ["console", "dry_run"])]
     pub detach: bool,
     /// With --detach, return once the guest is ready: its services are, or CMD runs. A run that ends before gives its status

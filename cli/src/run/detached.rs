@@ -4,7 +4,7 @@
 
 use std::fs::File;
 use std::io::{self, BufRead, BufReader, PipeReader, PipeWriter, Write};
-use std::os::fd::{AsFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -15,6 +15,7 @@ use rustix::stdio::{dup2_stderr, dup2_stdout};
 use serde::{Deserialize, Serialize};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
+use vmprof_sys::child::inherits_only;
 use vmprof_sys::inherited;
 
 use super::log;
@@ -133,12 +134,12 @@ pub enum Left {
 /// end this one are handed on meanwhile.
 pub fn leave(word: Word) -> io::Result<Left> {
     let (heard, said) = io::pipe()?;
-    let number = inherited::leave_open(said.as_fd())?;
     let mut signals = Signals::new([SIGINT, SIGTERM, SIGHUP])?;
     let mut arguments = env::args_os();
     let mut command = Command::new("/proc/self/exe");
     std::os::unix::process::CommandExt::arg0(&mut command, arguments.next().unwrap_or_default());
-    let mut child = command.args(arguments).env(VARIABLE, number.to_string()).stdin(Stdio::null()).spawn()?;
+    command.args(arguments).env(VARIABLE, said.as_raw_fd().to_string()).stdin(Stdio::null());
+    let mut child = inherits_only(&mut command, said.as_fd()).spawn()?;
     // With ours it is the other one's alone, and ends with it.
     drop(said);
     let pid = Pid::from_child(&child);

@@ -1,7 +1,8 @@
 //! The log of a run that nobody watches: what it prints, as it comes, in a file below the state. It is bounded: a file that has
-//! grown to its limit becomes the older one, and the one before that goes. `vmprof logs` reads both.
+//! grown to its limit becomes the older one, and the one before that goes. `vmprof logs` reads both. Whoever writes it holds a lock
+//! on it: when that is free, the log is whole.
 
-use std::fs::{self, File};
+use std::fs::{self, File, TryLockError};
 use std::io::{self, ErrorKind, PipeReader, PipeWriter, Read, Write};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
@@ -40,10 +41,17 @@ impl Bounded {
             _ => {}
         }
         // Another file, and not the same one emptied: whoever follows the last run's has that to its end.
-        let new = path.with_extension("new");
-        let file = File::create(&new)?;
+        let (new, file) = Bounded::new_file(path)?;
         fs::rename(new, path)?;
         Ok(Bounded { path: path.to_owned(), file, length: 0, limit, lost: 0 })
+    }
+
+    /// The next file, locked, and where it is until it takes its place.
+    fn new_file(path: &Path) -> io::Result<(PathBuf, File)> {
+        let new = path.with_extension("new");
+        let file = File::create(&new)?;
+        file.lock()?;
+        Ok((new, file))
     }
 
     /// Nobody can be told of an error but the log: it says later how much is missing.
@@ -56,9 +64,10 @@ impl Bounded {
 
     fn try_write(&mut self, bytes: &[u8]) -> io::Result<()> {
         if self.length >= self.limit {
+            let (new, file) = Bounded::new_file(&self.path)?;
             fs::rename(&self.path, older(&self.path))?;
-            self.file = File::create(&self.path)?;
-            self.length = 0;
+            fs::rename(new, &self.path)?;
+            (self.file, self.length) = (file, 0);
         }
         if self.lost > 0 {
             let told = format!("\nvmprof: {} bytes are missing here: they could not be written\n", self.lost);
@@ -151,6 +160,20 @@ impl Reading {
         Ok((all, reading))
     }
 
+    /// Whether there may be more to come.
+    pub fn is_written(&self) -> io::Result<bool> {
+        match File::open(&self.path) {
+            // One file takes the other's place just now.
+            Err(error) if error.kind() == ErrorKind::NotFound => Ok(true),
+            Err(error) => Err(error),
+            Ok(file) => match file.try_lock_shared() {
+                Ok(()) => Ok(false),
+                Err(TryLockError::WouldBlock) => Ok(true),
+                Err(TryLockError::Error(error)) => Err(error),
+            },
+        }
+    }
+
     /// What has come since.
     pub fn more(&mut self) -> io::Result<Vec<u8>> {
         let mut more = Vec::new();
@@ -194,7 +217,10 @@ mod tests {
         let (keeper, mut to) = Keeper::start(&path).unwrap();
         to.write_all(&[b'x'; 300_000]).unwrap();
         to.write_all(b"\nlast words").unwrap();
+        let (_, reading) = Reading::open(&path).unwrap();
+        assert!(reading.is_written().unwrap());
         drop(keeper);
+        assert!(!reading.is_written().unwrap());
         let text = fs::read(&path).unwrap();
         assert_eq!((text.len(), text.ends_with(b"x\nlast words")), (300_011, true));
     }
@@ -210,6 +236,7 @@ mod tests {
         for number in 0..200 {
             let line = format!("line {number} of very many\n");
             written.write(line.as_bytes());
+            assert!(reading.is_written().unwrap());
             expected.extend(line.as_bytes());
             // Not after each: some of what it reads lies on both sides of a change of files.
             if line.contains('7') {

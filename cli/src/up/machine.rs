@@ -60,7 +60,10 @@ pub fn run(left: io::Result<OwnedFd>) -> u8 {
     let outcome = run_machine(report, handover, detached.as_ref());
     // To the end of the run, also where an error ends it.
     drop(leased);
-    outcome.unwrap_or_else(|failure| failed(&failure, with_command))
+    let status = outcome.unwrap_or_else(|failure| failed(&failure, with_command));
+    // All is said: the log ends.
+    drop(detached);
+    status
 }
 
 fn run_machine(report: Report, handover: Handover, detached: Option<&Detached>) -> Result<u8, Failure> {
@@ -69,11 +72,11 @@ fn run_machine(report: Report, handover: Handover, detached: Option<&Detached>) 
     } = handover;
     let os = |what: &'static str| move |error: io::Error| Failure::os(what, error);
     supervise::may_lose_readers().map_err(os("a signal's handler cannot be installed"))?;
-    detached.map_or(Ok(()), Detached::begin_log).map_err(os("the log cannot be begun"))?;
     rustix::thread::set_name(NAME).map_err(|error| os("this thread cannot be named")(error.into()))?;
     let kvm = kvm::probe().map_err(|found| super::no_kvm(&found))?;
     // This thread, and with it everything that is no vCPU and no IOThread, belongs where the plan has the emulator.
     thread::pin("vmprof", &config.emulator_cpus).map_err(|error| not_started(error.into()))?;
+    detached.map_or(Ok(()), Detached::begin_log).map_err(os("the log cannot be begun"))?;
     let (ours, ends) = channels::open().map_err(os("the channels to the guest cannot be opened"))?;
     let stop = ToGuest::Stop { grace_ms: milliseconds(patience.guest) };
     let manners = Manners {

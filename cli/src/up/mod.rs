@@ -69,7 +69,9 @@ struct Guest {
 
 pub fn up(arguments: UpArguments, report: Report) -> u8 {
     let with_command = !arguments.command.is_empty();
-    match try_up(arguments, report) {
+    // To the end of all that is said.
+    let mut detached = None;
+    match try_up(arguments, report, &mut detached) {
         Ok(status) => status,
         Err(failure) => {
             report.failure(&failure);
@@ -78,7 +80,7 @@ pub fn up(arguments: UpArguments, report: Report) -> u8 {
     }
 }
 
-fn try_up(arguments: UpArguments, report: Report) -> Result<u8, Failure> {
+fn try_up(arguments: UpArguments, report: Report, detached: &mut Option<Detached>) -> Result<u8, Failure> {
     let places = Places::from_environment()?;
     let (path, profile) = profile::read(&arguments.profile)?;
     promises::of_profile(&profile)?;
@@ -94,15 +96,15 @@ fn try_up(arguments: UpArguments, report: Report) -> Result<u8, Failure> {
         Filesystems::agreed(&profile, &recipe.conduct, &recipe.path.display().to_string())?;
     }
     let mut report = report;
-    let mut detached = None;
     if arguments.detach {
         let here = Detached::here(places.log_of(&name));
-        detached = here.map_err(|error| Failure::os("vmprof cannot go on on its own", error))?;
+        *detached = here.map_err(|error| Failure::os("vmprof cannot go on on its own", error))?;
         if detached.is_none() {
             return leave(&name, arguments.wait, report);
         }
         report = Report::without_colour();
     }
+    let detached = detached.clone();
     let upping = Upping { arguments, profile, path, saved, name, places, report, detached };
     match (upping.arguments.on, kvm::probe()) {
         (On::Kvm | On::Auto, Ok(_)) => here::up(&upping),
