@@ -90,6 +90,7 @@ pub fn in_the_lab_for(limit: Duration, test: impl Fn()) {
         let _ = std::io::stderr().write_all(told.as_bytes());
         let _ = record().and_then(|mut file| file.write_all(told.as_bytes()));
     });
+    LIMITED.set(None);
 }
 
 /// Where losses are counted over many runs: below the target directory.
