@@ -4,7 +4,7 @@
 
 use std::fs::{self, File, TryLockError};
 use std::io::{self, ErrorKind, PipeReader, PipeWriter, Read, Write};
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::thread::{self, JoinHandle};
 
@@ -49,7 +49,8 @@ impl Bounded {
     /// The next file, locked, and where it is until it takes its place.
     fn new_file(path: &Path) -> io::Result<(PathBuf, File)> {
         let new = path.with_extension("new");
-        let file = File::create(&new)?;
+        // What a guest prints may be nobody else's to read.
+        let file = File::options().create(true).truncate(true).write(true).mode(0o600).open(&new)?;
         file.lock()?;
         Ok((new, file))
     }
@@ -221,6 +222,7 @@ mod tests {
         assert!(reading.is_written().unwrap());
         drop(keeper);
         assert!(!reading.is_written().unwrap());
+        assert_eq!(fs::metadata(&path).unwrap().mode() & 0o777, 0o600);
         let text = fs::read(&path).unwrap();
         assert_eq!((text.len(), text.ends_with(b"x\nlast words")), (300_011, true));
     }
