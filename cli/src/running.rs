@@ -2,7 +2,7 @@
 
 use std::io::ErrorKind;
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use serde_json::Value;
 
@@ -24,16 +24,29 @@ pub fn ps(arguments: &PsArguments, report: Report) -> Result<(), Failure> {
     if arguments.format == Format::Json {
         return report.json(&runs);
     }
-    let mut text = format!("{:<20} {:>8}  {:<4} {:<8}  PROFILE\n", "NAME", "PID", "ON", "STATE");
+    let mut text = format!("{:<20} {:>8}  {:<4} {:<8} {:>6}  PROFILE\n", "NAME", "PID", "ON", "STATE", "UP");
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |time| time.as_secs());
     for run in runs {
         let state = if run.paused.is_some() { "paused" } else { run.state.word() };
         let profile = run.profile.display();
-        text += &format!("{:<20} {:>8}  {:<4} {state:<8}  {profile}\n", run.name, run.pid, run.on);
+        let up = age(now.saturating_sub(run.started));
+        text += &format!("{:<20} {:>8}  {:<4} {state:<8} {up:>6}  {profile}\n", run.name, run.pid, run.on);
         if let Some(why) = run.paused.filter(|why| !why.is_empty()) {
             text += &format!("  {why}\n");
         }
     }
     report.data(&text)
+}
+
+/// Seconds as their two largest units.
+fn age(seconds: u64) -> String {
+    let (minutes, hours, days) = (seconds / 60, seconds / 3_600, seconds / 86_400);
+    match (days, hours, minutes) {
+        (0, 0, 0) => format!("{seconds}s"),
+        (0, 0, _) => format!("{minutes}m{:02}s", seconds % 60),
+        (0, ..) => format!("{hours}h{:02}m", minutes % 60),
+        _ => format!("{days}d{:02}h", hours % 24),
+    }
 }
 
 /// How often a run is looked at that is waited for.
@@ -235,4 +248,18 @@ pub fn ask_and_print(name: &str, word: &str, report: Report) -> Result<(), Failu
 fn ask(places: &Places, name: &str, request: Request) -> Result<Value, Failure> {
     record::find(places, name)?;
     Ok(control::ask(name, &places.run_of(name), request)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ages_have_their_two_largest_units() {
+        for (seconds, text) in
+            [(0, "0s"), (59, "59s"), (61, "1m01s"), (3_600, "1h00m"), (86_399, "23h59m"), (90_000, "1d01h")]
+        {
+            assert_eq!(age(seconds), text);
+        }
+    }
 }
