@@ -154,14 +154,14 @@ mod tests {
     #[test]
     fn what_stands_still_is_killed_and_counts_as_lost() {
         let _alone = locked(&ALONE);
-        LIMITED.set(Some(Duration::from_secs(1)));
+        LIMITED.set(Some(Duration::from_secs(2)));
         let begun = begun(|time| {
             let length = if time == 1 { "600" } else { "0" };
             finish(Command::new("sleep").arg(length)).expect(0);
             let mut lines = spawn(Command::new("sleep").arg(if time == 2 { "600" } else { "0" }));
             assert_eq!((lines.output_lines().count(), time), (0, 3));
         });
-        let lost = "a run of vmprof had not ended after 1 s".to_owned();
+        let lost = "a run of vmprof had not ended after 2 s".to_owned();
         assert_eq!(begun, (3, true, vec![lost.clone(), lost]));
     }
 }
