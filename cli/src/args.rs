@@ -10,7 +10,7 @@ use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
 pub use guests::{BuildArguments, LockArguments, Sources};
 pub use profiles::{CheckArguments, FmtArguments, HostArguments, ImportVerb, PlanArguments, PlanFormat};
 pub use running::{
-    LogsArguments, NameArguments, NamedArguments, On, PsArguments, StatsArguments, StatsFormat,
+    FormatArguments, LogsArguments, NameArguments, NamedArguments, On, StatsArguments, StatsFormat,
     StopArguments, UpArguments,
 };
 pub use store::StoreVerb;
@@ -66,7 +66,7 @@ pub enum Verb {
     /// Show the topology of a host as vmprof sees it
     Host(HostArguments),
     /// Look for what keeps VMs on this host from running well, or at all, with what to do about each
-    Doctor(PsArguments),
+    Doctor(FormatArguments),
     /// Resolve a guest's packages into its lock file
     Lock(LockArguments),
     /// Build a guest's kernel, initramfs and root image, and print where they are
@@ -74,7 +74,7 @@ pub enum Verb {
     /// Plan, build what is missing, and boot
     Up(Box<UpArguments>),
     /// List the running VMs
-    Ps(PsArguments),
+    Ps(FormatArguments),
     /// What a VM that was left running says, and has said
     Logs(LogsArguments),
     /// Stop running VMs

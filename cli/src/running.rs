@@ -7,7 +7,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use serde_json::Value;
 
 use crate::args::{
-    Format, LogsArguments, NameArguments, NamedArguments, PsArguments, StatsArguments, StatsFormat,
+    Format, FormatArguments, LogsArguments, NameArguments, NamedArguments, StatsArguments, StatsFormat,
     StopArguments,
 };
 use crate::failure::{Failure, Kind};
@@ -19,7 +19,7 @@ use crate::run::record::{self, Run};
 use crate::stats::Stats;
 use crate::verify::{Finding, table};
 
-pub fn ps(arguments: &PsArguments, report: Report) -> Result<(), Failure> {
+pub fn ps(arguments: &FormatArguments, report: Report) -> Result<(), Failure> {
     let runs = record::running(&Places::from_environment()?);
     if arguments.format == Format::Json {
         return report.json(&runs);

@@ -75,8 +75,9 @@ pub struct UpArguments {
     pub command: Vec<OsString>,
 }
 
+/// Of a verb that needs to be told nothing else.
 #[derive(Debug, Args)]
-pub struct PsArguments {
+pub struct FormatArguments {
     #[arg(long, value_enum, default_value = "text")]
     pub format: Format,
 }

@@ -13,13 +13,13 @@ use super::Finding;
 pub fn all(root: &Path) -> Vec<Finding> {
     let root = Root(root);
     let mut findings = Vec::new();
-    findings.extend(governor(root));
+    findings.push(governor(root));
     findings.extend(clocksource(root));
     findings.extend(numa_balancing(root));
-    findings.extend(hugepages(root));
+    findings.push(hugepages(root));
     findings.extend(transparent_hugepages(root));
     findings.extend(samepage_merging(root));
-    findings.extend(schedulers(root));
+    findings.push(schedulers(root));
     findings.extend(cgroup(root));
     findings
 }
@@ -52,7 +52,7 @@ fn chosen(list: &str) -> &str {
 }
 
 /// pm/cpufreq.rst.
-fn governor(root: Root<'_>) -> Option<Finding> {
+fn governor(root: Root<'_>) -> Finding {
     const CPUS: &str = "/sys/devices/system/cpu";
     let mut governors: BTreeMap<String, CpuSet> = BTreeMap::new();
     for name in root.names(CPUS) {
@@ -62,21 +62,21 @@ fn governor(root: Root<'_>) -> Option<Finding> {
         }
     }
     if governors.is_empty() {
-        return Some(Finding::ok("governor", "the processor's speed is not this kernel's to choose"));
+        return Finding::ok("governor", "the processor's speed is not this kernel's to choose");
     }
     if governors.keys().all(|governor| governor == "performance") {
-        return Some(Finding::ok("governor", "performance on all CPUs"));
+        return Finding::ok("governor", "performance on all CPUs");
     }
     let slow = governors.iter().filter(|(governor, _)| *governor != "performance");
     let slow: Vec<String> = slow.map(|(governor, cpus)| format!("{governor} on CPUs {cpus}")).collect();
-    Some(Finding::warning(
+    Finding::warning(
         "governor",
         format!(
             "{}: a CPU that was idle begins slowly, and the request that wakes it waits",
             slow.join(", ")
         ),
         "`echo performance | sudo tee /sys/devices/system/cpu/cpu*/cpufreq/scaling_governor`",
-    ))
+    )
 }
 
 /// timers/timekeeping.rst. A clock that is read by asking a device costs microseconds each time, here and in the guest.
@@ -115,7 +115,7 @@ fn is_number(text: &str) -> bool {
 }
 
 /// mm/hugetlbpage.rst.
-fn hugepages(root: Root<'_>) -> Option<Finding> {
+fn hugepages(root: Root<'_>) -> Finding {
     const POOLS: &str = "/sys/kernel/mm/hugepages";
     let number = |pool: &str, file: &str| -> Option<u64> {
         root.text(&format!("{POOLS}/{pool}/{file}"))?.parse().ok()
@@ -131,13 +131,13 @@ fn hugepages(root: Root<'_>) -> Option<Finding> {
             pools.push(format!("{free} of {all} pages of {} MiB are free", kib >> 10));
         }
     }
-    Some(match pools.is_empty() {
+    match pools.is_empty() {
         true => Finding::ok(
             "hugepages",
             "none are reserved; a profile that asks for them is refused until `sudo sysctl vm.nr_hugepages=N`",
         ),
         false => Finding::ok("hugepages", pools.join(", ")),
-    })
+    }
 }
 
 /// mm/transhuge.rst.
@@ -166,7 +166,7 @@ fn samepage_merging(root: Root<'_>) -> Option<Finding> {
 }
 
 /// block/queue-sysfs.rst.
-fn schedulers(root: Root<'_>) -> Option<Finding> {
+fn schedulers(root: Root<'_>) -> Finding {
     let mut sorted = Vec::new();
     for name in root.names("/sys/block") {
         let of = |file: &str| root.text(&format!("/sys/block/{name}/queue/{file}"));
@@ -179,21 +179,21 @@ fn schedulers(root: Root<'_>) -> Option<Finding> {
         }
     }
     if sorted.is_empty() {
-        return Some(Finding::ok("schedulers", "no flash drive has its requests sorted"));
+        return Finding::ok("schedulers", "no flash drive has its requests sorted");
     }
     let what: Vec<String> = sorted.iter().map(|(name, scheduler)| format!("{scheduler} on {name}")).collect();
     let fixes: Vec<String> = sorted
         .iter()
         .map(|(name, _)| format!("`echo none | sudo tee /sys/block/{name}/queue/scheduler`"))
         .collect();
-    Some(Finding::warning(
+    Finding::warning(
         "schedulers",
         format!(
             "{}: every request passes one more lock for an order that a flash drive does not need",
             what.join(", ")
         ),
         fixes.join("\n"),
-    ))
+    )
 }
 
 /// cgroup-v2.rst: every group from this process's own up to the root may hold it back.

@@ -7,7 +7,7 @@ use std::path::Path;
 
 use serde::Serialize;
 
-use crate::args::{Format, PsArguments};
+use crate::args::{Format, FormatArguments};
 use crate::failure::{Failure, Kind};
 use crate::report::Report;
 
@@ -65,7 +65,7 @@ struct Answer<'a> {
     findings: &'a [Finding],
 }
 
-pub fn doctor(arguments: &PsArguments, report: Report) -> Result<(), Failure> {
+pub fn doctor(arguments: &FormatArguments, report: Report) -> Result<(), Failure> {
     let mut findings = probes::all();
     findings.extend(host::all(Path::new("/")));
     match arguments.format {

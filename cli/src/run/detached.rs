@@ -5,6 +5,7 @@
 use std::fs::File;
 use std::io::{self, BufRead, BufReader, PipeReader, PipeWriter, Write};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
+use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -53,7 +54,7 @@ pub struct Detached(Arc<Mutex<Inner>>);
 struct Inner {
     waiting: File,
     log: PathBuf,
-    kept: Option<(log::Keeper, PipeWriter)>,
+    kept: Option<(log::Writer, PipeWriter)>,
 }
 
 /// On its way to the program that the run goes on as.
@@ -91,7 +92,7 @@ impl Detached {
     /// Begins the log, into which nothing goes yet.
     pub fn begin_log(&self) -> io::Result<()> {
         let mut inner = self.inner();
-        inner.kept = Some(log::Keeper::start(&inner.log)?);
+        inner.kept = Some(log::Writer::start(&inner.log)?);
         Ok(())
     }
 
@@ -137,7 +138,7 @@ pub fn leave(word: Word) -> io::Result<Left> {
     let mut signals = Signals::new([SIGINT, SIGTERM, SIGHUP])?;
     let mut arguments = env::args_os();
     let mut command = Command::new("/proc/self/exe");
-    std::os::unix::process::CommandExt::arg0(&mut command, arguments.next().unwrap_or_default());
+    command.arg0(arguments.next().unwrap_or_default());
     command.args(arguments).env(VARIABLE, said.as_raw_fd().to_string()).stdin(Stdio::null());
     let mut child = inherits_only(&mut command, said.as_fd()).spawn()?;
     // With ours it is the other one's alone, and ends with it.
@@ -163,8 +164,7 @@ fn wait(child: &mut Child, heard: PipeReader, word: Word) -> io::Result<Left> {
         }
     }
     let ended = child.wait()?;
-    let signal = std::os::unix::process::ExitStatusExt::signal(&ended);
-    let status = ended.code().or(signal.map(|signal| 128 + signal)).unwrap_or(1);
+    let status = ended.code().or(ended.signal().map(|signal| 128 + signal)).unwrap_or(1);
     Ok(Left::Ended { status: u8::try_from(status).unwrap_or(1), after })
 }
 

@@ -81,35 +81,31 @@ impl Bounded {
     }
 }
 
-/// Keeps a log; dropping it writes what is left.
+/// Writes a log; dropping it writes what is left.
 #[derive(Debug)]
-pub struct Keeper {
+pub struct Writer {
     /// Closed, it says that nothing more is to come.
     end: Option<PipeWriter>,
     thread: Option<JoinHandle<()>>,
 }
 
-impl Keeper {
+impl Writer {
     /// From here on the log in `path` has what is written to the pipe.
-    pub fn start(path: &Path) -> io::Result<(Keeper, PipeWriter)> {
-        Keeper::with_limit(path, LIMIT)
-    }
-
-    fn with_limit(path: &Path, limit: u64) -> io::Result<(Keeper, PipeWriter)> {
+    pub fn start(path: &Path) -> io::Result<(Writer, PipeWriter)> {
         if let Some(directory) = path.parent() {
             fs::create_dir_all(directory)?;
         }
-        let log = Bounded::create(path, limit)?;
+        let log = Bounded::create(path, LIMIT)?;
         let (from, to) = io::pipe()?;
         let (ended, end) = io::pipe()?;
         fcntl_setfl(&from, OFlags::NONBLOCK)?;
         let keep = move || keep(log, from, &ended);
         let thread = thread::Builder::new().name("log".into()).spawn(keep)?;
-        Ok((Keeper { end: Some(end), thread: Some(thread) }, to))
+        Ok((Writer { end: Some(end), thread: Some(thread) }, to))
     }
 }
 
-impl Drop for Keeper {
+impl Drop for Writer {
     fn drop(&mut self) {
         drop(self.end.take());
         if let Some(thread) = self.thread.take() {
@@ -215,12 +211,12 @@ mod tests {
     #[test]
     fn what_was_written_is_in_the_log_though_a_writer_is_still_there() {
         let (_keep, path) = log();
-        let (keeper, mut to) = Keeper::start(&path).unwrap();
+        let (writer, mut to) = Writer::start(&path).unwrap();
         to.write_all(&[b'x'; 300_000]).unwrap();
         to.write_all(b"\nlast words").unwrap();
         let (_, reading) = Reading::open(&path).unwrap();
         assert!(reading.is_written().unwrap());
-        drop(keeper);
+        drop(writer);
         assert!(!reading.is_written().unwrap());
         assert_eq!(fs::metadata(&path).unwrap().mode() & 0o777, 0o600);
         let text = fs::read(&path).unwrap();

@@ -2,6 +2,8 @@
 
 use std::fmt::{Display, Write};
 
+use vmprof_vmm::iothread::counters::QueueSnapshot;
+
 use super::Stats;
 
 /// Metrics as they are written: those of one name must stand together.
@@ -141,7 +143,7 @@ impl Stats {
                 "vmprof_queue_errors_total",
                 "counter",
                 "Requests that failed.",
-                (|queue| queue.errors) as fn(&vmprof_vmm::iothread::counters::QueueSnapshot) -> u64,
+                (|queue| queue.errors) as fn(&QueueSnapshot) -> u64,
             ),
             ("vmprof_queue_kicks_total", "counter", "Doorbells heard.", |queue| queue.kicks),
             ("vmprof_queue_interrupts_total", "counter", "Interrupts sent.", |queue| queue.interrupts),

@@ -1,6 +1,6 @@
 //! What a VM does now: the difference of two answers, a second.
 
-use vmprof_vmm::iothread::counters::QueueSnapshot;
+use vmprof_vmm::iothread::counters::{IoThreadSnapshot, QueueSnapshot};
 
 use super::text::table;
 use super::{Stats, Thread};
@@ -34,9 +34,7 @@ impl Stats {
             table(&["VCPU", "on CPU", "CPU %", "waited %", "switches/s", "forced/s", "exits/s"], vcpus);
         let iothreads = self.machine.iothreads.iter().map(|iothread| {
             let before = before.machine.iothreads.iter().find(|other| other.id == iothread.id);
-            let of = |field: fn(&vmprof_vmm::iothread::counters::IoThreadSnapshot) -> u64| {
-                rate(field(iothread), before.map_or(0, field))
-            };
+            let of = |field: fn(&IoThreadSnapshot) -> u64| rate(field(iothread), before.map_or(0, field));
             let (hits, misses) = (of(|iothread| iothread.poll_hits), of(|iothread| iothread.poll_misses));
             let polled = if hits + misses > 0.0 { percent(hits / (hits + misses)) } else { "-".to_owned() };
             let counts = [whole(of(|iothread| iothread.enters)), polled];
