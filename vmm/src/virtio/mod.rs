@@ -11,4 +11,5 @@ pub mod function;
 #[cfg(test)]
 pub(crate) mod mock;
 pub mod msix;
+pub(crate) mod queue;
 pub mod transport;

@@ -5,7 +5,6 @@
 
 mod control;
 mod port;
-mod queue;
 mod worker;
 
 use std::io;

@@ -7,8 +7,8 @@ use std::time::{Duration, Instant};
 use rustix::io::Errno;
 use rustix::net::{RecvFlags, SendFlags};
 
-use super::queue::{Broken, Queue, Taken};
 use crate::machine;
+use crate::virtio::queue::{Broken, Queue, Taken};
 
 /// How much travels in one step.
 const CHUNK_BYTES: usize = 32 * 1024;

@@ -8,11 +8,11 @@ use vmm_sys_util::eventfd::EventFd;
 
 use super::control::{FromDriver, HEADER_BYTES, ToDriver};
 use super::port::{Port, PortQueues, Progress};
-use super::queue::{Broken, Queue};
 use super::{CONTROL_RECEIVE, CONTROL_TRANSMIT, FIRST_PORT, port_of_queue};
 use crate::emulator::{Handler, Watch};
 use crate::virtio::device::ActiveQueue;
 use crate::virtio::distress::Distress;
+use crate::virtio::queue::{Broken, Queue};
 
 /// Chains of one queue in one turn, so that no guest keeps the thread to itself.
 const SHARE: usize = 64;

@@ -1,4 +1,4 @@
-//! A virtqueue as the console serves it: one chain at a time, from the emulator thread.
+//! A virtqueue as the emulator thread serves it: one chain at a time.
 
 use vmprof_sys::segments::{GuestBuffers, SegmentError};
 use vmprof_sys::vring::{Descriptor, RingError};
@@ -8,7 +8,7 @@ use crate::virtio::device::ActiveQueue;
 
 /// The driver broke the queue.
 #[derive(Debug, thiserror::Error)]
-pub(super) enum Broken {
+pub(crate) enum Broken {
     #[error(transparent)]
     Ring(#[from] RingError),
     #[error(transparent)]
@@ -17,20 +17,20 @@ pub(super) enum Broken {
 
 /// A chain that was taken and not yet given back.
 #[derive(Debug)]
-pub(super) struct Taken {
-    pub(super) head: u16,
-    pub(super) buffers: GuestBuffers,
+pub(crate) struct Taken {
+    pub(crate) head: u16,
+    pub(crate) buffers: GuestBuffers,
 }
 
 #[derive(Debug)]
-pub(super) struct Queue {
+pub(crate) struct Queue {
     active: ActiveQueue,
     /// The descriptors of the chain that is being taken.
     chain: Vec<Descriptor>,
 }
 
 impl Queue {
-    pub(super) fn new(active: ActiveQueue, watch: &Watch) -> Queue {
+    pub(crate) fn new(active: ActiveQueue, watch: &Watch) -> Queue {
         // The doorbell is never read: each ring of it is told, whatever the count.
         // Watching an eventfd fails only when the kernel has no memory left; then the queue is served when others ring.
         let _ = watch.add_event(&active.doorbell);
@@ -38,12 +38,12 @@ impl Queue {
     }
 
     /// The queue goes back: its doorbell means nothing to us any more.
-    pub(super) fn forget(self, watch: &Watch) {
+    pub(crate) fn forget(self, watch: &Watch) {
         watch.forget_event(&self.active.doorbell);
     }
 
     /// The next chain's buffers that the device reads (`writable` false) or writes.
-    pub(super) fn take(&mut self, writable: bool) -> Result<Option<Taken>, Broken> {
+    pub(crate) fn take(&mut self, writable: bool) -> Result<Option<Taken>, Broken> {
         let ring = &mut self.active.ring;
         let Some(head) = ring.pop(&mut self.chain)? else { return Ok(None) };
         let mut buffers = GuestBuffers::new(ring.ram());
@@ -55,12 +55,12 @@ impl Queue {
         Ok(Some(Taken { head, buffers }))
     }
 
-    pub(super) fn give_back(&mut self, head: u16, written: u32) {
+    pub(crate) fn give_back(&mut self, head: u16, written: u32) {
         self.active.ring.push_used(head, written);
     }
 
     /// Shows the driver what was given back, and asks to be told of more. `true`: there is more already.
-    pub(super) fn settle(&mut self) -> Result<bool, Broken> {
+    pub(crate) fn settle(&mut self) -> Result<bool, Broken> {
         if self.active.ring.publish() {
             self.active.interrupt.signal();
         }
