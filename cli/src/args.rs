@@ -1,6 +1,7 @@
 //! What may stand on the command line. Types only: nothing here looks at the machine.
 
 mod guests;
+mod inside;
 mod profiles;
 mod running;
 mod store;
@@ -8,6 +9,7 @@ mod store;
 use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
 
 pub use guests::{BuildArguments, LockArguments, Sources};
+pub use inside::{CpArguments, ExecArguments, Place};
 pub use profiles::{CheckArguments, FmtArguments, HostArguments, ImportVerb, PlanArguments, PlanFormat};
 pub use running::{
     FormatArguments, LogsArguments, NameArguments, NamedArguments, On, StatsArguments, StatsFormat,
@@ -45,6 +47,7 @@ impl Arguments {
             Verb::Lock(lock) => lock.read().map(|_| ()).map(|()| arguments),
             Verb::VhostUserBlk(served) => served.check().map(|()| arguments),
             Verb::Stats(stats) => stats.check().map(|()| arguments),
+            Verb::Cp(copied) => copied.check().map(|()| arguments),
             _ => Ok(arguments),
         }
     }
@@ -77,6 +80,10 @@ pub enum Verb {
     Ps(FormatArguments),
     /// What a VM that was left running says, and has said
     Logs(LogsArguments),
+    /// Run a command in the guest of a running VM, with its streams here, and end with its status
+    Exec(ExecArguments),
+    /// Copy files and directories into the guest of a running VM, or out of it
+    Cp(CpArguments),
     /// Stop running VMs
     Stop(StopArguments),
     /// Have the guest of a running VM stand still; its disks end what they have begun

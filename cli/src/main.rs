@@ -2,7 +2,9 @@
 
 mod args;
 mod check;
+mod cp;
 mod doctor;
+mod exec;
 mod explain;
 mod export;
 mod failure;
@@ -17,6 +19,7 @@ mod places;
 mod plan;
 mod profile;
 mod progress;
+mod reach;
 mod replace;
 mod report;
 mod run;
@@ -52,6 +55,7 @@ fn main() -> ExitCode {
     let report = Report::new();
     let verb = match arguments.verb {
         Verb::Up(arguments) => return ExitCode::from(up::up(*arguments, report)),
+        Verb::Exec(arguments) => return ExitCode::from(exec::exec(&arguments, report)),
         verb => verb,
     };
     match run(&verb, report) {
@@ -65,8 +69,8 @@ fn main() -> ExitCode {
 
 fn run(verb: &Verb, report: Report) -> Result<(), Failure> {
     match verb {
-        // Has statuses of its own, and went its own way in main.
-        Verb::Up(_) => Ok(()),
+        // They have statuses of their own, and went their own way in main.
+        Verb::Up(_) | Verb::Exec(_) => Ok(()),
         Verb::Plan(arguments) => plan::plan(arguments, report),
         Verb::Check(arguments) => check::check(arguments, report),
         Verb::Import(verb) => import::import(verb, report),
@@ -78,6 +82,7 @@ fn run(verb: &Verb, report: Report) -> Result<(), Failure> {
         Verb::Doctor(arguments) => doctor::doctor(arguments, report),
         Verb::Ps(arguments) => running::ps(arguments, report),
         Verb::Logs(arguments) => running::logs(arguments, report),
+        Verb::Cp(arguments) => cp::cp(arguments, report),
         Verb::Stop(arguments) => running::stop(arguments, report),
         Verb::Pause(arguments) => running::pause(arguments, report),
         Verb::Resume(arguments) => running::resume(arguments, report),

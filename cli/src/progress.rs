@@ -199,6 +199,32 @@ impl Drop for Running {
     }
 }
 
+/// Bytes on their way of which nobody knows how many there will be, shown where somebody watches.
+#[derive(Debug)]
+pub struct Bytes(ProgressBar);
+
+impl Bytes {
+    pub fn new(report: Report) -> Bytes {
+        let target = match report.is_terminal() {
+            true => ProgressDrawTarget::stderr(),
+            false => ProgressDrawTarget::hidden(),
+        };
+        let style = ProgressStyle::with_template("{spinner} {bytes} at {bytes_per_sec} {elapsed:>4}");
+        let bar = ProgressBar::with_draw_target(None, target);
+        Bytes(bar.with_style(style.unwrap_or_else(|_| ProgressStyle::default_spinner())))
+    }
+
+    pub fn add(&self, bytes: u64) {
+        self.0.inc(bytes);
+    }
+}
+
+impl Drop for Bytes {
+    fn drop(&mut self) {
+        self.0.finish_and_clear();
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -3,6 +3,7 @@
 
 use std::io::{self, Write};
 use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixListener;
 use std::sync::Arc;
 
 use kvm_bindings::{CpuId, KVM_PIT_SPEAKER_DUMMY, kvm_cpuid_entry2, kvm_pit_config};
@@ -35,6 +36,8 @@ use crate::virtio::function::{FunctionSetupError, VirtioFunction};
 pub struct Channels {
     /// Named ports of the guest's virtio console.
     pub ports: Vec<Port>,
+    /// Where the outside begins connections to the guest's virtio-vsock; `None`: the guest has none.
+    pub vsock: Option<UnixListener>,
     /// What the guest writes to its serial console. It may block: the guest waits meanwhile, and after the guest's end the
     /// machine does, until it is killed. For that a signal has to end a write with `Interrupted`, as it does a file's.
     pub serial_out: Box<dyn Write + Send>,

@@ -23,6 +23,7 @@ use crate::vcpu::Vcpu;
 use crate::virtio::blk::{Blk, DiskStats};
 use crate::virtio::console::Console;
 use crate::virtio::device::VirtioDevice;
+use crate::virtio::vsock::Vsock;
 
 mod control;
 
@@ -86,13 +87,20 @@ impl Vm<Built> {
         let disk_stats = disks.iter().map(Blk::stats).collect();
         let mut devices: Vec<Box<dyn VirtioDevice>> = Vec::new();
         devices.extend(disks.into_iter().map(|disk| Box::new(disk) as Box<dyn VirtioDevice>));
-        let Channels { ports, serial_out, serial_in } = channels;
+        let Channels { ports, vsock, serial_out, serial_in } = channels;
         let mut handlers: Vec<Box<dyn Handler>> = Vec::new();
         if !ports.is_empty() {
             let console = Console::new(ports);
             let (console, handler) =
                 console.map_err(|source| BuildError::Device { what: "virtio console", source })?;
             devices.push(Box::new(console));
+            handlers.push(Box::new(handler));
+        }
+        if let Some(listener) = vsock {
+            let made = Vsock::new(listener);
+            let (vsock, handler) =
+                made.map_err(|source| BuildError::Device { what: "virtio vsock", source })?;
+            devices.push(Box::new(vsock));
             handlers.push(Box::new(handler));
         }
         let mut parts = machine::assemble(host, config, devices, serial_out, serial_in, start)?;

@@ -59,6 +59,8 @@ pub struct Start<'a> {
     /// Whether its NVMe drives have queues that are looked at instead of interrupting.
     pub poll_queues: bool,
     pub ports: Vec<PortEnd>,
+    /// The emulator's end of the connection to the vhost-user server of its virtio-vsock; `None`: it has none.
+    pub vsock: Option<OwnedFd>,
 }
 
 /// A running emulated host.
@@ -93,7 +95,12 @@ impl EmulatedHost {
         command.stdout(Stdio::null()).stderr(Stdio::piped());
         vmprof_sys::child::dies_with_this_thread(&mut command);
 
-        let inherited = start.ports.iter().map(|end| &end.stream).chain([&start.initramfs, &console_end]);
+        let inherited = start
+            .ports
+            .iter()
+            .map(|end| &end.stream)
+            .chain([&start.initramfs, &console_end])
+            .chain(&start.vsock);
         for descriptor in inherited {
             rustix::io::fcntl_setfd(descriptor, FdFlags::empty())
                 .map_err(|error| prepare("its descriptors")(error.into()))?;
@@ -196,7 +203,11 @@ fn arguments(start: &Start<'_>, console: &OwnedFd) -> Vec<OsString> {
     for (node, &cpus) in shape.nodes.iter().enumerate() {
         // The division's rest goes to the first node.
         let rest = if node == 0 { shape.memory_mib % nodes } else { 0 };
-        add("-object", format!("memory-backend-ram,id=m{node},size={}M", shape.memory_mib / nodes + rest));
+        // Shared, so that the server of the virtio-vsock reads and writes it too.
+        add(
+            "-object",
+            format!("memory-backend-memfd,id=m{node},share=on,size={}M", shape.memory_mib / nodes + rest),
+        );
         add("-numa", format!("node,nodeid={node},cpus={first_cpu}-{},memdev=m{node}", first_cpu + cpus - 1));
         // A PCIe root per node; bus numbers far enough apart for its ports.
         add(
@@ -226,6 +237,10 @@ fn arguments(start: &Start<'_>, console: &OwnedFd) -> Vec<OsString> {
     for (index, end) in start.ports.iter().enumerate() {
         add("-chardev", format!("socket,id=channel{index},fd={}", end.stream.as_raw_fd()));
         add("-device", format!("virtserialport,bus=channels.0,chardev=channel{index},name={}", end.port));
+    }
+    if let Some(vsock) = &start.vsock {
+        add("-chardev", format!("socket,id=vsock,fd={}", vsock.as_raw_fd()));
+        add("-device", "vhost-user-vsock-pci,chardev=vsock,bus=pcie.0".into());
     }
     add("-chardev", format!("socket,id=console,fd={}", console.as_raw_fd()));
     add("-serial", "chardev:console".into());
@@ -272,9 +287,10 @@ mod tests {
         let (one, other) = UnixStream::pair().unwrap();
         let (kernel, initramfs, console) =
             ("/k".into(), one.try_clone().unwrap().into(), OwnedFd::from(other));
+        let vsock = Some(one.try_clone().unwrap().into());
         let ports = vec![PortEnd { port: "vmprof.control", stream: one.into() }];
         let poll_queues = drives.is_empty();
-        let start = Start { emulator: &[], shape, kernel, initramfs, drives, poll_queues, ports };
+        let start = Start { emulator: &[], shape, kernel, initramfs, drives, poll_queues, ports, vsock };
         arguments(&start, &console).into_iter().map(|word| word.into_string().unwrap()).collect()
     }
 
@@ -329,10 +345,16 @@ mod tests {
         let (one, _other) = UnixStream::pair().unwrap();
         let emulator: Vec<OsString> =
             ["/bin/sh", "-c", "echo broken >&2; exec sleep 600", "sh"].map(Into::into).into();
-        let (kernel, initramfs) = ("/k".into(), one.into());
-        let (drives, poll_queues, ports) = (vec![], false, vec![]);
-        let start =
-            Start { emulator: &emulator, shape: &shape, kernel, initramfs, drives, poll_queues, ports };
+        let start = Start {
+            emulator: &emulator,
+            shape: &shape,
+            kernel: "/k".into(),
+            initramfs: one.into(),
+            drives: vec![],
+            poll_queues: false,
+            ports: vec![],
+            vsock: None,
+        };
         let host = EmulatedHost::start(start).unwrap();
         let handle = host.handle();
         while handle.last_words() != "broken" {

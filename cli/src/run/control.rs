@@ -1,11 +1,9 @@
 //! The control socket of a run: `control.sock` in its record. One request a connection: a line of JSON in, a line of JSON
 //! out. What the requests mean is the machine's to say; an emulated host passes them on to the vmprof inside.
 
-use std::fs::File;
 use std::io::{self, BufRead, BufReader, Read, Write};
-use std::os::fd::AsRawFd;
-use std::os::unix::net::{UnixListener, UnixStream};
-use std::path::{Path, PathBuf};
+use std::os::unix::net::UnixStream;
+use std::path::Path;
 use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
@@ -13,7 +11,8 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-const SOCKET: &str = "control.sock";
+use super::sockets::{self, CONTROL};
+
 /// The longest request line; there are only words in it.
 const REQUEST_BYTES: u64 = 4096;
 /// How long an answer may take: an emulated host starts a process for it.
@@ -80,7 +79,7 @@ enum Answer {
 
 /// Serves the socket in `directory` until the process ends.
 pub fn serve(directory: &Path, answers: Arc<dyn Answers>) -> io::Result<()> {
-    let listener = UnixListener::bind(short_path(directory)?.1)?;
+    let listener = sockets::listen(directory, CONTROL)?;
     thread::Builder::new().name("control socket".into()).spawn(move || {
         for connection in listener.incoming() {
             let answers = answers.clone();
@@ -133,8 +132,7 @@ pub enum AskError {
 /// Asks the run whose record is `directory`.
 pub fn ask(name: &str, directory: &Path, request: Request) -> Result<Value, AskError> {
     let exchange = || -> io::Result<String> {
-        let (_keep, path) = short_path(directory)?;
-        let mut connection = UnixStream::connect(path)?;
+        let mut connection = sockets::connect(directory, CONTROL)?;
         connection.set_read_timeout(Some(ANSWER_WITHIN))?;
         let mut text = serde_json::to_vec(&Asked { vmprof_control: 1, request })?;
         text.push(b'\n');
@@ -151,14 +149,6 @@ pub fn ask(name: &str, directory: &Path, request: Request) -> Result<Value, AskE
         }
         Err(_) => Err(AskError::Answer { name: name.to_owned(), found: answer }),
     }
-}
-
-/// A path to the socket that fits in sun_path's 108 bytes however long the directory's is: by way of an open directory,
-/// which must stay open while the path is used.
-fn short_path(directory: &Path) -> io::Result<(File, PathBuf)> {
-    let opened = File::open(directory)?;
-    let path = PathBuf::from(format!("/proc/self/fd/{}/{SOCKET}", opened.as_raw_fd()));
-    Ok((opened, path))
 }
 
 #[cfg(test)]
@@ -194,8 +184,7 @@ mod tests {
         for nonsense in
             ["", "\n", "{}\n", "{\"vmprof_control\":2,\"request\":\"stats\"}\n", &"x".repeat(100_000)]
         {
-            let (_keep, path) = short_path(keep.path()).unwrap();
-            let mut connection = UnixStream::connect(path).unwrap();
+            let mut connection = sockets::connect(keep.path(), CONTROL).unwrap();
             // The server may stop reading before all of it is written.
             let _ = connection.write_all(nonsense.as_bytes());
             let _ = connection.shutdown(std::net::Shutdown::Write);

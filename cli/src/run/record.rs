@@ -2,10 +2,10 @@
 //! long as it lives, `run.json` saying what it is, and `control.sock`. A record whose lock nobody holds is a dead one's, and
 //! the next run of the name takes the directory over.
 
-use std::fs::{self, File, TryLockError};
+use std::fs::{self, DirBuilder, File, TryLockError};
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -149,7 +149,9 @@ impl OwnRecord {
         let directory = places.run_of(name);
         let io = |source| RecordError::Io { name: name.to_owned(), path: directory.clone(), source };
         loop {
-            fs::create_dir_all(&directory).map_err(io)?;
+            // Whoever reaches the sockets in it has the guest.
+            let mut private = DirBuilder::new();
+            private.recursive(true).mode(0o700).create(&directory).map_err(io)?;
             let path = directory.join("lock");
             let lock = match File::options().create(true).truncate(false).write(true).open(&path) {
                 // The last run of the name removed its directory in between.
@@ -167,9 +169,7 @@ impl OwnRecord {
             // What we locked may be a file that its last owner has removed since we opened it.
             let locked = lock.metadata().map_err(io)?.ino();
             if fs::metadata(&path).is_ok_and(|found| found.ino() == locked) {
-                for stale in ["run.json", "control.sock"] {
-                    let _ = fs::remove_file(directory.join(stale));
-                }
+                let _ = fs::remove_file(directory.join("run.json"));
                 return Ok(OwnRecord { directory, name: name.to_owned(), lock });
             }
         }
@@ -326,12 +326,12 @@ mod tests {
     fn a_dead_runs_record_is_taken_over() {
         let (_keep, places) = places();
         fs::create_dir_all(places.run_of("db")).unwrap();
-        for leftover in ["lock", "control.sock"] {
+        for leftover in ["lock", "run.json"] {
             fs::write(places.run_of("db").join(leftover), "").unwrap();
         }
         assert!(running(&places).is_empty());
         let own = OwnRecord::claim(&places, "db").unwrap();
-        assert!(!own.directory().join("control.sock").exists());
+        assert!(!own.directory().join("run.json").exists());
     }
 
     #[test]

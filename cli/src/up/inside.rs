@@ -3,6 +3,7 @@
 use std::ffi::OsStr;
 use std::fs::File;
 use std::os::unix::ffi::OsStrExt;
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::mpsc::{self, Sender};
@@ -15,6 +16,7 @@ use vmprof_job::{
     Bytes, Command, DeviceLink, Ended, Init, JOB_PATH, JOB_SCHEMA, Job, Root, Streams, ToGuest,
 };
 use vmprof_profiles::{DiskSource, Profile};
+use vmprof_vmm::vhost_user::VsockServer;
 
 use super::{BootImage, Guest, Patience, Upping, sources};
 use crate::failure::{Failure, Kind};
@@ -26,6 +28,7 @@ use crate::run::control::{self, Answers, Request};
 use crate::run::conversation::{Event, Manners};
 use crate::run::record::{self, DiskInUse, Keeper, OwnRecord, Run};
 use crate::run::relay;
+use crate::run::sockets::{self, VSOCK};
 use crate::run::supervise::{Input, Supervision};
 use crate::run::terminal::{self, RawTerminal};
 use crate::run::verdict::{MachineEnd, Ran};
@@ -91,6 +94,15 @@ pub fn up(upping: &Upping) -> Result<u8, Failure> {
         true => RawTerminal::take().map_err(|error| Failure::os("the terminal cannot be made raw", error))?,
         false => None,
     };
+    let (vsock, its_vsock) = match &claimed {
+        Some(Claimed { own, .. }) => {
+            let listener = sockets::listen(own.directory(), VSOCK).map_err(no_channels)?;
+            let (ours, theirs) = UnixStream::pair().map_err(no_channels)?;
+            (Some((ours, listener)), Some(theirs.into()))
+        }
+        // Nobody reaches a host that only plans.
+        None => (None, None),
+    };
     let started = Instant::now();
     let machine = EmulatedHost::start(Start {
         emulator: &emulator.argv,
@@ -100,7 +112,11 @@ pub fn up(upping: &Upping) -> Result<u8, Failure> {
         drives,
         poll_queues,
         ports,
+        vsock: its_vsock,
     })?;
+    // Its guest is the emulated host; that of the VM is reached by way of it.
+    let vsock = vsock.map(|(client, listener)| VsockServer::start(client, listener)).transpose();
+    let _vsock = vsock.map_err(|error| Failure::caused(Kind::Lab, "vmprof::lab::prepare", error, ""))?;
     let manners = Manners {
         interrupt: ToGuest::Signal { number: SIGTERM },
         clean_stop: ToGuest::Signal { number: SIGUSR1 },

@@ -29,6 +29,7 @@ use crate::run::console::{Stderr, WholeLines};
 use crate::run::control::{self, Answers, Request};
 use crate::run::conversation::{Event, Manners};
 use crate::run::detached::Detached;
+use crate::run::sockets::{self, VSOCK};
 use crate::run::supervise::{self, Input, Supervision};
 use crate::run::terminal::{self, RawTerminal};
 use crate::run::verdict::MachineEnd;
@@ -97,6 +98,7 @@ fn run_machine(report: Report, handover: Handover, detached: Option<&Detached>) 
             .into_iter()
             .map(|PortEnd { port, stream }| Port { name: port.to_owned(), stream })
             .collect(),
+        vsock: Some(sockets::listen(&record, VSOCK).map_err(os("the guest's socket cannot be opened"))?),
         serial_out: serial.out,
         serial_in: serial.input.map(Into::into),
     };

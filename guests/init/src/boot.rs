@@ -21,7 +21,7 @@ use crate::reap::Children;
 use crate::services::{Console, Keeper, Places};
 use crate::supervisor::{FAILURE_HEARD, Launch, Started, Streams, Supervisor};
 use crate::terminal::{self, Terminal};
-use crate::{cpus, disks, job, kmsg, loopback, modules, mounts, ports, sysctl, systemd, volumes};
+use crate::{agent, cpus, disks, job, kmsg, loopback, modules, mounts, ports, sysctl, systemd, volumes};
 
 /// Devices appear while the kernel probes them; an emulated machine on a busy host takes its time.
 pub(crate) const DEVICE_WAIT: Duration = Duration::from_secs(30);
@@ -76,12 +76,14 @@ fn supervise(mut control: Control) -> ! {
         Ok(readied) => readied,
         Err(failure) => fail(control, None, &failure),
     };
+    let surroundings = job.command.as_ref().map_or_else(Surroundings::of_root, Surroundings::of);
+    agent::start(&surroundings);
     let supervisor = Supervisor {
         control,
         children: &children,
         buttons: Buttons::open(Path::new("/dev/input")),
         keeper: Keeping::Own(keeper),
-        surroundings: job.command.as_ref().map_or_else(Surroundings::of_root, Surroundings::of),
+        surroundings,
         everything: &power::signal_everything,
         stop_within: Duration::from_millis(job.stop_within_ms),
         uptime_ms,

@@ -3,6 +3,7 @@
 //! order, and powers off. What it is told and what it answers is
 //! in `vmprof-job`. Where the job hands over to systemd, it goes on as one of its services (`systemd.rs`). Guests of `up` and the lab's emulated host run the same program.
 
+mod agent;
 mod become_user;
 mod boot;
 mod captured;
@@ -47,6 +48,7 @@ fn main() -> ExitCode {
     }
     let arguments: Vec<OsString> = std::env::args_os().skip(1).collect();
     match arguments.split_first() {
+        Some((word, rest)) if word == agent::WORD => agent::run(rest),
         Some((word, rest)) if word == terminal::WORD => ExitCode::from(terminal::become_command(rest)),
         Some((word, rest)) if word == become_user::WORD => ExitCode::from(become_user::become_user(rest)),
         Some((word, [])) if word == systemd::WORD => ExitCode::from(systemd::run()),

@@ -5,6 +5,7 @@
 //! their own, and one control port on which both sides write one JSON message a line. The lab's emulated host runs the
 //! same first process under the same protocol: there the command is vmprof itself.
 
+pub mod agent;
 mod service;
 
 use serde::{Deserialize, Serialize};

@@ -1,4 +1,4 @@
-//! The disk as one client after the other sees it: what a client has set up, and what follows for the device. The messages
+//! The device as one client after the other sees it: what a client has set up, and what follows for the device. The messages
 //! that lead here are in [`super::protocol`].
 
 use std::fs::File;
@@ -11,8 +11,7 @@ use super::error::Refusal;
 use super::inflight::{Extent, InflightBuffer};
 use super::memory::{Memory, Place};
 use super::queue::{Addresses, Base, Queue};
-use crate::virtio::blk::Blk;
-use crate::virtio::device::VirtioDevice as _;
+use crate::virtio::device::VirtioDevice;
 use crate::virtio::transport::F_VERSION_1;
 
 /// vhost-user: among the device's features, the one that says that there are features of the protocol.
@@ -23,9 +22,8 @@ const NOT_SET_UP_HERE: u64 = 1 << 34 | 1 << 40;
 /// virtio 1.3, 5.2.4: where the configuration has `writeback`, the one byte that a driver may write.
 const WRITEBACK_AT: u32 = 32;
 
-#[derive(Debug)]
 pub(super) struct Device {
-    blk: Blk,
+    served: Box<dyn VirtioDevice>,
     /// The largest size of each virtqueue.
     most_entries: u16,
     features: u64,
@@ -39,13 +37,19 @@ pub(super) struct Device {
     active: bool,
 }
 
+impl std::fmt::Debug for Device {
+    fn fmt(&self, out: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        out.debug_struct("Device").field("served", &self.served.name()).finish_non_exhaustive()
+    }
+}
+
 impl Device {
-    pub(super) fn new(blk: Blk) -> io::Result<Device> {
-        let sizes = blk.queue_sizes().to_vec();
+    pub(super) fn new(served: Box<dyn VirtioDevice>) -> io::Result<Device> {
+        let sizes = served.queue_sizes().to_vec();
         let queues = (0..).zip(&sizes).map(|(index, size)| Queue::new(index, *size));
         let most_entries = sizes.iter().copied().min().unwrap_or(0);
         Ok(Device {
-            blk,
+            served,
             most_entries,
             features: 0,
             memory: Memory::default(),
@@ -57,7 +61,7 @@ impl Device {
     }
 
     pub(super) fn offered(&self) -> u64 {
-        self.blk.features() & !NOT_SET_UP_HERE | F_VERSION_1 | F_PROTOCOL_FEATURES
+        self.served.features() & !NOT_SET_UP_HERE | F_VERSION_1 | F_PROTOCOL_FEATURES
     }
 
     pub(super) fn queue_count(&self) -> usize {
@@ -212,16 +216,16 @@ impl Device {
     }
 
     pub(super) fn read_config(&self, offset: u32, data: &mut [u8]) {
-        self.blk.read_config(offset, data);
+        self.served.read_config(offset, data);
     }
 
     /// Whether the device has it as it was written. What a driver may not write is left alone, as the device itself does.
     pub(super) fn write_config(&mut self, offset: u32, data: &[u8]) -> bool {
-        self.blk.write_config(offset, data);
+        self.served.write_config(offset, data);
         let at = WRITEBACK_AT.checked_sub(offset).and_then(|at| data.get(at as usize));
         let Some(&wanted) = at else { return true };
         let mut found = [0];
-        self.blk.read_config(WRITEBACK_AT, &mut found);
+        self.served.read_config(WRITEBACK_AT, &mut found);
         self.write_back = Some(found != [0]);
         (wanted != 0) == (found != [0])
     }
@@ -238,7 +242,7 @@ impl Device {
     /// Ends every request and stops every ring.
     pub(super) fn stop_all(&mut self) {
         // All queues at once, where `halt` is for one after the other.
-        self.blk.reset();
+        self.served.reset();
         self.active = false;
         self.queues.iter_mut().for_each(|queue| queue.running = false);
     }
@@ -297,9 +301,9 @@ impl Device {
             active.ring.track_inflight(region);
         }
         if self.active {
-            self.blk.start_queue(active)?;
+            self.served.start_queue(active)?;
         } else {
-            self.blk.activate(self.features, vec![active])?;
+            self.served.activate(self.features, vec![active])?;
             self.active = true;
         }
         self.queues[at].running = true;
@@ -312,7 +316,7 @@ impl Device {
         if !std::mem::take(&mut queue.running) {
             return;
         }
-        match self.blk.stop_queue(queue.index) {
+        match self.served.stop_queue(queue.index) {
             Some(position) => queue.base = Base::Stood(position),
             // The driver broke it: it stands nowhere, and only a new start with a kick of its own makes it another.
             None => queue.kick = None,
@@ -324,7 +328,7 @@ impl Device {
         if self.active && !self.queues.iter().any(|queue| queue.running) {
             self.stop_all();
             if let Some(write_back) = self.write_back {
-                self.blk.write_config(WRITEBACK_AT, &[write_back.into()]);
+                self.served.write_config(WRITEBACK_AT, &[write_back.into()]);
             }
         }
     }

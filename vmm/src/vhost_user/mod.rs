@@ -8,6 +8,7 @@
 //! | [`protocol`] | messages, as the `vhost` crate reads them |
 //! | [`device`] | what a client has set up; starting, stopping, going on |
 //! | [`queue`], [`memory`] | one virtqueue of that, and the client's memory |
+//! | [`vsock`] | the same for virtio-vsock, for one client that is there from the start |
 //!
 //! One client at a time: the device has one state. The thread that calls [`Server::run`] reads its messages.
 
@@ -35,11 +36,13 @@ mod protocol;
 mod queue;
 mod socket;
 mod stop;
+mod vsock;
 
 use device::Device;
 pub use error::{Refusal, ServerError, SocketError};
 use socket::Socket;
 pub use stop::Stopper;
+pub use vsock::VsockServer;
 
 /// A message names its virtqueue by a byte.
 pub const MOST_QUEUES: usize = 256;
@@ -111,7 +114,7 @@ impl Server {
             distress.on_raise(move || drop(alarm.write(1)));
         }
         let stats = blk.stats();
-        let device = Arc::new(Mutex::new(Device::new(blk).map_err(eventfds)?));
+        let device = Arc::new(Mutex::new(Device::new(Box::new(blk)).map_err(eventfds)?));
         let stop = Stopper::new().map_err(eventfds)?;
         let socket = Socket::bind(&config.socket)?;
         Ok(Server { socket, device, stats, iothreads, alarm, stop })

@@ -13,3 +13,4 @@ pub(crate) mod mock;
 pub mod msix;
 pub(crate) mod queue;
 pub mod transport;
+pub mod vsock;

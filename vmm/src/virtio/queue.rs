@@ -1,7 +1,7 @@
 //! A virtqueue as the emulator thread serves it: one chain at a time.
 
 use vmprof_sys::segments::{GuestBuffers, SegmentError};
-use vmprof_sys::vring::{Descriptor, RingError};
+use vmprof_sys::vring::{Descriptor, Position, RingError};
 
 use crate::emulator::Watch;
 use crate::virtio::device::ActiveQueue;
@@ -40,6 +40,11 @@ impl Queue {
     /// The queue goes back: its doorbell means nothing to us any more.
     pub(crate) fn forget(self, watch: &Watch) {
         watch.forget_event(&self.active.doorbell);
+    }
+
+    /// Where the ring stands: nothing that was taken is left to be given back.
+    pub(crate) fn position(&self) -> Position {
+        self.active.ring.position()
     }
 
     /// The next chain's buffers that the device reads (`writable` false) or writes.

@@ -22,7 +22,7 @@ use crate::power::{self, Buttons};
 use crate::reap::Children;
 use crate::supervisor::Supervisor;
 use crate::wait::Wait;
-use crate::{job, kmsg, ports};
+use crate::{agent, job, kmsg, ports};
 
 /// First argument of the program in this role.
 pub(crate) const WORD: &str = "under-systemd";
@@ -81,12 +81,14 @@ pub(crate) fn run() -> u8 {
         Ok(launch) => launch,
         Err(failure) => return fail(control, &failure),
     };
+    let surroundings = job.command.as_ref().map_or_else(Surroundings::of_root, Surroundings::of);
+    agent::start(&surroundings);
     let supervisor = Supervisor {
         control,
         children: &children,
         buttons: Buttons::open(Path::new("/dev/input")),
         keeper: Keeping::Systemd(units),
-        surroundings: job.command.as_ref().map_or_else(Surroundings::of_root, Surroundings::of),
+        surroundings,
         // Everything is systemd's, which ends it when it powers off.
         everything: &|_| {},
         stop_within: Duration::from_millis(job.stop_within_ms),

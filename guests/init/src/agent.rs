@@ -1,0 +1,140 @@
+//! What serves `vmprof exec` and `vmprof cp`: a process of its own beside the supervisor, which so has nothing to wait for.
+//! It listens on virtio-vsock, for the host alone, and serves each connection on threads of its own. What travels there is
+//! told in `vmprof_job::agent`.
+
+mod exec;
+mod files;
+
+use std::ffi::OsString;
+use std::io::{self, Read, Write};
+use std::net::Shutdown;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::net::UnixStream;
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitCode, Stdio};
+use std::thread;
+use std::time::Duration;
+
+use vmprof_job::agent::{Answer, Ask, Kind, PORT, Stream, VERSION, What};
+use vsock::{VMADDR_CID_ANY, VMADDR_CID_HOST, VsockListener, VsockStream};
+
+use crate::command::Surroundings;
+use crate::kmsg;
+
+/// First argument of the program in this role, and then the directory where commands run; for nobody else.
+pub(crate) const WORD: &str = "agent";
+const OURSELVES: &str = "/proc/self/exe";
+
+/// Starts it. A guest without it runs all the same, and says so once, in its kernel's log.
+pub(crate) fn start(surroundings: &Surroundings) {
+    let mut command = Command::new(OURSELVES);
+    command.arg0("vmprof-agent").arg(WORD).arg(&surroundings.directory).env_clear();
+    command.envs(surroundings.environment.iter().map(|(name, value)| (name, value)));
+    command.current_dir("/").stdin(Stdio::null());
+    // Reaped with all others.
+    if let Err(error) = command.spawn() {
+        kmsg::error(format_args!("exec and cp do not reach this guest: {error}"));
+    }
+}
+
+/// The whole role.
+pub(crate) fn run(arguments: &[OsString]) -> ExitCode {
+    kmsg::open();
+    let directory = arguments.first().map_or_else(|| PathBuf::from("/"), PathBuf::from);
+    let surroundings = Surroundings { environment: std::env::vars_os().collect(), directory };
+    let listener = match VsockListener::bind_with_cid_port(VMADDR_CID_ANY, PORT) {
+        Ok(listener) => listener,
+        Err(error) => {
+            kmsg::note(format_args!("exec and cp do not reach this guest, which has no vsock: {error}"));
+            return ExitCode::FAILURE;
+        }
+    };
+    loop {
+        let served = listener.accept().and_then(|(connection, peer)| {
+            // What comes from within the guest, by way of its loopback, may be anybody.
+            if peer.cid() != VMADDR_CID_HOST {
+                return Ok(());
+            }
+            let surroundings = surroundings.clone();
+            let serve = move || {
+                // Whoever asked is gone.
+                let _ = serve(connection, &surroundings);
+            };
+            thread::Builder::new().name("request".into()).spawn(serve).map(drop)
+        });
+        if served.is_err() {
+            // Out of memory or descriptors: whoever asked sees the connection close.
+            thread::sleep(Duration::from_millis(100));
+        }
+    }
+}
+
+/// One connection, from its request to its end.
+fn serve(connection: VsockStream, surroundings: &Surroundings) -> io::Result<()> {
+    let mut stream = Stream::new(connection);
+    let frame = stream.expect()?;
+    let ask = (frame.kind == Kind::Ask).then(|| frame.json::<Ask>());
+    let refused = match ask {
+        Some(Ok(Ask { version: VERSION, what })) => return obey(stream, what, surroundings),
+        Some(Ok(Ask { version, .. })) => format!("version {version} is not {VERSION}, which this guest has"),
+        Some(Err(error)) => format!("no request that this guest knows: {error}"),
+        None => "no request".to_owned(),
+    };
+    stream.write_json(Kind::Answer, &Answer::Refused(refused))
+}
+
+fn obey(mut stream: Stream<VsockStream>, what: What, surroundings: &Surroundings) -> io::Result<()> {
+    match what {
+        What::Exec(asked) => exec::run(stream, &asked, surroundings),
+        What::Fetch { path } => files::fetch(&mut stream, &surroundings.resolve(&path)),
+        What::Store { path, item } => files::store(&mut stream, surroundings.resolve(&path), &item),
+        What::Connect { path } => {
+            let path = surroundings.resolve(&path);
+            match UnixStream::connect(&path) {
+                Ok(socket) => {
+                    stream.write_json(Kind::Answer, &Answer::Begun)?;
+                    connect(stream.into_inner(), socket)
+                }
+                Err(error) => {
+                    let refused = format!("{} cannot be connected to: {error}", path.display());
+                    stream.write_json(Kind::Answer, &Answer::Refused(refused))
+                }
+            }
+        }
+    }
+}
+
+impl Surroundings {
+    /// A path as a command would have it.
+    fn resolve(&self, path: &vmprof_job::Bytes) -> PathBuf {
+        self.directory.join(Path::new(std::ffi::OsStr::from_bytes(path.as_bytes())))
+    }
+}
+
+/// Carries bytes both ways, each until its end.
+fn connect(connection: VsockStream, socket: UnixStream) -> io::Result<()> {
+    let (mut from_host, mut to_socket) = (connection.try_clone()?, socket.try_clone()?);
+    let inward = thread::Builder::new().name("inward".into()).spawn(move || {
+        let _ = carry(&mut from_host, &mut to_socket);
+        let _ = to_socket.shutdown(Shutdown::Write);
+    })?;
+    let (mut from_socket, mut to_host) = (socket, connection);
+    let _ = carry(&mut from_socket, &mut to_host);
+    let _ = to_host.shutdown(Shutdown::Write);
+    // The other way has its own end.
+    let _ = inward.join();
+    Ok(())
+}
+
+fn carry(from: &mut impl Read, to: &mut impl Write) -> io::Result<()> {
+    let mut buffer = vec![0; 64 * 1024];
+    loop {
+        match from.read(&mut buffer) {
+            Ok(0) => return Ok(()),
+            Ok(count) => to.write_all(&buffer[..count])?,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
+}
