@@ -5,17 +5,20 @@
 mod exec;
 mod files;
 
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
+use std::fs::File;
 use std::io::{self, Read, Write};
 use std::net::Shutdown;
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::{Command, ExitCode, Stdio};
+use std::process::{Command, ExitCode};
 use std::thread;
 use std::time::Duration;
 
+use vmprof_job::Bytes;
 use vmprof_job::agent::{Answer, Ask, Kind, PORT, Stream, VERSION, What};
 use vsock::{VMADDR_CID_ANY, VMADDR_CID_HOST, VsockListener, VsockStream};
 
@@ -26,27 +29,30 @@ use crate::kmsg;
 pub(crate) const WORD: &str = "agent";
 const OURSELVES: &str = "/proc/self/exe";
 
-/// Starts it. A guest without it runs all the same, and says so once, in its kernel's log.
+/// Starts it. From here on connections wait for it, so that a guest that is ready can be reached. A guest without it runs all
+/// the same, and says so once, in its kernel's log.
 pub(crate) fn start(surroundings: &Surroundings) {
-    let mut command = Command::new(OURSELVES);
-    command.arg0("vmprof-agent").arg(WORD).arg(&surroundings.directory).env_clear();
-    command.envs(surroundings.environment.iter().map(|(name, value)| (name, value)));
-    command.current_dir("/").stdin(Stdio::null());
-    // Reaped with all others.
-    if let Err(error) = command.spawn() {
-        kmsg::error(format_args!("exec and cp do not reach this guest: {error}"));
+    let started = VsockListener::bind_with_cid_port(VMADDR_CID_ANY, PORT).and_then(|listener| {
+        let mut command = Command::new(OURSELVES);
+        command.arg0("vmprof-agent").arg(WORD).arg(&surroundings.directory).env_clear();
+        command.envs(surroundings.environment.iter().map(|(name, value)| (name, value)));
+        // Reaped with all others.
+        command.current_dir("/").stdin(OwnedFd::from(listener)).spawn()
+    });
+    if let Err(error) = started {
+        kmsg::note(format_args!("exec and cp do not reach this guest, which has no vsock: {error}"));
     }
 }
 
-/// The whole role.
+/// The whole role. Its standard input is the socket at which it listens.
 pub(crate) fn run(arguments: &[OsString]) -> ExitCode {
     kmsg::open();
     let directory = arguments.first().map_or_else(|| PathBuf::from("/"), PathBuf::from);
     let surroundings = Surroundings { environment: std::env::vars_os().collect(), directory };
-    let listener = match VsockListener::bind_with_cid_port(VMADDR_CID_ANY, PORT) {
+    let listener = match take_listener() {
         Ok(listener) => listener,
         Err(error) => {
-            kmsg::note(format_args!("exec and cp do not reach this guest, which has no vsock: {error}"));
+            kmsg::error(format_args!("exec and cp do not reach this guest: {error}"));
             return ExitCode::FAILURE;
         }
     };
@@ -68,6 +74,12 @@ pub(crate) fn run(arguments: &[OsString]) -> ExitCode {
             thread::sleep(Duration::from_millis(100));
         }
     }
+}
+
+fn take_listener() -> io::Result<VsockListener> {
+    let listener = rustix::stdio::stdin().try_clone_to_owned()?;
+    rustix::stdio::dup2_stdin(File::open("/dev/null")?)?;
+    Ok(VsockListener::from(listener))
 }
 
 /// One connection, from its request to its end.
@@ -107,8 +119,8 @@ fn obey(mut stream: Stream<VsockStream>, what: What, surroundings: &Surroundings
 
 impl Surroundings {
     /// A path as a command would have it.
-    fn resolve(&self, path: &vmprof_job::Bytes) -> PathBuf {
-        self.directory.join(Path::new(std::ffi::OsStr::from_bytes(path.as_bytes())))
+    fn resolve(&self, path: &Bytes) -> PathBuf {
+        self.directory.join(Path::new(OsStr::from_bytes(path.as_bytes())))
     }
 }
 

@@ -246,7 +246,9 @@ fn unpack<S: Read>(
                 return Err(CopyError::Archive("a file was to come".to_owned()));
             }
             let mode = entry.header().mode().unwrap_or(0o644);
-            bytes += put_file(&mut entry, place, mode, target.keep_modes)?;
+            let size = entry.size();
+            put_file(&mut entry, place, mode, target.keep_modes, size)?;
+            bytes += size;
         } else if kind.is_dir() || kind.is_file() || kind.is_symlink() {
             bytes += if kind.is_file() { entry.size() } else { 0 };
             // Refuses what would lead out of the directory, by `..` or by way of a link.
@@ -263,7 +265,13 @@ fn unpack<S: Read>(
 }
 
 /// Under another name beside it first, so that nobody sees a part of it, and what was there stays until it is whole.
-fn put_file(from: &mut impl Read, place: &Path, mode: u32, keep_modes: bool) -> Result<u64, CopyError> {
+fn put_file(
+    from: &mut impl Read,
+    place: &Path,
+    mode: u32,
+    keep_modes: bool,
+    size: u64,
+) -> Result<(), CopyError> {
     let mut name = OsString::from(".");
     name.push(place.file_name().unwrap_or_default());
     name.push(format!(".vmprof-{}", std::process::id()));
@@ -276,11 +284,13 @@ fn put_file(from: &mut impl Read, place: &Path, mode: u32, keep_modes: bool) -> 
         .open(&partial)
         .map_err(here("written", &partial))?;
     let written = io::copy(from, &mut file).and_then(|bytes| {
+        if bytes != size {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
         if keep_modes {
             file.set_permissions(Permissions::from_mode(mode & 0o7777))?;
         }
-        fs::rename(&partial, place)?;
-        Ok(bytes)
+        fs::rename(&partial, place)
     });
     written.map_err(|error| {
         let _ = fs::remove_file(&partial);
@@ -343,5 +353,153 @@ impl<S: Read> Read for Unframed<'_, S> {
 impl From<&Path> for Bytes {
     fn from(path: &Path) -> Bytes {
         path.as_os_str().as_bytes().into()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::symlink;
+
+    use super::*;
+
+    fn sent(path: &Path) -> (Item, Vec<u8>) {
+        let item = Item::at(path).unwrap();
+        let mut stream = Stream::new(Vec::new());
+        send(&mut stream, path, &item, &mut |_| {}).unwrap();
+        (item, stream.into_inner())
+    }
+
+    fn received(bytes: &[u8], path: &Path, item: &Item) -> Result<(u64, u64, Vec<String>), CopyError> {
+        let target = Target { path: path.to_owned(), keep_modes: true };
+        receive(&mut Stream::new(bytes), &target, item, &mut |_| {})
+    }
+
+    fn mode(path: &Path) -> u32 {
+        fs::symlink_metadata(path).unwrap().permissions().mode() & 0o7777
+    }
+
+    #[test]
+    fn a_file_gets_a_new_name_or_goes_into_a_directory() {
+        let keep = tempfile::tempdir().unwrap();
+        let here = |name: &str| keep.path().join(name);
+        fs::write(here("a"), [7; 300_000]).unwrap();
+        fs::set_permissions(here("a"), Permissions::from_mode(0o751)).unwrap();
+        fs::create_dir(here("d")).unwrap();
+        let (item, bytes) = sent(&here("a"));
+        for (target, place) in [("b", "b"), ("d", "d/a"), ("d/", "d/a"), ("b", "b")] {
+            assert_eq!(received(&bytes, &here(target), &item).unwrap().1, 300_000);
+            assert_eq!(fs::read(here(place)).unwrap(), [7; 300_000]);
+            assert_eq!(mode(&here(place)), 0o751);
+        }
+        for nowhere in ["none/b", "none/", "b/"] {
+            assert!(received(&bytes, &here(nowhere), &item).is_err(), "{nowhere}");
+        }
+        let left: Vec<_> =
+            fs::read_dir(keep.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+        assert_eq!(left.len(), 3, "{left:?}");
+    }
+
+    #[test]
+    fn a_directory_arrives_with_all_that_is_in_it() {
+        let keep = tempfile::tempdir().unwrap();
+        let from = keep.path().join("from");
+        fs::create_dir_all(from.join("x/empty")).unwrap();
+        fs::write(from.join("x/file"), "text").unwrap();
+        symlink("../nowhere", from.join("x/link")).unwrap();
+        let long = "n".repeat(200);
+        fs::create_dir(from.join(&long)).unwrap();
+        fs::write(from.join(&long).join("deep"), "d").unwrap();
+        make_fifo(&from.join("x/fifo"));
+        let (item, bytes) = sent(&from);
+        let to = keep.path().join("to");
+        for _ in 0..2 {
+            let (items, count, skipped) = received(&bytes, &to, &item).unwrap();
+            assert_eq!((items, count), (7, 5));
+            assert_eq!(skipped, ["x/fifo"]);
+            // Now it is there, and the next goes into it.
+            assert_eq!(fs::read(to.join("x/file")).unwrap(), b"text");
+            assert_eq!(fs::read_link(to.join("x/link")).unwrap(), Path::new("../nowhere"));
+            assert!(to.join("x/empty").is_dir() && to.join(&long).join("deep").exists());
+        }
+        assert!(to.join("from/x/file").exists());
+    }
+
+    fn make_fifo(path: &Path) {
+        let made = std::process::Command::new("mkfifo").arg(path).status().unwrap();
+        assert!(made.success());
+    }
+
+    #[test]
+    fn nothing_gets_out_of_the_directory_whatever_the_archive_says() {
+        let keep = tempfile::tempdir().unwrap();
+        let outside = keep.path().join("outside");
+        fs::create_dir(&outside).unwrap();
+        let item = Item { name: "x".into(), is_directory: true };
+        let mut archives = Vec::new();
+        for path in ["../escaped", "/escaped", "a/../../escaped"] {
+            let mut header = tar::Header::new_gnu();
+            // The library refuses to write such a name, so it is put where it belongs.
+            header.as_gnu_mut().unwrap().name[..path.len()].copy_from_slice(path.as_bytes());
+            header.set_size(1);
+            header.set_mode(0o644);
+            header.set_cksum();
+            let mut archive = tar::Builder::new(Vec::new());
+            archive.append(&header, &b"x"[..]).unwrap();
+            archives.push(archive.into_inner().unwrap());
+        }
+        let mut through_link = tar::Builder::new(Vec::new());
+        let mut header = tar::Header::new_gnu();
+        header.set_entry_type(tar::EntryType::Symlink);
+        header.set_size(0);
+        through_link.append_link(&mut header, "link", &outside).unwrap();
+        let mut header = tar::Header::new_gnu();
+        header.set_size(1);
+        header.set_mode(0o644);
+        through_link.append_data(&mut header, "link/escaped", &b"x"[..]).unwrap();
+        archives.push(through_link.into_inner().unwrap());
+        for (number, archive) in archives.iter().enumerate() {
+            let mut stream = Stream::new(Vec::new());
+            stream.write(Kind::Data, archive).unwrap();
+            stream.write_json(Kind::Sent, &Sent { skipped: vec![], failed: None }).unwrap();
+            let place = keep.path().join(format!("into{number}"));
+            let outcome = received(&stream.into_inner(), &place, &item);
+            assert!(fs::read_dir(&outside).unwrap().next().is_none(), "{number}: {outcome:?}");
+            assert!(!keep.path().join("escaped").exists() && !Path::new("/escaped").exists(), "{number}");
+        }
+        for name in ["", ".", "..", "a/b", "/"] {
+            let item = Item { name: name.into(), is_directory: false };
+            assert!(received(&[], keep.path(), &item).is_err(), "{name}");
+        }
+    }
+
+    #[test]
+    fn a_file_that_is_cut_short_is_not_there() {
+        let keep = tempfile::tempdir().unwrap();
+        let from = keep.path().join("from");
+        fs::write(&from, [1; 100_000]).unwrap();
+        let (item, bytes) = sent(&from);
+        let to = keep.path().join("to");
+        for cut in [0, 3, 600, 70_000, 99_000] {
+            assert!(received(&bytes[..cut], &to, &item).is_err(), "{cut}");
+            assert!(!to.exists());
+        }
+        // The sender may say so itself.
+        let frame = &bytes[..5 + MOST_PAYLOAD];
+        let mut stream = Stream::new(frame.to_vec());
+        stream.write_json(Kind::Sent, &Sent { skipped: vec![], failed: Some("gone".into()) }).unwrap();
+        assert!(received(&stream.into_inner(), &to, &item).is_err());
+        assert_eq!(fs::read_dir(keep.path()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn what_the_sender_cannot_read_is_said_by_the_receiver() {
+        let keep = tempfile::tempdir().unwrap();
+        let item = Item { name: "x".into(), is_directory: false };
+        let mut stream = Stream::new(Vec::new());
+        let sent = send(&mut stream, &keep.path().join("none"), &item, &mut |_| {}).unwrap();
+        assert!(sent.failed.is_some());
+        let error = received(&stream.into_inner(), &keep.path().join("to"), &item).unwrap_err();
+        assert!(matches!(&error, CopyError::There(why) if why.contains("none cannot be read")), "{error}");
+        assert!(matches!(Item::at(Path::new("/dev/null")), Err(CopyError::Here { .. })));
     }
 }
