@@ -44,6 +44,8 @@ impl Bench {
     fn activate(&mut self) {
         let queues = vec![self.receive.device_side(RECEIVE), self.transmit.device_side(TRANSMIT)];
         self.vsock.activate(0, queues).unwrap();
+        // Answered after the queues were taken: a caller that came before them would be closed.
+        assert_eq!(self.vsock.stop_queue(EVENT), None);
     }
 
     /// Somebody outside who asks for [`PORT`].
