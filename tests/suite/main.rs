@@ -9,6 +9,7 @@ mod explain;
 mod exports;
 mod faults;
 mod images;
+mod inside;
 mod kills;
 mod matrix;
 mod postgres;
