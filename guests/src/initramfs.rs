@@ -10,9 +10,15 @@ use crate::{cpio, init};
 /// kernel that lacks one of them is refused.
 pub(crate) const NEEDED: [&str; 5] = ["virtio_pci", "virtio_blk", "virtio_console", "button", "evdev"];
 
-/// Taken where the kernel has them: older devices, and word of a panic to the VMM.
-pub(crate) const WELCOME: [&str; 5] =
-    ["virtio_pci_modern_dev", "virtio_pci_legacy_dev", "pvpanic", "pvpanic_mmio", "pvpanic_pci"];
+/// Taken where the kernel has them: older devices, the host's random bytes, and word of a panic to the VMM.
+pub(crate) const WELCOME: [&str; 6] = [
+    "virtio_pci_modern_dev",
+    "virtio_pci_legacy_dev",
+    "virtio_rng",
+    "pvpanic",
+    "pvpanic_mmio",
+    "pvpanic_pci",
+];
 
 /// Mounted on, or needed before anything is mounted.
 const DIRECTORIES: [&str; 7] = ["dev", "etc", "newroot", "proc", "run", "sys", "tmp"];

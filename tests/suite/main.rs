@@ -10,6 +10,7 @@ mod exports;
 mod faults;
 mod images;
 mod kills;
+mod machine;
 mod matrix;
 mod postgres;
 mod reconnect;

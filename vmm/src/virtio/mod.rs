@@ -12,4 +12,5 @@ pub mod function;
 pub(crate) mod mock;
 pub mod msix;
 pub(crate) mod queue;
+pub mod rng;
 pub mod transport;
