@@ -12,9 +12,11 @@ const LAB: [&str; 3] = ["up", "--on", "lab"];
 const PAUSE: Duration = Duration::from_secs(15);
 
 /// Says which random number generator the kernel has and how many bytes came of it, and then, about once a second of its
-/// own: its wall clock, its uptime, and how many soft lockups its kernel saw.
+/// own: its wall clock, its uptime, and how many soft lockups its kernel saw. Meanwhile its one CPU is busy: of one that is idle
+/// the kernel's watchdog expects nothing.
 const SCRIPT: &str = "echo 5 > /proc/sys/kernel/watchdog_thresh; cat /sys/class/misc/hw_random/rng_current; \
     head -c 100000 /dev/hwrng | wc -c; head -c 512 /dev/hwrng | busybox md5sum; head -c 512 /dev/hwrng | busybox md5sum; \
+    yes > /dev/null & \
     while :; do read up rest < /proc/uptime; echo $(busybox date +%s) ${up%.*} \
     $(busybox dmesg | grep -c 'soft lockup'); sleep 1; done";
 

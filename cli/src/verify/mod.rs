@@ -14,6 +14,8 @@ use vmprof_job::DiskScheduler;
 use vmprof_profiles::Plan;
 use vmprof_vmm::virtio::blk::OpenAs;
 
+use crate::tasks;
+
 pub use memory::NodePages;
 pub use table::table;
 pub use threads::PlannedThread;
@@ -111,7 +113,9 @@ pub fn read_back(
     guest: Result<&[DiskScheduler], &str>,
     host: Host<'_>,
 ) -> Vec<Finding> {
-    let mut findings = threads::read_back(threads, &host.process.join("task"));
+    let tasks = tasks::all(&host.process.join("task"));
+    let mut findings = threads::read_back(threads, &tasks);
+    findings.extend(threads::submitters(&plan.iothreads, &tasks));
     findings.extend(memory::read_back(&plan.memory, host.process));
     for disk in &plan.disks {
         findings.extend(disks::read_back(disk, open.iter().find(|open| open.name == disk.name)));
