@@ -90,7 +90,7 @@ pub enum Verb {
     Pause(NameArguments),
     /// Let a paused VM go on: requests that had paused it (rerror, werror) are tried again
     Resume(NameArguments),
-    /// Read back where every thread of a running VM really is
+    /// Read back whether a running VM is as planned: its threads, its memory, its disks, the block schedulers on both sides
     Verify(NamedArguments),
     /// Counters of a running VM: per vCPU, per IOThread, per virtqueue, with what is in flight and why it is paused
     Stats(StatsArguments),

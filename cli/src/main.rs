@@ -27,6 +27,7 @@ mod running;
 mod saved;
 mod stats;
 mod store;
+mod tasks;
 mod up;
 mod verify;
 mod vhost_user_blk;

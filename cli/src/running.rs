@@ -140,20 +140,18 @@ pub fn verify(arguments: &NamedArguments, report: Report) -> Result<(), Failure>
         Format::Json => report.json(&findings)?,
         Format::Text => report.data(&table(&findings))?,
     }
-    let strays: Vec<&str> = findings
-        .iter()
-        .filter(|finding| !finding.as_planned)
-        .map(|finding| finding.thread.as_str())
-        .collect();
+    let strays: Vec<String> =
+        findings.iter().filter(|finding| !finding.as_planned).map(|finding| finding.what.name()).collect();
     if strays.is_empty() {
         return Ok(());
     }
-    let message = format!("{} is not where the plan has it: {}", arguments.name, strays.join(", "));
+    let message = format!("{} is not as its plan has it: {}", arguments.name, strays.join(", "));
     Err(Failure::said(
         Kind::Failure,
         "vmprof::verify::strayed",
         message,
-        "something moved its threads after the start: a cgroup, taskset, or a daemon",
+        "what is not as planned now was changed after the start (a cgroup, taskset, a daemon), is the host's to set (its \
+         schedulers), or could not be found out",
     ))
 }
 

@@ -136,6 +136,15 @@ fn threads_and_queues_are_where_the_plan_has_them() {
         let paused = ask(&["stats", "drive", "--format", "json"]).expect("a paused VM answers");
         assert_eq!(paused["paused"]["asked"], true, "{paused}");
         home.run(["pause", "drive"]).expect(1);
+        // What only the guest can say is not known now, and that is said.
+        let unknown = home.run(["verify", "drive"]).expect(1);
+        assert!(unknown.stderr.contains("vmprof::verify::strayed"), "{}", unknown.stderr);
+        let line = unknown.stdout.lines().find(|line| line.starts_with("data: scheduler in the guest"));
+        assert!(
+            line.is_some_and(|line| line.contains("paused") && line.ends_with("NOT AS PLANNED")),
+            "{line:?}"
+        );
+        assert_eq!(unknown.stdout.matches("NOT AS PLANNED").count(), 1, "{}", unknown.stdout);
         home.run(["resume", "drive"]).expect(0);
         assert!(ask(&["stats", "drive", "--format", "json"]).expect("it goes on")["paused"].is_null());
 
@@ -152,10 +161,26 @@ fn threads_and_queues_are_where_the_plan_has_them() {
 
         let findings =
             ask(&["verify", "drive", "--format", "json"]).expect("every thread is where the plan has it");
-        let findings = findings.as_array().unwrap();
+        let of_kind = |kind: &str| -> Vec<&Value> {
+            findings.as_array().unwrap().iter().filter(|finding| finding["kind"] == kind).collect()
+        };
+        // Memory that the guest has touched is on its node; and the disks are what the profile says, on both sides.
+        let memory = &of_kind("memory")[0];
+        assert_eq!(memory["found"], "strict 0", "{memory}");
+        assert!(memory["pages"][0]["pages"].as_u64().unwrap() > 1000, "{memory}");
+        for (kind, found) in [("huge-pages", "4KiB"), ("engine", "io_uring"), ("direct-io", "yes")] {
+            assert_eq!(of_kind(kind)[0]["found"], found, "{kind}: {findings}");
+        }
+        for kind in ["host-scheduler", "guest-scheduler"] {
+            assert_eq!(
+                (&of_kind(kind)[0]["disk"], &of_kind(kind)[0]["found"]),
+                (&"data".into(), &"none".into())
+            );
+        }
+        let findings = of_kind("thread");
         assert_eq!(findings.len(), 4 + 2 + 1);
         let mut seen = Vec::new();
-        for finding in findings {
+        for finding in findings.iter().copied() {
             let name = finding["thread"].as_str().unwrap();
             let planned = match name {
                 "vmprof" => &plan["emulator"]["cpus"],

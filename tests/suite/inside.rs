@@ -115,7 +115,10 @@ fn copies(home: &Home) {
     fs::set_permissions(at("file"), PermissionsExt::from_mode(0o750)).unwrap();
     cp("file", "hello:/tmp/").expect(0);
     assert!(
-        exec(home, &["ls", "-l", "/tmp/file"]).expect(0).stdout.starts_with("-rwxr-x---    1 root     root  ")
+        exec(home, &["ls", "-l", "/tmp/file"])
+            .expect(0)
+            .stdout
+            .starts_with("-rwxr-x---    1 root     root  ")
     );
     cp("hello:/tmp/file", "back").expect(0);
     assert!(fs::read(at("back")).unwrap() == bytes);

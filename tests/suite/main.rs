@@ -11,6 +11,7 @@ mod faults;
 mod images;
 mod inside;
 mod kills;
+mod machine;
 mod matrix;
 mod postgres;
 mod reconnect;

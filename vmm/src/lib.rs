@@ -4,7 +4,7 @@
 //! |---|---|
 //! | `CPU n/KVM` | one vCPU; its exits are answered on it, through the [`bus`] and the registers of PCI functions |
 //! | `IO name` | one io_uring and any set of virtqueues ([`iothread`]) |
-//! | `vmprof` | the [`emulator`]'s event loop: the serial console's streams and the virtio console's ports |
+//! | `vmprof` | the [`emulator`]'s event loop: the serial console's streams, the virtio console's ports, random bytes for the guest |
 //!
 //! A PCI function's registers are behind a lock that vCPU threads and the end of the machine meet at; the threads that serve
 //! its queues never take it.

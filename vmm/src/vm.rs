@@ -23,6 +23,7 @@ use crate::vcpu::Vcpu;
 use crate::virtio::blk::{Blk, DiskStats};
 use crate::virtio::console::Console;
 use crate::virtio::device::VirtioDevice;
+use crate::virtio::rng::Rng;
 use crate::virtio::vsock::Vsock;
 
 mod control;
@@ -103,6 +104,9 @@ impl Vm<Built> {
             devices.push(Box::new(vsock));
             handlers.push(Box::new(handler));
         }
+        let rng = Rng::new().map_err(|source| BuildError::Device { what: "virtio rng", source })?;
+        devices.push(Box::new(rng.0));
+        handlers.push(Box::new(rng.1));
         let mut parts = machine::assemble(host, config, devices, serial_out, serial_in, start)?;
         parts.handlers.extend(handlers);
         let ram = parts.bus.interrupts.vm().ram();

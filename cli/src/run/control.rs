@@ -28,7 +28,7 @@ pub enum Request {
     Stats,
     /// The IOThreads as QEMU's command of that name tells of its own.
     QueryIothreads,
-    /// Each planned thread with where it is.
+    /// What was planned, with what is found of it.
     Verify,
     /// End the run cleanly.
     Stop,

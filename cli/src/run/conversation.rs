@@ -8,7 +8,7 @@ use std::sync::mpsc::{self, Receiver, Sender};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use vmprof_job::{Bytes, Ended, FromGuest, ToGuest};
+use vmprof_job::{Bytes, DiskScheduler, Ended, FromGuest, ToGuest};
 
 use super::news::{Because, News};
 use super::record::State;
@@ -34,6 +34,10 @@ pub enum Event {
     RunAsked {
         argv: Vec<Bytes>,
         answer: Sender<Ran>,
+    },
+    /// Which block schedulers do the guest's disks have?
+    SchedulersAsked {
+        answer: Sender<Vec<DiskScheduler>>,
     },
     /// The machine stands still, because of a failure or because somebody asked.
     Paused {
@@ -164,6 +168,7 @@ pub fn hold(
 ) -> Account {
     let mut account = Account::default();
     let mut waiting: HashMap<u64, Sender<Ran>> = HashMap::new();
+    let mut schedulers: HashMap<u64, Sender<Vec<DiskScheduler>>> = HashMap::new();
     let mut next_id = 0;
     // When the clean stop began, until a hard one takes its place.
     let mut stopping_since: Option<Instant> = None;
@@ -238,6 +243,12 @@ pub fn hold(
                     let _ = answer.send(Ran { status, stdout: owned(stdout), stderr: owned(stderr) });
                 }
             }
+            Ok(Event::Said(FromGuest::Schedulers { id, disks })) => {
+                if let Some(answer) = schedulers.remove(&id) {
+                    // Whoever asked may have left.
+                    let _ = answer.send(disks);
+                }
+            }
             Ok(Event::Said(FromGuest::Pong)) => {}
             Ok(Event::InsideIsAt(state)) => tell(News::InsideIsAt(state)),
             Ok(Event::Garbled(line)) => account.garbled = Some(line),
@@ -251,6 +262,12 @@ pub fn hold(
                 next_id += 1;
                 waiting.insert(next_id, answer);
                 say(&ToGuest::Run { id: next_id, argv });
+            }
+            Ok(Event::SchedulersAsked { answer }) => {
+                next_id += 1;
+                schedulers.insert(next_id, answer);
+                let message = ToGuest::Schedulers { id: next_id };
+                if account.hello_after.is_some() { say(&message) } else { pending.push(message) }
             }
             Ok(Event::Interrupted { signal }) => {
                 let first = account.interrupted.is_none();

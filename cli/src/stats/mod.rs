@@ -45,7 +45,7 @@ pub struct Process {
 }
 
 /// How the guest's memory shows in /proc/self/smaps: by its memfd's name.
-const GUEST_MEMORY: &str = "/memfd:vmprof guest memory";
+pub const GUEST_MEMORY: &str = "/memfd:vmprof guest memory";
 
 impl Process {
     pub fn of_this_one() -> Process {

@@ -105,7 +105,8 @@ impl<P: FnMut(Engine) -> Result<(), IoThreadError>> Tried<P> {
     }
 }
 
-fn engine(aio: Aio) -> Engine {
+/// The machine's word for the profile's.
+pub fn engine(aio: Aio) -> Engine {
     match aio {
         Aio::IoUring => Engine::IoUring,
         Aio::Native => Engine::Native,

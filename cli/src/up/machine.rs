@@ -10,6 +10,7 @@ use std::time::Instant;
 use serde_json::{Value, json};
 use signal_hook::consts::SIGPIPE;
 use vmprof_job::ToGuest;
+use vmprof_profiles::Plan;
 use vmprof_sys::program;
 use vmprof_vmm::backing::DiskError;
 use vmprof_vmm::config::IoThread;
@@ -34,7 +35,7 @@ use crate::run::supervise::{self, Input, Supervision};
 use crate::run::terminal::{self, RawTerminal};
 use crate::run::verdict::MachineEnd;
 use crate::stats::Stats;
-use crate::verify::{PlannedThread, read_back};
+use crate::verify::{self, Finding, PlannedThread};
 
 /// The kernel names a process that begins as /proc/self/exe by that.
 const NAME: &std::ffi::CStr = c"vmprof";
@@ -259,6 +260,19 @@ struct Here {
     events: std::sync::mpsc::Sender<Event>,
 }
 
+impl Here {
+    fn verify(&self) -> Result<Vec<Finding>, String> {
+        let plan: Plan = serde_json::from_str(&self.plan).map_err(|error| error.to_string())?;
+        let open = self.control.disks_open_as().map_err(|error| error.to_string())?;
+        let guest = match plan.disks.is_empty() {
+            true => Ok(Vec::new()),
+            false => verify::schedulers::ask(&self.events, self.control.stats().paused.is_some()),
+        };
+        let guest = guest.as_deref().map_err(String::as_str);
+        Ok(verify::read_back(&plan, &self.threads, &open, guest, verify::Host::this_one()))
+    }
+}
+
 impl Answers for Here {
     fn answer(&self, request: Request) -> Result<Value, String> {
         let as_json = |value: serde_json::Result<Value>| value.map_err(|error| error.to_string());
@@ -273,9 +287,7 @@ impl Answers for Here {
                 Ok(told.collect())
             }
             Request::Stats => as_json(serde_json::to_value(Stats::of(self.control.stats()))),
-            Request::Verify => {
-                as_json(serde_json::to_value(read_back(&self.threads, "/proc/self/task".as_ref())))
-            }
+            Request::Verify => as_json(serde_json::to_value(self.verify()?)),
             Request::Pause => {
                 self.control.pause().map(|()| Value::Bool(true)).map_err(|error| error.to_string())
             }

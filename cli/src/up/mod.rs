@@ -32,7 +32,7 @@ use crate::run::detached::{self, Detached, Left, Word};
 use crate::run::verdict::Ran;
 use crate::saved::SavedPlan;
 
-pub use engines::Engines;
+pub use engines::{Engines, engine};
 pub use filesystems::Filesystems;
 pub use handover::left_behind;
 pub use image::BootImage;

@@ -104,6 +104,7 @@ impl Control {
                     ToGuest::InputEnded { .. }
                     | ToGuest::Signal { .. }
                     | ToGuest::Run { .. }
+                    | ToGuest::Schedulers { .. }
                     | ToGuest::Ping => {}
                 }
             }

@@ -6,7 +6,7 @@ use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use vmprof_job::{DeviceLink, Disk};
+use vmprof_job::{DeviceLink, Disk, DiskScheduler};
 
 use crate::failure::Failure;
 use crate::wait::until_there;
@@ -83,7 +83,7 @@ pub(crate) fn prepare(sys: &Path, disk: &Disk, limit: Duration) -> Result<Device
 
 /// Written, then read back: the kernel lists all schedulers with the active one in brackets.
 fn schedule(sys: &Path, disk: &str, device: &Device, asked: &str) -> Result<(), Failure> {
-    let file = sys.join("block").join(&device.0).join("queue/scheduler");
+    let file = scheduler_file(sys, &device.0);
     let written = fs::write(&file, asked);
     let found = fs::read_to_string(&file).unwrap_or_default();
     if written.is_ok() && active(&found) == Some(asked) {
@@ -96,6 +96,21 @@ fn schedule(sys: &Path, disk: &str, device: &Device, asked: &str) -> Result<(), 
         found: found.trim().to_owned(),
         source: written.err(),
     })
+}
+
+fn scheduler_file(sys: &Path, device: &str) -> PathBuf {
+    sys.join("block").join(device).join("queue/scheduler")
+}
+
+/// What every disk with a serial has now.
+pub(crate) fn schedulers(sys: &Path) -> Vec<DiskScheduler> {
+    // Where the list cannot be read, whoever asked finds its disks missing from it.
+    let devices = serials(&sys.join("block")).unwrap_or_default();
+    let now = |(device, serial): (String, String)| {
+        let found = fs::read_to_string(scheduler_file(sys, &device)).unwrap_or_default();
+        DiskScheduler { serial, scheduler: active(&found).map(str::to_owned) }
+    };
+    devices.into_iter().map(now).collect()
 }
 
 fn active(schedulers: &str) -> Option<&str> {
@@ -188,6 +203,21 @@ mod tests {
         assert_eq!(active("none\n"), Some("none"));
         assert_eq!(active("none mq-deadline"), None);
         assert_eq!(active(""), None);
+    }
+
+    #[test]
+    fn each_disk_with_a_serial_is_told_with_the_scheduler_in_force() {
+        let sys = sys(&[
+            ("vda", "serial", "root"),
+            ("vdb", "serial", "data"),
+            ("vdb", "queue/scheduler", "none [mq-deadline]\n"),
+        ]);
+        let told = |serial: &str, scheduler: Option<&str>| DiskScheduler {
+            serial: serial.into(),
+            scheduler: scheduler.map(Into::into),
+        };
+        assert_eq!(schedulers(sys.path()), [told("root", None), told("data", Some("mq-deadline"))]);
+        assert_eq!(schedulers(&sys.path().join("nowhere")), []);
     }
 
     #[test]

@@ -2,6 +2,7 @@
 //! ready, passes its streams on, does what the control port says, reaps the dead, reports how it ended, and stops the
 //! services.
 
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process_group};
@@ -10,6 +11,7 @@ use vmprof_job::{Ended, FromGuest, LINGER_MS, ToGuest};
 use crate::captured::Captured;
 use crate::command::Surroundings;
 use crate::control::{Control, GONE};
+use crate::disks;
 use crate::failure::Failure;
 use crate::keeping::Keeping;
 use crate::kmsg;
@@ -195,6 +197,10 @@ impl<'a> Supervisor<'a> {
                         });
                     }
                 },
+                ToGuest::Schedulers { id } => {
+                    let disks = disks::schedulers(Path::new("/sys"));
+                    self.control.send(&FromGuest::Schedulers { id, disks });
+                }
                 ToGuest::Ping => self.control.send(&FromGuest::Pong),
                 ToGuest::Received => match course.main {
                     Main::Told { .. } => self.known(course, now),

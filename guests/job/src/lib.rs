@@ -171,6 +171,8 @@ pub enum ToGuest {
     /// Run a helper beside the command, its streams captured, and answer with [`FromGuest::Ran`]. Still running when the
     /// command ends, it ends with it, unanswered.
     Run { id: u64, argv: Vec<Bytes> },
+    /// Which block schedulers do your disks have now? Answered with [`FromGuest::Schedulers`] of the same number.
+    Schedulers { id: u64 },
     /// Are you there? Answered with [`FromGuest::Pong`] from [`FromGuest::Hello`] on, once the disks and mounts are there.
     Ping,
     /// The answer to [`FromGuest::Ended`], [`FromGuest::Stopped`] and [`FromGuest::Failed`]: everything has arrived, the counted bytes of the
@@ -207,8 +209,18 @@ pub enum FromGuest {
     Stopped { killed: Vec<String> },
     /// The answer to [`ToGuest::Ping`].
     Pong,
+    /// The answer to [`ToGuest::Schedulers`]: every disk that has a serial.
+    Schedulers { id: u64, disks: Vec<DiskScheduler> },
     /// The answer to [`ToGuest::Run`].
     Ran { id: u64, status: Ended, stdout: Bytes, stderr: Bytes },
+}
+
+/// What a disk of the guest's has in /sys/block/DEVICE/queue/scheduler.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DiskScheduler {
+    pub serial: String,
+    /// The one in force; `None` where the kernel names none.
+    pub scheduler: Option<String>,
 }
 
 /// How a process ended.

@@ -82,6 +82,9 @@ impl<'r> Source<'r> {
     fn initramfs_inputs(&self, recipe: &Recipe, release: &str) -> Result<Inputs> {
         let mut hasher = self.inputs("initramfs");
         hasher.field("init", blake3::hash(init::PROGRAM).as_bytes());
+        for module in initramfs::NEEDED.iter().chain(&initramfs::WELCOME) {
+            hasher.field("usual module", module.as_bytes());
+        }
         for filesystem in abilities::filesystem_inputs(recipe) {
             hasher.field("filesystem", filesystem.as_bytes());
         }

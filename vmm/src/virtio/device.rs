@@ -11,7 +11,7 @@ use super::distress::Distress;
 pub trait VirtioDevice: Send {
     /// For messages: `blk data`, `console`.
     fn name(&self) -> &str;
-    /// virtio 1.3, 5: the device id (2 block, 3 console).
+    /// virtio 1.3, 5: the device id (2 block, 3 console, 4 entropy).
     fn device_id(&self) -> u16;
     /// Features of the device's own and of the ring; the transport adds VIRTIO_F_VERSION_1.
     fn features(&self) -> u64;

@@ -12,5 +12,6 @@ pub mod function;
 pub(crate) mod mock;
 pub mod msix;
 pub(crate) mod queue;
+pub mod rng;
 pub mod transport;
 pub mod vsock;

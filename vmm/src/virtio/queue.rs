@@ -64,6 +64,14 @@ impl Queue {
         self.active.ring.push_used(head, written);
     }
 
+    /// Shows the driver what was given back, and has it not tell of more: whoever serves the queue comes back by itself.
+    pub(crate) fn rest(&mut self) {
+        if self.active.ring.publish() {
+            self.active.interrupt.signal();
+        }
+        self.active.ring.disarm();
+    }
+
     /// Shows the driver what was given back, and asks to be told of more. `true`: there is more already.
     pub(crate) fn settle(&mut self) -> Result<bool, Broken> {
         if self.active.ring.publish() {

@@ -1,5 +1,6 @@
 //! The handle by which the outside reaches a running machine: its power button, its end, its threads, its counters.
 
+use std::io;
 use std::sync::mpsc::Sender;
 use std::sync::{Arc, Weak};
 
@@ -8,7 +9,7 @@ use crate::exit::Exit;
 use crate::iothread::Handle;
 use crate::pause::{Pause, PauseError, PauseNews};
 use crate::stats::{ExitCounters, Stats, VcpuStats};
-use crate::virtio::blk::DiskStats;
+use crate::virtio::blk::{DiskStats, OpenAs};
 
 /// A handle on a running machine: cheap to clone, good on any thread, harmless after the end.
 #[derive(Debug, Clone)]
@@ -71,6 +72,11 @@ impl Control {
     /// Every thread of the machine: its name, and the kernel's id of it as in /proc/PID/task.
     pub fn threads(&self) -> Vec<(String, i32)> {
         self.0.threads.clone()
+    }
+
+    /// How each disk is open, in the order of the configuration.
+    pub fn disks_open_as(&self) -> io::Result<Vec<OpenAs>> {
+        self.0.disk_stats.iter().map(DiskStats::open_as).collect()
     }
 
     pub fn stats(&self) -> Stats {

@@ -257,3 +257,25 @@ fn a_helper_answers_whoever_asked() {
     after(vec![hello(), asked, Event::Said(ran), Event::MachineEnded], &manners());
     assert_eq!(got.recv().unwrap().stdout, b"x");
 }
+
+#[test]
+fn a_question_about_schedulers_waits_for_hello_and_is_answered_by_its_number() {
+    let ((first, _gone), (second, got)) = (mpsc::channel(), mpsc::channel());
+    let told = |id, scheduler: &str| {
+        let disk = DiskScheduler { serial: "data".into(), scheduler: Some(scheduler.into()) };
+        Event::Said(FromGuest::Schedulers { id, disks: vec![disk] })
+    };
+    let asked = |answer| Event::SchedulersAsked { answer };
+    let script = vec![
+        asked(first),
+        hello(),
+        asked(second),
+        told(7, "of nobody's question"),
+        told(2, "none"),
+        told(1, "bfq"),
+        Event::MachineEnded,
+    ];
+    let (_, said, _) = after(script, &manners());
+    assert_eq!(said, [1, 2].map(|id| ToGuest::Schedulers { id }));
+    assert_eq!(got.recv().unwrap()[0].scheduler.as_deref(), Some("none"));
+}

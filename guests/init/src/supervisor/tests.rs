@@ -261,6 +261,8 @@ fn a_helper_runs_beside_the_command_and_is_answered() {
     );
     outside.tell(ToGuest::Ping);
     assert_eq!(outside.hear(), FromGuest::Pong);
+    outside.tell(ToGuest::Schedulers { id: 11 });
+    assert!(matches!(outside.hear(), FromGuest::Schedulers { id: 11, .. }));
     outside.tell(ToGuest::Run { id: 10, argv: vec!["no-such-program".into()] });
     let status = Ended::NotStarted { status: 127, errno: 2 };
     assert_eq!(outside.hear(), FromGuest::Ran { id: 10, status, stdout: "".into(), stderr: "".into() });

@@ -90,11 +90,32 @@ pub struct DiskSnapshot {
     pub fault: Option<String>,
 }
 
+/// How a disk's bytes move, as it really is open.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct OpenAs {
+    pub name: String,
+    /// What its queues give their requests to.
+    pub engine: Engine,
+    pub iopoll: bool,
+    /// Whether the open file has O_DIRECT, as the kernel has it now (F_GETFL).
+    pub direct: bool,
+}
+
 /// Reads a disk's counters while the transport has the device.
 #[derive(Debug, Clone)]
 pub struct DiskStats(Arc<Disk>);
 
 impl DiskStats {
+    pub fn open_as(&self) -> std::io::Result<OpenAs> {
+        let flags = rustix::fs::fcntl_getfl(&self.0.backing.file)?;
+        Ok(OpenAs {
+            name: self.0.name.clone(),
+            engine: self.0.engine,
+            iopoll: self.0.iopoll,
+            direct: flags.contains(rustix::fs::OFlags::DIRECT),
+        })
+    }
+
     pub fn snapshot(&self) -> DiskSnapshot {
         let fault = *self.0.fault.lock().unwrap_or_else(PoisonError::into_inner);
         DiskSnapshot {

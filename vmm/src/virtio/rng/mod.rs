@@ -1,0 +1,102 @@
+//! virtio-rng (virtio 1.3, 5.4): random bytes of the host's kernel for the guest's. This is the device that the transport
+//! sees; its one queue is served by [`worker`] on the emulator thread, and how much of it a guest gets is [`budget`]'s.
+
+mod budget;
+mod worker;
+
+use std::io;
+use std::sync::{Arc, mpsc};
+
+use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
+
+use super::device::{ActivateError, ActiveQueue, VirtioDevice};
+use super::distress::Distress;
+use worker::Order;
+
+pub use worker::RngHandler;
+
+const DEVICE_ID: u16 = 4;
+// virtio 1.3, 6: feature bits by number. The device has none of its own.
+const INDIRECT_DESCRIPTORS: u64 = 1 << 28;
+const EVENT_IDX: u64 = 1 << 29;
+
+/// Linux asks with one buffer at a time.
+const QUEUE_SIZES: [u16; 1] = [64];
+
+#[derive(Debug)]
+pub struct Rng {
+    orders: mpsc::Sender<Order>,
+    bell: EventFd,
+    distress: Arc<Distress>,
+}
+
+impl Rng {
+    /// The device, and the handler that serves it. An error where the host gives no random bytes.
+    pub fn new() -> io::Result<(Rng, RngHandler)> {
+        let bell = EventFd::new(EFD_NONBLOCK)?;
+        let (orders, heard) = mpsc::channel();
+        let distress = Arc::<Distress>::default();
+        let handler = RngHandler::new(heard, bell.try_clone()?, distress.clone())?;
+        Ok((Rng { orders, bell, distress }, handler))
+    }
+
+    fn order(&self, order: Order) -> bool {
+        let heard = self.orders.send(order).is_ok();
+        // A counter that is full has been rung.
+        let _ = self.bell.write(1);
+        heard
+    }
+}
+
+impl VirtioDevice for Rng {
+    fn name(&self) -> &str {
+        "rng"
+    }
+
+    fn device_id(&self) -> u16 {
+        DEVICE_ID
+    }
+
+    fn features(&self) -> u64 {
+        INDIRECT_DESCRIPTORS | EVENT_IDX
+    }
+
+    fn queue_sizes(&self) -> &[u16] {
+        &QUEUE_SIZES
+    }
+
+    /// virtio 1.3, 5.4.4: there is no configuration.
+    fn read_config(&self, _offset: u32, data: &mut [u8]) {
+        data.fill(0);
+    }
+
+    fn write_config(&mut self, _offset: u32, _data: &[u8]) {}
+
+    fn activate(&mut self, _features: u64, mut queues: Vec<ActiveQueue>) -> Result<(), ActivateError> {
+        // A driver that enables no queue gets nothing.
+        let Some(queue) = queues.pop() else { return Ok(()) };
+        let index = queue.index;
+        match self.order(Order::Start(queue)) {
+            true => Ok(()),
+            false => {
+                let reason = "the emulator thread has ended".to_owned();
+                Err(ActivateError { device: self.name().into(), queue: index, reason })
+            }
+        }
+    }
+
+    fn reset(&mut self) {
+        let (answer, answered) = mpsc::channel();
+        if self.order(Order::Stop(answer)) {
+            // A thread that ends before it answers drops the queue as it goes.
+            let _ = answered.recv();
+        }
+    }
+
+    fn distress(&self) -> Option<Arc<Distress>> {
+        Some(self.distress.clone())
+    }
+}
+
+#[cfg(test)]
+mod tests;
