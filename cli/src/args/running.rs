@@ -1,4 +1,4 @@
-//! The verbs about running VMs: `up`, `ps`, `logs`, `stop`, `pause`, `resume`, `verify`, `stats`.
+//! The verbs about running VMs: `up`, `ps`, `console`, `logs`, `stop`, `pause`, `resume`, `verify`, `stats`.
 
 use std::ffi::OsString;
 use std::path::PathBuf;
@@ -59,6 +59,9 @@ pub struct UpArguments {
     /// shell there
     #[arg(long)]
     pub console: bool,
+    /// End the run when the guest reboots, with status 0 as a power-off has, instead of starting the guest anew
+    #[arg(long)]
+    pub no_reboot: bool,
     /// Stop the VM after this time and end with status 124: 90, 90s, 5m, 1h
     #[arg(long, value_name = "D", value_parser = duration)]
     pub timeout: Option<Duration>,
@@ -96,6 +99,21 @@ pub struct StopArguments {
 pub struct NameArguments {
     /// Name of the running VM
     pub name: String,
+}
+
+#[derive(Debug, Args)]
+#[command(
+    after_help = "On a terminal, keys go to the guest, Ctrl-C too; Ctrl-A x leaves and Ctrl-A Ctrl-A is one Ctrl-A. \
+    One at a time types: the others watch. Without a terminal on standard input, and with --read-only, it only shows what \
+    comes, until the VM has ended.\n\
+    Exit status: 0 when you leave or the VM has ended, 1 otherwise."
+)]
+pub struct ConsoleArguments {
+    /// Name of the running VM
+    pub name: String,
+    /// Never type: leave the keyboard to others
+    #[arg(long)]
+    pub read_only: bool,
 }
 
 #[derive(Debug, Args)]

@@ -6,7 +6,7 @@ use std::io::{self, BufRead, BufReader, Read, Write};
 use std::os::fd::AsRawFd;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::Duration;
 
@@ -65,6 +65,47 @@ pub trait Answers: Send + Sync + 'static {
     fn answer(&self, request: Request) -> Result<Value, String>;
 }
 
+/// The machines of one run, which answer one after the other.
+#[derive(Default)]
+pub struct Successive(Mutex<Option<Current>>);
+
+#[derive(Clone)]
+struct Current {
+    answers: Arc<dyn Answers>,
+    /// It has ended, and the next one is being made.
+    is_over: bool,
+}
+
+impl Successive {
+    pub fn next(&self, answers: Arc<dyn Answers>) {
+        *self.current() = Some(Current { answers, is_over: false });
+    }
+
+    pub fn reboots(&self) {
+        self.current().iter_mut().for_each(|current| current.is_over = true);
+    }
+
+    /// Met by the thread that runs the machines and those that answer.
+    fn current(&self) -> MutexGuard<'_, Option<Current>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Answers for Successive {
+    fn answer(&self, request: Request) -> Result<Value, String> {
+        let current = self.current().clone();
+        match current {
+            // The run's, whichever machine it has.
+            Some(Current { answers, is_over })
+                if !is_over || matches!(request, Request::Plan | Request::Stop) =>
+            {
+                answers.answer(request)
+            }
+            _ => Err("its guest is rebooting: ask again in a moment".to_owned()),
+        }
+    }
+}
+
 #[derive(Debug, Serialize, Deserialize)]
 struct Asked {
     vmprof_control: u32,
@@ -80,7 +121,7 @@ enum Answer {
 
 /// Serves the socket in `directory` until the process ends.
 pub fn serve(directory: &Path, answers: Arc<dyn Answers>) -> io::Result<()> {
-    let listener = UnixListener::bind(short_path(directory)?.1)?;
+    let listener = UnixListener::bind(short_path(directory, SOCKET)?.1)?;
     thread::Builder::new().name("control socket".into()).spawn(move || {
         for connection in listener.incoming() {
             let answers = answers.clone();
@@ -133,7 +174,7 @@ pub enum AskError {
 /// Asks the run whose record is `directory`.
 pub fn ask(name: &str, directory: &Path, request: Request) -> Result<Value, AskError> {
     let exchange = || -> io::Result<String> {
-        let (_keep, path) = short_path(directory)?;
+        let (_keep, path) = short_path(directory, SOCKET)?;
         let mut connection = UnixStream::connect(path)?;
         connection.set_read_timeout(Some(ANSWER_WITHIN))?;
         let mut text = serde_json::to_vec(&Asked { vmprof_control: 1, request })?;
@@ -153,11 +194,11 @@ pub fn ask(name: &str, directory: &Path, request: Request) -> Result<Value, AskE
     }
 }
 
-/// A path to the socket that fits in sun_path's 108 bytes however long the directory's is: by way of an open directory,
+/// A path to a socket that fits in sun_path's 108 bytes however long the directory's is: by way of an open directory,
 /// which must stay open while the path is used.
-fn short_path(directory: &Path) -> io::Result<(File, PathBuf)> {
+pub(super) fn short_path(directory: &Path, socket: &str) -> io::Result<(File, PathBuf)> {
     let opened = File::open(directory)?;
-    let path = PathBuf::from(format!("/proc/self/fd/{}/{SOCKET}", opened.as_raw_fd()));
+    let path = PathBuf::from(format!("/proc/self/fd/{}/{socket}", opened.as_raw_fd()));
     Ok((opened, path))
 }
 
@@ -188,13 +229,27 @@ mod tests {
     }
 
     #[test]
+    fn between_two_machines_the_run_answers_for_itself_alone() {
+        let answers = Successive::default();
+        answers.answer(Request::Stats).unwrap_err();
+        answers.next(Arc::new(Echo));
+        assert_eq!(answers.answer(Request::Stats).unwrap(), "stats");
+        answers.reboots();
+        assert!(answers.answer(Request::Stats).unwrap_err().contains("rebooting"));
+        assert_eq!(answers.answer(Request::Plan).unwrap(), "plan");
+        assert_eq!(answers.answer(Request::Stop).unwrap_err(), "not now");
+        answers.next(Arc::new(Echo));
+        assert_eq!(answers.answer(Request::Pause).unwrap(), "pause");
+    }
+
+    #[test]
     fn nonsense_on_the_socket_is_answered_and_harms_nothing() {
         let keep = tempfile::tempdir().unwrap();
         serve(keep.path(), Arc::new(Echo)).unwrap();
         for nonsense in
             ["", "\n", "{}\n", "{\"vmprof_control\":2,\"request\":\"stats\"}\n", &"x".repeat(100_000)]
         {
-            let (_keep, path) = short_path(keep.path()).unwrap();
+            let (_keep, path) = short_path(keep.path(), SOCKET).unwrap();
             let mut connection = UnixStream::connect(path).unwrap();
             // The server may stop reading before all of it is written.
             let _ = connection.write_all(nonsense.as_bytes());

@@ -1,5 +1,5 @@
 //! The record of a running VM: one directory a name under the runtime place, with `lock` held by the running process for as
-//! long as it lives, `run.json` saying what it is, and `control.sock`. A record whose lock nobody holds is a dead one's, and
+//! long as it lives, `run.json` saying what it is, `control.sock` and `console.sock`. A record whose lock nobody holds is a dead one's, and
 //! the next run of the name takes the directory over.
 
 use std::fs::{self, File, TryLockError};
@@ -36,7 +36,7 @@ pub struct Run {
     pub disks: Vec<DiskInUse>,
 }
 
-/// How far a run is. It only goes forward.
+/// How far a run is. It only goes forward, but for a reboot.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum State {
@@ -167,7 +167,7 @@ impl OwnRecord {
             // What we locked may be a file that its last owner has removed since we opened it.
             let locked = lock.metadata().map_err(io)?.ino();
             if fs::metadata(&path).is_ok_and(|found| found.ino() == locked) {
-                for stale in ["run.json", "control.sock"] {
+                for stale in ["run.json", "control.sock", "console.sock"] {
                     let _ = fs::remove_file(directory.join(stale));
                 }
                 return Ok(OwnRecord { directory, name: name.to_owned(), lock });
@@ -204,9 +204,10 @@ impl Keeper {
         Keeper { directory, run }
     }
 
-    /// What lies behind the run already has come too late: in the lab two sides tell of it.
+    /// What lies behind the run already has come too late: in the lab two sides tell of it. A guest that reboots begins anew.
     pub fn is_at(&mut self, state: State) {
-        if state <= self.run.state {
+        let reboots = state == State::Starting && self.run.state != State::Stopping;
+        if state == self.run.state || (state < self.run.state && !reboots) {
             return;
         }
         self.run.state = state;
@@ -317,21 +318,28 @@ mod tests {
         assert_eq!((state(), running(&places)[0].paused.as_deref()), (State::Serving, Some("no space")));
         keeper.is_paused(None);
         assert_eq!(running(&places)[0].paused, None);
-        keeper.is_at(State::Stopping);
+        keeper.is_at(State::Starting);
+        assert_eq!(state(), State::Starting, "the guest reboots");
         keeper.is_at(State::Serving);
-        assert_eq!(state(), State::Stopping, "a run does not go back");
+        keeper.is_at(State::Stopping);
+        for late in [State::Serving, State::Starting] {
+            keeper.is_at(late);
+            assert_eq!(state(), State::Stopping, "a run does not go back");
+        }
     }
 
     #[test]
     fn a_dead_runs_record_is_taken_over() {
         let (_keep, places) = places();
         fs::create_dir_all(places.run_of("db")).unwrap();
-        for leftover in ["lock", "control.sock"] {
+        for leftover in ["lock", "control.sock", "console.sock"] {
             fs::write(places.run_of("db").join(leftover), "").unwrap();
         }
         assert!(running(&places).is_empty());
         let own = OwnRecord::claim(&places, "db").unwrap();
-        assert!(!own.directory().join("control.sock").exists());
+        for socket in ["control.sock", "console.sock"] {
+            assert!(!own.directory().join(socket).exists());
+        }
     }
 
     #[test]
