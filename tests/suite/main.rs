@@ -12,6 +12,7 @@ mod images;
 mod kills;
 mod matrix;
 mod postgres;
+mod reboots;
 mod reconnect;
 mod roots;
 mod store;

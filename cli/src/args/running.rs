@@ -30,7 +30,7 @@ pub enum On {
     With CMD, stdout is CMD's stdout and nothing else; plan, progress, notices and console go to stderr.\n\
     Exit status with CMD: CMD's own, 128+N for its signal N; 3, 4, 64 before anything boots; 124 --timeout ran out; \
     125 everything else that is not CMD's.\n\
-    Without CMD: 0 power-off or `vmprof stop`, 1 guest panic or failure, a service's for good included, 124 --timeout ran out, 125 the lab failed, 130 interrupted.\n\
+    Without CMD: 0 power-off or `vmprof stop`, and with --no-reboot a reboot, which else starts the guest anew; 1 guest panic or failure, a service's for good included, 124 --timeout ran out, 125 the lab failed, 130 interrupted.\n\
     With --detach: 0 once the VM runs, or with --wait once it is ready; what ends before has its status.\n\
     Ctrl-C once stops cleanly, services in the time their recipe gives; twice at once.")]
 pub struct UpArguments {
