@@ -270,3 +270,5 @@ fn those_who_are_attached_get_each_byte_once_whatever_the_reader_beside_them_tak
     assert_eq!(String::from_utf8(all).unwrap(), "abcdefghijklm nobody reads this beside them\n");
     assert_eq!(*shown.lock().unwrap(), b"abcdefghi");
 }
+
+mod guest;
