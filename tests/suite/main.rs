@@ -2,6 +2,7 @@
 
 mod boots;
 mod cli;
+mod console;
 mod detached;
 mod docs;
 mod durability;
