@@ -84,6 +84,12 @@ fn a_vm_that_was_left_on_its_own_is_the_same_run_before_and_after_its_guest_rebo
             serde_json::from_str(&home.run(["ps", "--format", "json"]).expect(0).stdout).unwrap()
         };
         let first = listed();
+        eventually("the guest to reboot", || {
+            let said = home.run(["logs", "rebooting"]).expect(0).stdout;
+            said.contains("rebooting reboots").then_some(())
+        });
+        // It takes seconds to be ready again.
+        eventually("ps to show it", || (listed()[0]["state"] == "starting").then_some(()));
         eventually("the guest to serve again", || {
             let said = home.run(["logs", "rebooting"]).expect(0).stdout;
             let (_, after) = said.split_once("vmprof: rebooting reboots\n")?;
