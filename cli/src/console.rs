@@ -17,15 +17,31 @@ use crate::report::Report;
 use crate::run::console::client::{self, Attachment, Left};
 use crate::run::console::protocol::Because;
 use crate::run::console::socket;
-use crate::run::record;
+use crate::run::record::{self, Run};
 use crate::run::terminal::{Keys, RawTerminal};
 
 pub fn console(arguments: &ConsoleArguments, report: Report) -> Result<(), Failure> {
     let places = Places::from_environment()?;
     let name = &arguments.name;
-    record::find(&places, name)?;
-    let stream = socket::connect(&places.run_of(name)).map_err(|error| unreachable(name, error))?;
+    let run = record::find(&places, name)?;
+    let stream = reach(&places, &run)?;
     attach(stream, name, !arguments.read_only, report)
+}
+
+/// The other end of the run's console.
+fn reach(places: &Places, run: &Run) -> Result<UnixStream, Failure> {
+    let name = &run.name;
+    if run.on == "lab" {
+        return Err(Failure::said(
+            Kind::Failure,
+            "vmprof::console::unreachable",
+            format!("`{name}` runs in the lab, where no console is reached from outside"),
+            format!(
+                "it is shown where the VM was started, and `vmprof logs {name}` has it of one that was left running"
+            ),
+        ));
+    }
+    socket::connect(&places.run_of(name)).map_err(|error| unreachable(name, error))
 }
 
 /// Until whoever types leaves, or the other end of `stream` does. `keyboard`: to type, where there is a terminal and nobody

@@ -1,6 +1,6 @@
 //! The record of a running VM: one directory a name under the runtime place, with `lock` held by the running process for as
-//! long as it lives, `run.json` saying what it is, `control.sock` and `console.sock`. A record whose lock nobody holds is a dead one's, and
-//! the next run of the name takes the directory over.
+//! long as it lives, `run.json` saying what it is, `control.sock` and `console.sock`. A record whose lock nobody holds is a dead
+//! one's, and the next run of the name takes the directory over.
 
 use std::fs::{self, File, TryLockError};
 use std::io;
