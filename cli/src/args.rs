@@ -12,8 +12,8 @@ pub use guests::{BuildArguments, LockArguments, Sources};
 pub use inside::{CpArguments, ExecArguments, Place};
 pub use profiles::{CheckArguments, FmtArguments, HostArguments, ImportVerb, PlanArguments, PlanFormat};
 pub use running::{
-    FormatArguments, LogsArguments, NameArguments, NamedArguments, On, StatsArguments, StatsFormat,
-    StopArguments, UpArguments,
+    ConsoleArguments, FormatArguments, LogsArguments, NameArguments, NamedArguments, On, StatsArguments,
+    StatsFormat, StopArguments, UpArguments,
 };
 pub use store::StoreVerb;
 
@@ -78,6 +78,8 @@ pub enum Verb {
     Up(Box<UpArguments>),
     /// List the running VMs
     Ps(FormatArguments),
+    /// The serial console of a running VM on this terminal; several may watch, one of them types
+    Console(ConsoleArguments),
     /// What a VM that was left running says, and has said
     Logs(LogsArguments),
     /// Run a command in the guest of a running VM, with its streams here, and end with its status

@@ -2,6 +2,7 @@
 
 mod args;
 mod check;
+mod console;
 mod cp;
 mod doctor;
 mod exec;
@@ -82,6 +83,7 @@ fn run(verb: &Verb, report: Report) -> Result<(), Failure> {
         Verb::Build(arguments) => guest::build(arguments, report),
         Verb::Doctor(arguments) => doctor::doctor(arguments, report),
         Verb::Ps(arguments) => running::ps(arguments, report),
+        Verb::Console(arguments) => console::console(arguments, report),
         Verb::Logs(arguments) => running::logs(arguments, report),
         Verb::Cp(arguments) => cp::cp(arguments, report),
         Verb::Stop(arguments) => running::stop(arguments, report),

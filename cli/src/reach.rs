@@ -19,24 +19,36 @@ const ANSWER_WITHIN: Duration = Duration::from_secs(30);
 
 /// A connection to the agent of the guest of the running VM `name`.
 pub fn guest(places: &Places, name: &str) -> Result<Stream<UnixStream>, Failure> {
+    let stream = socket(places, name, VSOCK)?;
+    greet(&stream).map_err(|source| unreached(name, source))?;
+    Ok(Stream::new(stream))
+}
+
+/// A connection to this socket of the running VM `name`; in the lab it is that of the vmprof inside.
+pub fn socket(places: &Places, name: &str, socket: &str) -> Result<UnixStream, Failure> {
     let run = record::find(places, name)?;
     let failed = |source| unreached(name, source);
-    let stream = sockets::connect(&places.run_of(name), VSOCK).map_err(failed)?;
-    stream.set_read_timeout(Some(ANSWER_WITHIN)).map_err(failed)?;
-    greet(&stream).map_err(failed)?;
-    let mut stream = Stream::new(stream);
-    if run.on == "lab" {
-        let socket = Path::new(Inside::RUNTIME).join(name).join(VSOCK);
-        let lead_on = What::Connect { path: socket.as_path().into() };
-        match ask(&mut stream, lead_on).map_err(failed)? {
-            Answer::Begun => {}
-            // The machine inside is not there yet, or no more.
-            _ => return Err(failed(io::ErrorKind::UnexpectedEof.into())),
-        }
-        greet(stream.get_ref()).map_err(failed)?;
+    if run.on != "lab" {
+        return sockets::connect(&places.run_of(name), socket).map_err(failed);
+    }
+    let mut stream = machine(places, name)?;
+    let lead_on = What::Connect { path: Path::new(Inside::RUNTIME).join(name).join(socket).as_path().into() };
+    stream.get_ref().set_read_timeout(Some(ANSWER_WITHIN)).map_err(failed)?;
+    match ask(&mut stream, lead_on).map_err(failed)? {
+        Answer::Begun => {}
+        // The machine inside is not there yet, or no more.
+        _ => return Err(failed(io::ErrorKind::UnexpectedEof.into())),
     }
     stream.get_ref().set_read_timeout(None).map_err(failed)?;
-    Ok(stream)
+    Ok(stream.into_inner())
+}
+
+/// A connection to the agent of the machine which the run itself holds: in the lab the emulated host.
+pub fn machine(places: &Places, name: &str) -> Result<Stream<UnixStream>, Failure> {
+    let failed = |source| unreached(name, source);
+    let stream = sockets::connect(&places.run_of(name), VSOCK).map_err(failed)?;
+    greet(&stream).map_err(failed)?;
+    Ok(Stream::new(stream))
 }
 
 /// Asks the agent at the other end, and reads its answer.
@@ -56,6 +68,7 @@ pub fn answer(stream: &mut Stream<UnixStream>) -> io::Result<Answer> {
 
 /// Asks for the agent's port. The answer is read to its last byte, and no further: what follows is the agent's.
 fn greet(mut stream: &UnixStream) -> io::Result<()> {
+    stream.set_read_timeout(Some(ANSWER_WITHIN))?;
     stream.write_all(format!("CONNECT {PORT}\n").as_bytes())?;
     let mut line = Vec::new();
     while line.last() != Some(&b'\n') {
@@ -63,6 +76,7 @@ fn greet(mut stream: &UnixStream) -> io::Result<()> {
         stream.read_exact(&mut byte)?;
         line.push(byte[0]);
     }
+    stream.set_read_timeout(None)?;
     if line.starts_with(b"OK ") { Ok(()) } else { Err(io::ErrorKind::InvalidData.into()) }
 }
 

@@ -2,6 +2,7 @@
 
 mod boots;
 mod cli;
+mod console;
 mod detached;
 mod docs;
 mod durability;
@@ -14,6 +15,7 @@ mod kills;
 mod machine;
 mod matrix;
 mod postgres;
+mod reboots;
 mod reconnect;
 mod roots;
 mod store;

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use vmprof_sys::kick;
 
+use crate::backing::DiskLock;
 use crate::bus::Bus;
 use crate::config::{Cpus, VmConfig};
 use crate::emulator::{Emulator, EmulatorError, Handler};
@@ -71,20 +72,37 @@ impl Vm<Built> {
         channels: Channels,
         initramfs_extra: &[u8],
     ) -> Result<Vm<Built>, BuildError> {
-        Vm::build_with(host, config, channels, Start::Kernel { initramfs_extra })
+        Vm::build_with(host, config, &[], channels, Start::Kernel { initramfs_extra })
+    }
+
+    /// The same with the disks locked already, in the order of `config.disks`: for a machine that is followed by another one,
+    /// which has the same disks.
+    pub fn build_locked(
+        host: &Usable,
+        config: &VmConfig,
+        locks: &[DiskLock],
+        channels: Channels,
+        initramfs_extra: &[u8],
+    ) -> Result<Vm<Built>, BuildError> {
+        Vm::build_with(host, config, locks, channels, Start::Kernel { initramfs_extra })
     }
 
     pub(crate) fn build_with(
         host: &Usable,
         config: &VmConfig,
+        locks: &[DiskLock],
         channels: Channels,
         start: Start<'_>,
     ) -> Result<Vm<Built>, BuildError> {
         machine::check(host, config)?;
         let iothreads = config.iothreads.iter().map(IoThread::spawn).collect::<Result<Vec<_>, _>>()?;
         let pause = Arc::new(Pause::default());
-        let open = |disk| Blk::of_machine(disk, &iothreads, &pause);
-        let disks = config.disks.iter().map(open).collect::<Result<Vec<_>, _>>()?;
+        let mut locks = locks.iter().cloned();
+        let disks = config.disks.iter().map(|disk| {
+            let locked = locks.next().map_or_else(|| DiskLock::take(disk), Ok)?;
+            Blk::of_machine(disk, locked, &iothreads, &pause)
+        });
+        let disks = disks.collect::<Result<Vec<_>, _>>()?;
         let disk_stats = disks.iter().map(Blk::stats).collect();
         let mut devices: Vec<Box<dyn VirtioDevice>> = Vec::new();
         devices.extend(disks.into_iter().map(|disk| Box::new(disk) as Box<dyn VirtioDevice>));

@@ -1,4 +1,4 @@
-//! The verbs about running VMs: `up`, `ps`, `logs`, `stop`, `pause`, `resume`, `verify`, `stats`.
+//! The verbs about running VMs: `up`, `ps`, `console`, `logs`, `stop`, `pause`, `resume`, `verify`, `stats`.
 
 use std::ffi::OsString;
 use std::path::PathBuf;
@@ -30,7 +30,7 @@ pub enum On {
     With CMD, stdout is CMD's stdout and nothing else; plan, progress, notices and console go to stderr.\n\
     Exit status with CMD: CMD's own, 128+N for its signal N; 3, 4, 64 before anything boots; 124 --timeout ran out; \
     125 everything else that is not CMD's.\n\
-    Without CMD: 0 power-off or `vmprof stop`, 1 guest panic or failure, a service's for good included, 124 --timeout ran out, 125 the lab failed, 130 interrupted.\n\
+    Without CMD: 0 power-off or `vmprof stop`, and with --no-reboot a reboot, which else starts the guest anew; 1 guest panic or failure, a service's for good included, 124 --timeout ran out, 125 the lab failed, 130 interrupted.\n\
     With --detach: 0 once the VM runs, or with --wait once it is ready; what ends before has its status.\n\
     Ctrl-C once stops cleanly, services in the time their recipe gives; twice at once.")]
 pub struct UpArguments {
@@ -59,6 +59,9 @@ pub struct UpArguments {
     /// shell there
     #[arg(long)]
     pub console: bool,
+    /// End the run when the guest reboots, with status 0 as a power-off has, instead of starting the guest anew
+    #[arg(long)]
+    pub no_reboot: bool,
     /// Stop the VM after this time and end with status 124: 90, 90s, 5m, 1h
     #[arg(long, value_name = "D", value_parser = duration)]
     pub timeout: Option<Duration>,
@@ -96,6 +99,21 @@ pub struct StopArguments {
 pub struct NameArguments {
     /// Name of the running VM
     pub name: String,
+}
+
+#[derive(Debug, Args)]
+#[command(
+    after_help = "On a terminal, keys go to the guest, Ctrl-C too; Ctrl-A x leaves and Ctrl-A Ctrl-A is one Ctrl-A. \
+    One at a time types: the others watch. Without a terminal on standard input, and with --read-only, it only shows what \
+    comes, until the VM has ended.\n\
+    Exit status: 0 when you leave or the VM has ended, 1 otherwise."
+)]
+pub struct ConsoleArguments {
+    /// Name of the running VM
+    pub name: String,
+    /// Never type: leave the keyboard to others
+    #[arg(long)]
+    pub read_only: bool,
 }
 
 #[derive(Debug, Args)]

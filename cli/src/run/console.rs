@@ -1,7 +1,13 @@
-//! The guest's console on its way to stderr, where the lines of others come in between: whole lines, or the guest's would be
-//! cut in two by them. A serial line brings a few bytes at a time.
+//! The guest's console: on its way to stderr, where the lines of others come in between ([`WholeLines`]), and to all who attach
+//! to it: [`server`] in the run, [`client`] in `vmprof console`, [`protocol`] between them.
 
 use std::io::{self, ErrorKind, Write};
+
+mod attached;
+pub mod client;
+mod printed;
+pub mod protocol;
+pub mod server;
 
 /// Our standard error by its number: it may be another file later on.
 #[derive(Debug)]
@@ -20,7 +26,8 @@ impl Write for Stderr {
 /// A line of this length is shown in pieces.
 const LONGEST: usize = 4096;
 
-/// Passes on whole lines, each time it is flushed; what has no end yet waits for it, or for the end of the machine.
+/// Passes on whole lines, each time it is flushed: a serial line brings a few bytes at a time, and the lines of others would cut
+/// the guest's in two. What has no end yet waits for it, or for the end of the machine.
 #[derive(Debug)]
 pub struct WholeLines<W: Write> {
     out: W,

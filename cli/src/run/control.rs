@@ -4,7 +4,7 @@
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::Duration;
 
@@ -62,6 +62,47 @@ impl Request {
 /// A machine's side of the socket.
 pub trait Answers: Send + Sync + 'static {
     fn answer(&self, request: Request) -> Result<Value, String>;
+}
+
+/// The machines of one run, which answer one after the other.
+#[derive(Default)]
+pub struct Successive(Mutex<Option<Current>>);
+
+#[derive(Clone)]
+struct Current {
+    answers: Arc<dyn Answers>,
+    /// It has ended, and the next one is being made.
+    is_over: bool,
+}
+
+impl Successive {
+    pub fn next(&self, answers: Arc<dyn Answers>) {
+        *self.current() = Some(Current { answers, is_over: false });
+    }
+
+    pub fn reboots(&self) {
+        self.current().iter_mut().for_each(|current| current.is_over = true);
+    }
+
+    /// Met by the thread that runs the machines and those that answer.
+    fn current(&self) -> MutexGuard<'_, Option<Current>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Answers for Successive {
+    fn answer(&self, request: Request) -> Result<Value, String> {
+        let current = self.current().clone();
+        match current {
+            // The run's, whichever machine it has.
+            Some(Current { answers, is_over })
+                if !is_over || matches!(request, Request::Plan | Request::Stop) =>
+            {
+                answers.answer(request)
+            }
+            _ => Err("its guest is rebooting: ask again in a moment".to_owned()),
+        }
+    }
 }
 
 #[derive(Debug, Serialize, Deserialize)]
@@ -175,6 +216,20 @@ mod tests {
         assert_eq!(ask("db", &directory, Request::Stats).unwrap(), "stats");
         let error = ask("db", &directory, Request::Stop).unwrap_err();
         assert!(error.to_string().contains("not now"), "{error}");
+    }
+
+    #[test]
+    fn between_two_machines_the_run_answers_for_itself_alone() {
+        let answers = Successive::default();
+        answers.answer(Request::Stats).unwrap_err();
+        answers.next(Arc::new(Echo));
+        assert_eq!(answers.answer(Request::Stats).unwrap(), "stats");
+        answers.reboots();
+        assert!(answers.answer(Request::Stats).unwrap_err().contains("rebooting"));
+        assert_eq!(answers.answer(Request::Plan).unwrap(), "plan");
+        assert_eq!(answers.answer(Request::Stop).unwrap_err(), "not now");
+        answers.next(Arc::new(Echo));
+        assert_eq!(answers.answer(Request::Pause).unwrap(), "pause");
     }
 
     #[test]

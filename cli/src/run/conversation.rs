@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use std::io::{self, BufRead, BufReader, Write};
 use std::os::unix::net::UnixStream;
 use std::sync::mpsc::{self, Receiver, Sender};
-use std::thread;
+use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use vmprof_job::{Bytes, DiskScheduler, Ended, FromGuest, ToGuest};
@@ -127,7 +127,7 @@ pub struct Finish {
 }
 
 /// Reads the control channel until it ends, each line an event.
-pub fn listen(control: &UnixStream, events: Sender<Event>) -> io::Result<()> {
+pub fn listen(control: &UnixStream, events: Sender<Event>) -> io::Result<JoinHandle<()>> {
     let control = BufReader::new(control.try_clone()?);
     thread::Builder::new().name("control".into()).spawn(move || {
         for line in control.split(b'\n').map_while(Result::ok) {
@@ -139,8 +139,7 @@ pub fn listen(control: &UnixStream, events: Sender<Event>) -> io::Result<()> {
                 return;
             }
         }
-    })?;
-    Ok(())
+    })
 }
 
 /// The machine as the conversation sees it.

@@ -138,7 +138,7 @@ fn each_chunk(mut from: impl Read, mut take: impl FnMut(&[u8]) -> bool) {
 
 /// Like write_all, on a stream that somebody else may have made non-blocking. Not through std's handles: their line buffering would
 /// hold back what has no newline.
-fn write_patiently(to: &impl AsFd, mut bytes: &[u8]) -> io::Result<()> {
+pub(super) fn write_patiently(to: &impl AsFd, mut bytes: &[u8]) -> io::Result<()> {
     while !bytes.is_empty() {
         match rustix::io::write(to, bytes) {
             Ok(0) => return Err(ErrorKind::WriteZero.into()),

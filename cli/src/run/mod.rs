@@ -9,6 +9,7 @@ pub mod copy;
 pub mod detached;
 pub mod log;
 pub mod news;
+pub mod reboots;
 pub mod record;
 pub mod relay;
 pub mod sockets;

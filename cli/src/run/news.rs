@@ -31,6 +31,10 @@ pub enum News {
     Resumed,
     /// A clean stop was asked of a guest that stands still.
     CannotStopPaused,
+    /// The machine has ended so, and the next one begins.
+    Reboots {
+        because: &'static str,
+    },
 }
 
 /// What a clean stop began with.
@@ -101,6 +105,7 @@ impl Teller {
             News::CannotStopPaused => Some(format!(
                 "{name} is paused and cannot end cleanly: `vmprof resume {name}` lets it, Ctrl-C again ends it at once"
             )),
+            News::Reboots { because } => Some(format!("{name} {because}")),
         }
     }
 
@@ -110,6 +115,7 @@ impl Teller {
             // Ready is the emulated host; its guest is not yet.
             (News::Service { .. }, _) | (News::Ready { .. }, Ran::Inside { .. }) => None,
             (News::InsideIsAt(state), _) => Some(*state),
+            (News::Reboots { .. }, _) => Some(State::Starting),
             (News::Ready { .. }, Ran::Serving) => Some(State::Serving),
             (News::Ready { .. }, _) => Some(State::Running),
             (News::Stopping { .. }, _) => Some(State::Stopping),
@@ -230,6 +236,7 @@ mod tests {
             assert!(line(news).contains("`vmprof resume db`"));
         }
         assert_eq!(line(News::Resumed), "db goes on");
+        assert_eq!(line(News::Reboots { because: "reboots" }), "db reboots");
     }
 
     #[test]
@@ -238,6 +245,7 @@ mod tests {
         assert_eq!(state(Ran::Serving, &READY), Some(State::Serving));
         assert_eq!(state(Ran::Command, &READY), Some(State::Running));
         assert_eq!(state(Ran::Serving, &News::Stopping { because: Because::Asked }), Some(State::Stopping));
+        assert_eq!(state(Ran::Serving, &News::Reboots { because: "reboots" }), Some(State::Starting));
         let started = News::Service { name: "a".into(), state: ServiceState::Starting };
         assert_eq!(state(Ran::Serving, &started), None);
     }

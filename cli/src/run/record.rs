@@ -1,6 +1,6 @@
 //! The record of a running VM: one directory a name under the runtime place, with `lock` held by the running process for as
-//! long as it lives, `run.json` saying what it is, and `control.sock`. A record whose lock nobody holds is a dead one's, and
-//! the next run of the name takes the directory over.
+//! long as it lives, `run.json` saying what it is, `control.sock` and `console.sock`. A record whose lock nobody holds is a dead
+//! one's, and the next run of the name takes the directory over.
 
 use std::fs::{self, DirBuilder, File, TryLockError};
 use std::io;
@@ -36,7 +36,7 @@ pub struct Run {
     pub disks: Vec<DiskInUse>,
 }
 
-/// How far a run is. It only goes forward.
+/// How far a run is. It only goes forward, but for a reboot.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum State {
@@ -204,9 +204,10 @@ impl Keeper {
         Keeper { directory, run }
     }
 
-    /// What lies behind the run already has come too late: in the lab two sides tell of it.
+    /// What lies behind the run already has come too late: in the lab two sides tell of it. A guest that reboots begins anew.
     pub fn is_at(&mut self, state: State) {
-        if state <= self.run.state {
+        let reboots = state == State::Starting && self.run.state != State::Stopping;
+        if state == self.run.state || (state < self.run.state && !reboots) {
             return;
         }
         self.run.state = state;
@@ -317,9 +318,14 @@ mod tests {
         assert_eq!((state(), running(&places)[0].paused.as_deref()), (State::Serving, Some("no space")));
         keeper.is_paused(None);
         assert_eq!(running(&places)[0].paused, None);
-        keeper.is_at(State::Stopping);
+        keeper.is_at(State::Starting);
+        assert_eq!(state(), State::Starting, "the guest reboots");
         keeper.is_at(State::Serving);
-        assert_eq!(state(), State::Stopping, "a run does not go back");
+        keeper.is_at(State::Stopping);
+        for late in [State::Serving, State::Starting] {
+            keeper.is_at(late);
+            assert_eq!(state(), State::Stopping, "a run does not go back");
+        }
     }
 
     #[test]

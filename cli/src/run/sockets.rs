@@ -1,13 +1,16 @@
 //! Unix sockets in the record of a run, however long its path is: sun_path ends at 108 bytes.
 
-use std::fs::{self, File};
+use std::fs::{self, File, Permissions};
 use std::io;
 use std::os::fd::AsRawFd;
+use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 
 /// What `control.rs` serves.
 pub const CONTROL: &str = "control.sock";
+/// What `console/` serves.
+pub const CONSOLE: &str = "console.sock";
 /// Where connections to the guest begin: say `CONNECT port` and a line's end, and read `OK`.
 pub const VSOCK: &str = "vsock.sock";
 
@@ -18,7 +21,10 @@ pub fn listen(directory: &Path, name: &str) -> io::Result<UnixListener> {
         _ => {}
     }
     let (_keep, path) = short_path(directory, name)?;
-    UnixListener::bind(path)
+    let listener = UnixListener::bind(&path)?;
+    // Who may write to the socket may connect.
+    fs::set_permissions(&path, Permissions::from_mode(0o600))?;
+    Ok(listener)
 }
 
 pub fn connect(directory: &Path, name: &str) -> io::Result<UnixStream> {

@@ -28,15 +28,14 @@ pub enum Input {
     Nothing,
 }
 
-/// What happens between a machine's start and its end.
+/// What happens between a machine's start and its end, and in a run that has several machines, one after the other.
 #[derive(Debug)]
 pub struct Supervision {
     pub events: Sender<Event>,
     heard: Receiver<Event>,
-    channels: Channels,
     manners: Manners,
-    /// Dropped when the guest is ready.
-    not_ready: Vec<Sender<()>>,
+    /// The first machine's start, from which the run has its time.
+    began: Option<Instant>,
 }
 
 /// What came of it.
@@ -49,31 +48,30 @@ pub struct Outcome {
 }
 
 impl Supervision {
-    pub fn new(channels: Channels, manners: Manners) -> Supervision {
+    pub fn new(manners: Manners) -> Supervision {
         let (events, heard) = mpsc::channel();
-        Supervision { events, heard, channels, manners, not_ready: Vec::new() }
-    }
-
-    /// Closed at its other end when the guest is ready, or never will be.
-    pub fn readiness(&mut self) -> Receiver<()> {
-        let (not_ready, readiness) = mpsc::channel();
-        self.not_ready.push(not_ready);
-        readiness
+        Supervision { events, heard, manners, began: None }
     }
 
     /// Runs until the machine has ended, which `wait` waits for on this thread. `kill` ends it hard; `tell` hears what is
     /// worth a line, on another thread.
     pub fn run(
-        mut self,
+        &mut self,
+        channels: Channels,
         input: Input,
         started: Instant,
-        kill: impl Fn() + Send + 'static,
+        kill: impl Fn() + Send,
         wait: impl FnOnce() -> MachineEnd,
-        mut tell: impl FnMut(News) + Send + 'static,
+        tell: &mut (impl FnMut(News) + Send),
     ) -> io::Result<Outcome> {
         // The command's output comes after the line that says that it starts; keys are not typed into a guest that boots.
-        let [stdout_begins, stderr_begins, keys_begin] = std::array::from_fn(|_| self.readiness());
-        let Supervision { events, heard, channels, manners, mut not_ready } = self;
+        let mut not_ready = Vec::new();
+        let [stdout_begins, stderr_begins, keys_begin] = std::array::from_fn(|_| {
+            let (not_yet, begins) = mpsc::channel::<()>();
+            not_ready.push(not_yet);
+            begins
+        });
+        let Supervision { events, heard, manners, began } = self;
         vmprof_sys::signals::read_a_foreign_terminal_as_an_error()?;
         // On a console the inner vmprof's own lines come on stderr; stdout carries the console, which returns its carriage.
         let lines = match input {
@@ -101,22 +99,60 @@ impl Supervision {
             Input::Keys => terminal::carry_keys(channels.stdin, true, keys_begin, events.clone())?,
             Input::Nothing => drop(events.send(Event::InputEnded { bytes: 0 })),
         }
-        conversation::listen(&channels.control, events.clone())?;
-        carry_signals(events.clone())?;
+        let listening = conversation::listen(&channels.control, events.clone())?;
+        let first = match *began {
+            Some(first) => first,
+            None => {
+                carry_signals(events.clone())?;
+                *began.insert(started)
+            }
+        };
+        let spent = started.saturating_duration_since(first);
+        let manners =
+            Manners { timeout: manners.timeout.map(|limit| limit.saturating_sub(spent)), ..manners.clone() };
 
         let machine = Remote { kill, counts: (stdout.count(), stderr.count()) };
         let control = channels.control;
-        let conversation = thread::Builder::new()
-            .name("conversation".into())
-            .spawn(move || conversation::hold(control, &heard, &manners, started, &machine, tell))?;
-        let end = wait();
-        // The conversation may have ended with its last event already.
-        let _ = events.send(Event::MachineEnded);
-        let account =
-            conversation.join().map_err(|_| io::Error::other("the conversation's thread panicked"))?;
+        let (account, end) = thread::scope(|scope| -> io::Result<_> {
+            let heard = &mut *heard;
+            let conversation =
+                thread::Builder::new().name("conversation".into()).spawn_scoped(scope, move || {
+                    conversation::hold(control, heard, &manners, started, &machine, tell)
+                })?;
+            let end = {
+                let _told = TellsOfTheEnd(events);
+                let end = wait();
+                // Its end of the channel is closed: all that was said comes before the end.
+                listening.join().map_err(|_| io::Error::other("the control channel's thread panicked"))?;
+                end
+            };
+            let account =
+                conversation.join().map_err(|_| io::Error::other("the conversation's thread panicked"))?;
+            Ok((account, end))
+        })?;
         // A reader that takes its time is waited for, but not by somebody who wanted the hard end.
         let limit = account.killed.then_some(Duration::from_secs(1));
-        Ok(Outcome { account, end, received: (stdout.finish(limit), stderr.finish(limit)) })
+        let received = (stdout.finish(limit), stderr.finish(limit));
+        self.forget_the_machine();
+        Ok(Outcome { account, end, received })
+    }
+
+    /// What is left unheard is the last machine's, but for what somebody wants of the run.
+    fn forget_the_machine(&self) {
+        let wanted = |event: &Event| matches!(event, Event::Interrupted { .. } | Event::StopAsked);
+        let kept: Vec<Event> = self.heard.try_iter().filter(wanted).collect();
+        // We have the other end.
+        kept.into_iter().for_each(|event| drop(self.events.send(event)));
+    }
+}
+
+/// Without it nothing would end the conversation, whatever ends the wait for the machine.
+struct TellsOfTheEnd<'a>(&'a Sender<Event>);
+
+impl Drop for TellsOfTheEnd<'_> {
+    fn drop(&mut self) {
+        // The conversation may have ended with its last event already.
+        let _ = self.0.send(Event::MachineEnded);
     }
 }
 
@@ -211,17 +247,14 @@ mod tests {
             hello_within: None,
             silence: None,
         };
-        let supervision = Supervision::new(ours, manners);
+        let mut supervision = Supervision::new(manners);
         let events = supervision.events.clone();
-        let news = Arc::new(Mutex::new(Vec::new()));
-        let tell = {
-            let news = news.clone();
-            move |one: News| {
-                if matches!(one, News::Ready { .. }) {
-                    events.send(Event::StopAsked).unwrap();
-                }
-                news.lock().unwrap().push(one);
+        let news = Mutex::new(Vec::new());
+        let mut tell = |one: News| {
+            if matches!(one, News::Ready { .. }) {
+                events.send(Event::StopAsked).unwrap();
             }
+            news.lock().unwrap().push(one);
         };
         let told = Arc::new(Mutex::new(Vec::new()));
         let wait = {
@@ -233,11 +266,55 @@ mod tests {
                 MachineEnd::PowerOff
             }
         };
-        let outcome =
-            supervision.run(Input::Nothing, Instant::now(), || panic!("killed"), wait, tell).unwrap();
+        let outcome = supervision
+            .run(ours, Input::Nothing, Instant::now(), || panic!("killed"), wait, &mut tell)
+            .unwrap();
         assert_eq!(outcome.account.stopped, Some(vec![]));
         assert_eq!((outcome.account.killed, outcome.received), (false, (0, 0)));
         assert_eq!(*told.lock().unwrap(), [ToGuest::InputEnded { bytes: 0 }, STOP, ToGuest::Received]);
         assert_eq!(news.lock().unwrap().len(), 5, "starting, ready, ready, stopping, stopped");
+    }
+
+    /// The first process of a guest that reboots once it is ready, while others want something of the run.
+    #[test]
+    fn a_machine_after_another_hears_what_is_wanted_of_the_run_and_nothing_that_the_first_said() {
+        let manners = Manners {
+            interrupt: STOP,
+            clean_stop: STOP,
+            reader_gone: ToGuest::Signal { number: 13 },
+            grace: Duration::from_secs(600),
+            last_word: Duration::from_secs(600),
+            timeout: None,
+            hello_within: None,
+            silence: None,
+        };
+        let mut supervision = Supervision::new(manners);
+        let events = supervision.events.clone();
+        let (ours, ends) = channels::open().unwrap();
+        let wait = || {
+            let control = UnixStream::from(ends.into_iter().next().unwrap().stream);
+            let say = |message: &FromGuest| (&control).write_all(&vmprof_job::line(message)).unwrap();
+            say(&FromGuest::Hello { kernel: "6.1".into(), uptime_ms: 1 });
+            say(&FromGuest::Ready { uptime_ms: 6 });
+            MachineEnd::Reboot
+        };
+        let first = supervision.run(ours, Input::Nothing, Instant::now(), || (), wait, &mut |_| ()).unwrap();
+        assert_eq!(first.end, MachineEnd::Reboot);
+        // Too late for the first.
+        events.send(Event::StopAsked).unwrap();
+        events.send(Event::Said(FromGuest::Failed { message: "of the first".into() })).unwrap();
+        supervision.forget_the_machine();
+
+        let (ours, ends) = channels::open().unwrap();
+        let (kill, killed) = mpsc::channel();
+        let wait = || {
+            killed.recv().unwrap();
+            drop(ends);
+            MachineEnd::Killed
+        };
+        let kill = || kill.send(()).unwrap();
+        let second = supervision.run(ours, Input::Nothing, Instant::now(), kill, wait, &mut |_| ()).unwrap();
+        assert!(second.account.stop_asked && second.account.hello_after.is_none(), "{second:?}");
+        assert_eq!((second.account.failed, second.end), (None, MachineEnd::Killed));
     }
 }

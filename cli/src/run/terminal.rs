@@ -2,7 +2,6 @@
 
 use std::fs::File;
 use std::io::{self, Read, Write};
-use std::os::unix::net::UnixStream;
 use std::sync::mpsc::{self, Receiver, Sender, SyncSender};
 use std::thread;
 use std::time::Duration;
@@ -35,10 +34,17 @@ impl RawTerminal {
     }
 }
 
-impl Drop for RawTerminal {
-    fn drop(&mut self) {
+impl RawTerminal {
+    /// Makes it again what it was, from whichever thread has to.
+    pub fn restore(&self) {
         // A terminal that is gone needs no restoring.
         let _ = termios::tcsetattr(&self.terminal, OptionalActions::Now, &self.before);
+    }
+}
+
+impl Drop for RawTerminal {
+    fn drop(&mut self) {
+        self.restore();
     }
 }
 
@@ -92,7 +98,7 @@ const AT_THE_END: Duration = Duration::from_secs(1);
 /// before `begins` is closed at its other end: a serial line that nobody listens to yet forgets them. Never joined: it waits
 /// in read(2).
 pub fn carry_keys(
-    mut to: UnixStream,
+    mut to: impl Write + Send + 'static,
     typed: bool,
     begins: Receiver<()>,
     events: Sender<Event>,
@@ -147,6 +153,8 @@ fn carry(mut from: impl Read, to: &SyncSender<Vec<u8>>, typed: bool, events: &Se
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::net::UnixStream;
+
     use super::*;
 
     fn typed(keys: &mut Keys, input: &[u8]) -> (Vec<u8>, bool) {

@@ -22,6 +22,7 @@ use vmprof_vmm::config::VmConfig;
 use super::lease::Lease;
 use super::{Patience, Telling};
 use crate::run::detached::Passed;
+use crate::run::reboots::Policy;
 use crate::run::record::Keeper;
 use crate::verify::PlannedThread;
 
@@ -57,6 +58,8 @@ pub struct Handover {
     pub detached: Option<Passed>,
     /// In the order in which they end.
     pub leases: Vec<Lease>,
+    /// After what the guest is started anew.
+    pub reboots: Policy,
     /// The job as an archive that follows the initramfs; it travels behind all this.
     #[serde(skip)]
     pub job: Vec<u8>,
@@ -167,6 +170,7 @@ mod tests {
             record: "/run/db".into(),
             detached: None,
             leases: vec![],
+            reboots: Policy::of(false, Some("panic=10")),
             job: job.to_vec(),
         }
     }

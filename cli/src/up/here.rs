@@ -11,6 +11,7 @@ use crate::failure::Failure;
 use crate::lower;
 use crate::profile;
 use crate::run::detached::Detached;
+use crate::run::reboots::Policy;
 use crate::run::record::{self, OwnRecord, Run};
 use crate::run::supervise;
 use crate::run::terminal;
@@ -73,6 +74,7 @@ pub fn up(upping: &Upping) -> Result<u8, Failure> {
         record: own.directory().to_owned(),
         detached,
         leases,
+        reboots: Policy::of(arguments.no_reboot, image.cmdline.as_deref()),
         job,
     };
     match handover.go_on() {

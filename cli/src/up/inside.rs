@@ -128,7 +128,7 @@ pub fn up(upping: &Upping) -> Result<u8, Failure> {
         hello_within: Some(HELLO_WITHIN),
         silence: Some(SILENCE),
     };
-    let supervision = Supervision::new(ours, manners);
+    let mut supervision = Supervision::new(manners);
     relay::listen(state_inside, supervision.events.clone()).map_err(no_channels)?;
     if let Some(Claimed { own, .. }) = &claimed {
         let answers = Forwarded { name: upping.name.clone(), events: supervision.events.clone() };
@@ -151,9 +151,9 @@ pub fn up(upping: &Upping) -> Result<u8, Failure> {
     let ran = Ran::Inside { with_command: upping.with_command() };
     let keeper = claimed.as_mut().and_then(|claimed| claimed.keeper.take());
     let telling = upping.telling(ran, image.as_ref());
-    let tell = telling.teller(report, keeper, upping.detached.clone(), raw.is_some());
+    let mut tell = telling.teller(report, keeper, upping.detached.clone(), raw.is_some());
     let outcome = supervision
-        .run(input, started, move || handle.kill(), wait, tell)
+        .run(ours, input, started, move || handle.kill(), wait, &mut tell)
         .map_err(|error| Failure::os("the lab cannot be supervised", error))?;
     drop(raw);
     if let Some(up_after) = outcome.account.hello_after {
@@ -200,8 +200,10 @@ fn job(upping: &Upping, paths: &[PathBuf], image: Option<&BootImage>, patience: 
         None => argv.push("--dry-run".into()),
     }
     argv.extend(["--name".into(), upping.name.as_str().into()]);
-    if arguments.console {
-        argv.push("--console".into());
+    for (word, is_asked_for) in [("--console", arguments.console), ("--no-reboot", arguments.no_reboot)] {
+        if is_asked_for {
+            argv.push(word.into());
+        }
     }
     argv.push(Inside::file(&upping.path).as_str().into());
     // The emulated host is the one that it was made for: the vmprof inside sees whether it still is.

@@ -3,8 +3,10 @@
 use std::fs::File;
 use std::io::{self, Write};
 use std::os::fd::OwnedFd;
-use std::os::unix::net::UnixStream;
+use std::os::unix::net::UnixListener;
+use std::path::Path;
 use std::sync::Arc;
+use std::sync::mpsc::{self, Sender};
 use std::time::Instant;
 
 use serde_json::{Value, json};
@@ -12,12 +14,12 @@ use signal_hook::consts::SIGPIPE;
 use vmprof_job::ToGuest;
 use vmprof_profiles::Plan;
 use vmprof_sys::program;
-use vmprof_vmm::backing::DiskError;
-use vmprof_vmm::config::IoThread;
+use vmprof_vmm::backing::{DiskError, DiskLock};
+use vmprof_vmm::config::{IoThread, VmConfig};
 use vmprof_vmm::exit::Exit;
-use vmprof_vmm::kvm;
+use vmprof_vmm::kvm::{self, Usable};
 use vmprof_vmm::pause::PauseNews;
-use vmprof_vmm::vm::{Control, StartError};
+use vmprof_vmm::vm::{Control, Running, StartError};
 use vmprof_vmm::{BuildError, Channels, Port, Vm, thread};
 
 use super::handover::Handover;
@@ -26,11 +28,14 @@ use crate::failure::{Failure, Kind};
 use crate::lower::milliseconds;
 use crate::report::Report;
 use crate::run::channels::{self, PortEnd};
+use crate::run::console::server::Console;
 use crate::run::console::{Stderr, WholeLines};
-use crate::run::control::{self, Answers, Request};
+use crate::run::control::{self, Answers, Request, Successive};
 use crate::run::conversation::{Event, Manners};
 use crate::run::detached::Detached;
-use crate::run::sockets::{self, VSOCK};
+use crate::run::news::News;
+use crate::run::reboots::{After, Reboots};
+use crate::run::sockets::{self, CONSOLE, VSOCK};
 use crate::run::supervise::{self, Input, Supervision};
 use crate::run::terminal::{self, RawTerminal};
 use crate::run::verdict::MachineEnd;
@@ -70,7 +75,18 @@ pub fn run(left: io::Result<OwnedFd>) -> u8 {
 
 fn run_machine(report: Report, handover: Handover, detached: Option<&Detached>) -> Result<u8, Failure> {
     let Handover {
-        telling, with_command, timeout, patience, config, plan, threads, keeper, record, job, ..
+        telling,
+        with_command,
+        timeout,
+        patience,
+        config,
+        plan,
+        threads,
+        keeper,
+        record,
+        reboots,
+        job,
+        ..
     } = handover;
     let os = |what: &'static str| move |error: io::Error| Failure::os(what, error);
     supervise::may_lose_readers().map_err(os("a signal's handler cannot be installed"))?;
@@ -79,7 +95,6 @@ fn run_machine(report: Report, handover: Handover, detached: Option<&Detached>) 
     // This thread, and with it everything that is no vCPU and no IOThread, belongs where the plan has the emulator.
     thread::pin("vmprof", &config.emulator_cpus).map_err(|error| not_started(error.into()))?;
     detached.map_or(Ok(()), Detached::begin_log).map_err(os("the log cannot be begun"))?;
-    let (ours, ends) = channels::open().map_err(os("the channels to the guest cannot be opened"))?;
     let stop = ToGuest::Stop { grace_ms: milliseconds(patience.guest) };
     let manners = Manners {
         interrupt: stop.clone(),
@@ -91,85 +106,153 @@ fn run_machine(report: Report, handover: Handover, detached: Option<&Detached>) 
         hello_within: None,
         silence: None,
     };
-    let mut supervision = Supervision::new(ours, manners);
-    let serial =
-        Serial::open(telling.console, &mut supervision).map_err(os("the console cannot be opened"))?;
-    let channels = Channels {
-        ports: ends
-            .into_iter()
-            .map(|PortEnd { port, stream }| Port { name: port.to_owned(), stream })
-            .collect(),
-        vsock: Some(sockets::listen(&record, VSOCK).map_err(os("the guest's socket cannot be opened"))?),
-        serial_out: serial.out,
-        serial_in: serial.input.map(Into::into),
-    };
+    let mut supervision = Supervision::new(manners);
+    let serial = Serial::open(telling.console, &record, supervision.events.clone())
+        .map_err(os("the console cannot be opened"))?;
+    let locks = config.disks.iter().map(DiskLock::take).collect::<Result<_, _>>();
+    let locks = locks.map_err(|error| not_built(error.into()))?;
+    let iothreads: Arc<[IoThread]> = config.iothreads.as_slice().into();
+    let vsock = sockets::listen(&record, VSOCK).map_err(os("the guest's socket cannot be opened"))?;
+    let machines = Machines { kvm, config, locks, vsock, job };
+    let (plan, threads): (Arc<str>, Arc<[PlannedThread]>) = (plan.into(), threads.into());
+    let answers = Arc::new(Successive::default());
+    let mut reboots = Reboots::new(reboots);
 
-    let started = Instant::now();
-    let built = Vm::build(&kvm, &config, channels, &job).map_err(not_built)?;
-    // What built it is not needed again.
-    drop(job);
-    // Where the kernel keeps the pages, since they are locked in memory, the machine runs as well.
-    let _ = program::let_go_of_code();
-    let vm = built.start().map_err(not_started)?;
-    let control = vm.control();
-    let answers = Here {
-        plan,
-        threads,
-        iothreads: config.iothreads,
-        control: control.clone(),
-        events: supervision.events.clone(),
-    };
-    let events = supervision.events.clone();
-    // Nobody to hear it means that the run is over.
-    control.on_pause(move |news| {
-        let event = match news {
-            PauseNews::Paused(failure) => {
-                Event::Paused { failure: failure.map(|failure| failure.to_string()) }
+    let began = Instant::now();
+    let (mut tell, mut keeper) = (None, Some(keeper));
+    let outcome = loop {
+        let (ours, ends) = channels::open().map_err(os("the channels to the guest cannot be opened"))?;
+        let started = Instant::now();
+        let vm = machines.start(ends, &serial).map_err(|failure| match tell {
+            None => failure,
+            // A guest has run: what the host lacks now has failed it.
+            Some(_) => Failure { kind: Kind::Failure, ..failure },
+        })?;
+        let control = vm.control();
+        let events = supervision.events.clone();
+        // Nobody to hear it means that the run is over.
+        control.on_pause(move |news| {
+            let event = match news {
+                PauseNews::Paused(failure) => {
+                    Event::Paused { failure: failure.map(|failure| failure.to_string()) }
+                }
+                PauseNews::Resumed => Event::Resumed,
+            };
+            let _ = events.send(event);
+        });
+        answers.next(Arc::new(Here {
+            plan: plan.clone(),
+            threads: threads.clone(),
+            iothreads: iothreads.clone(),
+            control: control.clone(),
+            events: supervision.events.clone(),
+        }));
+        if tell.is_none() {
+            control::serve(&record, answers.clone()).map_err(os("the control socket cannot be opened"))?;
+            if let Some(detached) = detached {
+                detached.started();
             }
-            PauseNews::Resumed => Event::Resumed,
+        }
+        // Made once the first machine runs, which it tells of.
+        let tell = tell.get_or_insert_with(|| {
+            telling.teller(report, keeper.take(), detached.cloned(), serial.raw.is_some())
+        });
+        let input = if with_command && !telling.console { Input::Stdin } else { Input::Nothing };
+        let readiness = serial.console.readiness();
+        let mut hear = |news: News| {
+            let is_ready = matches!(news, News::Ready { .. });
+            tell(news);
+            if is_ready {
+                readiness();
+            }
         };
-        let _ = events.send(event);
-    });
-    control::serve(&record, Arc::new(answers)).map_err(os("the control socket cannot be opened"))?;
-
-    if let Some(detached) = detached {
-        detached.started();
-    }
-    let input = if with_command && !telling.console { Input::Stdin } else { Input::Nothing };
-    let tell = telling.teller(report, Some(keeper), detached.cloned(), serial.raw.is_some());
-    let outcome = supervision
-        .run(input, started, move || control.kill(), || end_of(vm.wait()), tell)
-        .map_err(os("the run cannot be supervised"))?;
-    drop(serial.raw);
+        let mut outcome = supervision
+            .run(ours, input, started, || control.kill(), || end_of(vm.wait()), &mut hear)
+            .map_err(os("the run cannot be supervised"))?;
+        serial.console.unplug();
+        match reboots.after(telling.ran, &mut outcome) {
+            After::Over => break outcome,
+            After::Again(because) => {
+                answers.reboots();
+                tell(News::Reboots { because });
+            }
+        }
+    };
+    drop(serial);
     let spoke = match outcome.account.hello_after {
         Some(after) => format!("spoke after {:.1} s", after.as_secs_f64()),
         None => "never spoke".to_owned(),
     };
-    let (name, ran) = (&telling.name, started.elapsed().as_secs_f64());
+    let (name, ran) = (&telling.name, began.elapsed().as_secs_f64());
     report.notice(format_args!("{name} ran {ran:.1} s; its first process {spoke}"));
     Ok(telling.conclude(report, &outcome))
 }
 
+/// What each machine of the run is made of: a guest that reboots has a new one, which has nothing of the last but its disks.
+struct Machines {
+    kvm: Usable,
+    config: VmConfig,
+    /// Held from before the first machine to the end of the run.
+    locks: Vec<DiskLock>,
+    /// Where connections to the guest begin, whichever machine it is.
+    vsock: UnixListener,
+    job: Vec<u8>,
+}
+
+impl Machines {
+    fn start(&self, ends: Vec<PortEnd>, serial: &Serial) -> Result<Vm<Running>, Failure> {
+        let (out, input) =
+            serial.plug().map_err(|error| Failure::os("the console cannot be opened", error))?;
+        let vsock = self.vsock.try_clone();
+        let vsock = vsock.map_err(|error| Failure::os("the guest's socket cannot be opened", error))?;
+        let channels = Channels {
+            ports: ends
+                .into_iter()
+                .map(|PortEnd { port, stream }| Port { name: port.to_owned(), stream })
+                .collect(),
+            vsock: Some(vsock),
+            serial_out: out,
+            serial_in: Some(input),
+        };
+        let built = Vm::build_locked(&self.kvm, &self.config, &self.locks, channels, &self.job);
+        let built = built.map_err(not_built)?;
+        // Where the kernel keeps the pages, since they are locked in memory, the machine runs as well.
+        let _ = program::let_go_of_code();
+        built.start().map_err(not_started)
+    }
+}
+
 /// The guest's serial console on our side.
 struct Serial {
-    out: Box<dyn Write + Send>,
-    input: Option<UnixStream>,
+    console: Console,
+    /// On the terminal that stdin and stdout are; else it is shown on stderr.
+    interactive: bool,
+    /// Given back when all is said on the console.
     raw: Option<RawTerminal>,
 }
 
 impl Serial {
-    /// Shown on stderr; interactive on the terminal that stdin and stdout are.
-    fn open(interactive: bool, supervision: &mut Supervision) -> io::Result<Serial> {
-        if !interactive {
-            return Ok(Serial { out: Box::new(WholeLines::new(Stderr)), input: None, raw: None });
+    fn open(interactive: bool, record: &Path, events: Sender<Event>) -> io::Result<Serial> {
+        let typed_by = interactive.then(std::process::id);
+        let console = Console::start(sockets::listen(record, CONSOLE)?, typed_by)?;
+        let mut raw = None;
+        if interactive {
+            raw = RawTerminal::take()?;
+            // What waits until the guest is ready are the console's keys.
+            let (_, begun) = mpsc::channel();
+            terminal::carry_keys(console.keys(), raw.is_some(), begun, events)?;
         }
-        let out = File::from(rustix::stdio::stdout().try_clone_to_owned()?);
-        let (ours, theirs) = UnixStream::pair()?;
-        theirs.set_nonblocking(true)?;
-        let raw = RawTerminal::take()?;
-        let ready = supervision.readiness();
-        terminal::carry_keys(ours, raw.is_some(), ready, supervision.events.clone())?;
-        Ok(Serial { out: Box::new(out), input: Some(theirs), raw })
+        Ok(Serial { console, interactive, raw })
+    }
+
+    /// The two ends for the next machine.
+    fn plug(&self) -> io::Result<(Box<dyn Write + Send>, OwnedFd)> {
+        let to: Box<dyn Write + Send> = match self.interactive {
+            true => Box::new(File::from(rustix::stdio::stdout().try_clone_to_owned()?)),
+            false => Box::new(WholeLines::new(Stderr)),
+        };
+        let (out, input) = self.console.plug(to)?;
+        Ok((Box::new(out), input))
     }
 }
 
@@ -252,12 +335,13 @@ fn as_qemu_tells(iothread: &IoThread, tid: i32) -> Value {
     })
 }
 
+/// What one machine answers.
 struct Here {
-    plan: String,
-    threads: Vec<PlannedThread>,
-    iothreads: Vec<IoThread>,
+    plan: Arc<str>,
+    threads: Arc<[PlannedThread]>,
+    iothreads: Arc<[IoThread]>,
     control: Control,
-    events: std::sync::mpsc::Sender<Event>,
+    events: Sender<Event>,
 }
 
 impl Here {

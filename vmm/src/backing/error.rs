@@ -51,6 +51,8 @@ pub enum DiskError {
     NotADisk { disk: String, path: PathBuf },
     #[error("disk `{disk}`: {} is in use by someone else", path.display())]
     InUse { disk: String, path: PathBuf },
+    #[error("disk `{disk}`: {} is not the file any more that was locked for it", path.display())]
+    Exchanged { disk: String, path: PathBuf },
     #[error("disk `{disk}`: {} could not be locked", path.display())]
     Lock { disk: String, path: PathBuf, source: io::Error },
     #[error("disk `{disk}`: {} is empty; a disk holds at least one sector", path.display())]

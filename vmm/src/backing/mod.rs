@@ -46,25 +46,41 @@ pub struct Backing {
     pub physical_bytes: u64,
     /// The transfers that its device likes best; 0: it does not say.
     pub optimal_bytes: u64,
-    /// Holds the lock. A description of its own: an io_uring lets go of its files some time after it is closed, and a lock
-    /// in `file` would outlast us by that.
-    _lock: Option<File>,
+    _lock: Option<DiskLock>,
+}
+
+/// The lock on a disk's file, held by every clone: a machine that follows another one takes over its disks without a moment in
+/// which they are anybody's. Writers exclude everyone; readers share.
+///
+/// A description of its own: an io_uring lets go of its files some time after it is closed, and a lock in the file that it uses
+/// would outlast us by that.
+#[derive(Debug, Clone)]
+pub struct DiskLock(Arc<File>);
+
+impl DiskLock {
+    pub fn take(disk: &config::Disk) -> Result<DiskLock, DiskError> {
+        lock(disk).map(|file| DiskLock(Arc::new(file)))
+    }
 }
 
 impl Backing {
     /// Opens, locks and measures the disk's file.
     pub fn open(disk: &config::Disk) -> Result<Backing, DiskError> {
+        Backing::open_locked(disk, DiskLock::take(disk)?)
+    }
+
+    /// The same for a disk that is locked already; `locked` must be its own.
+    pub fn open_locked(disk: &config::Disk, locked: DiskLock) -> Result<Backing, DiskError> {
         if disk.engine == Engine::Native && !disk.cache.is_direct() {
             return Err(DiskError::NativeNeedsDirect { disk: disk.name.clone(), cache: disk.cache });
         }
         if disk.iopoll {
             iopoll::agreed(disk)?;
         }
-        let locked = lock(disk)?;
         let mut file = open(disk, disk.cache.is_direct())?;
-        if identity(disk, &locked)? != identity(disk, &file)? {
-            // Exchanged between the two opens: what we hold is not what we would write.
-            return Err(DiskError::InUse { disk: disk.name.clone(), path: disk.path.clone() });
+        if identity(disk, &locked.0)? != identity(disk, &file)? {
+            // What we hold is not what we would write.
+            return Err(DiskError::Exchanged { disk: disk.name.clone(), path: disk.path.clone() });
         }
         // For a block device the metadata has no size, but its end is one.
         let size_bytes = file.seek(SeekFrom::End(0)).map_err(|source| DiskError::unreadable(disk, source))?;
@@ -138,7 +154,7 @@ fn identity(disk: &config::Disk, file: &File) -> Result<(u64, u64), DiskError> {
     Ok((metadata.dev(), metadata.ino()))
 }
 
-/// Held until the file is closed. Writers exclude everyone; readers share.
+/// Held until the file is closed.
 fn lock(disk: &config::Disk) -> Result<File, DiskError> {
     // Opened for writing where the disk is: some filesystems want that of an exclusive lock.
     let file = open(disk, false)?;

@@ -83,6 +83,22 @@ fn writers_exclude_everyone_and_readers_share() {
 }
 
 #[test]
+fn a_lock_outlasts_the_disk_that_was_opened_under_it_and_is_good_for_the_next() {
+    let directory = TempDir::new().unwrap();
+    let path = file(&directory, 4_096);
+    let writer = disk(&path, CacheMode::Writeback);
+    let lock = DiskLock::take(&writer).unwrap();
+    for _ in 0..2 {
+        drop(Backing::open_locked(&writer, lock.clone()).unwrap());
+        assert!(matches!(Backing::open(&writer), Err(DiskError::InUse { .. })), "nobody's for a moment");
+    }
+    std::fs::rename(&path, directory.path().join("aside")).unwrap();
+    std::fs::write(&path, [0; 4_096]).unwrap();
+    let error = Backing::open_locked(&writer, lock).unwrap_err();
+    assert!(matches!(error, DiskError::Exchanged { .. }), "{error}");
+}
+
+#[test]
 fn a_filesystem_without_direct_io_is_named_with_the_way_out() {
     let disk = disk(Path::new("some/file"), CacheMode::Directsync);
     let text = DiskError::no_direct(&disk).to_string();

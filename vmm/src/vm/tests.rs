@@ -24,7 +24,7 @@ fn machine(test: &str, vcpus: u32, code: &[u8]) -> Option<(Vm<Running>, Outside)
 
 fn running(host: &Usable, vcpus: u32, code: &[u8], out: impl Write + Send + 'static) -> Vm<Running> {
     let channels = Channels { ports: vec![], vsock: None, serial_out: Box::new(out), serial_in: None };
-    let built = Vm::build_with(host, &config(vcpus), channels, Start::RealMode { code });
+    let built = Vm::build_with(host, &config(vcpus), &[], channels, Start::RealMode { code });
     built.unwrap().start().unwrap()
 }
 
@@ -120,6 +120,45 @@ fn each_way_to_end_ends_in_its_own_way() {
     assert!(matches!(vm.wait(), Exit::Panicked));
     let (vm, _) = machine("i8042", 1, &out(0x64, 0xfe)).unwrap();
     assert!(matches!(vm.wait(), Exit::Reset));
+}
+
+/// A reboot is a machine after a machine.
+#[test]
+fn a_machine_after_another_has_its_disks_and_channels_and_nothing_of_the_first_is_left() {
+    let Ok(host) = kvm::open_any() else { return eprintln!("skipped: machines in a row: no /dev/kvm") };
+    let file = tempfile::NamedTempFile::new().unwrap();
+    file.as_file().set_len(1 << 20).unwrap();
+    let config = VmConfig {
+        iothreads: vec![crate::config::IoThread::named(0, "iothread0")],
+        disks: vec![crate::config::Disk::named("data", file.path(), vec![0])],
+        ..config(1)
+    };
+    let locks = [DiskLock::take(&config.disks[0]).unwrap()];
+    // Sends what it reads back, and then resets: mov dx, 0x3fd; wait: in al, dx; test al, 1; jz wait; mov dx, 0x3f8; in al, dx;
+    // out dx, al; mov dx, 0x602; mov al, 1; out dx, al; hlt
+    #[rustfmt::skip]
+    let code = [
+        0xba, 0xfd, 0x03, 0xec, 0xa8, 0x01, 0x74, 0xfb, 0xba, 0xf8, 0x03, 0xec, 0xee,
+        0xba, 0x02, 0x06, 0xb0, 0x01, 0xee, 0xf4,
+    ];
+    for key in b"abc" {
+        let outside = Outside::default();
+        let (mut keys, input) = std::os::unix::net::UnixStream::pair().unwrap();
+        input.set_nonblocking(true).unwrap();
+        let channels =
+            Channels { ports: vec![], serial_out: Box::new(outside.clone()), serial_in: Some(input.into()) };
+        let built = Vm::build_with(&host, &config, &locks, channels, Start::RealMode { code: &code });
+        let vm = built.unwrap().start().unwrap();
+        let control = vm.control();
+        keys.write_all(&[*key]).unwrap();
+        assert!(matches!(vm.wait(), Exit::Reset));
+        assert_eq!(outside.text().as_bytes(), [*key]);
+        for (name, tid) in control.threads() {
+            assert!(!std::path::Path::new(&format!("/proc/self/task/{tid}")).exists(), "{name}");
+        }
+        // Our end is the last: the machine has let go of its own.
+        assert_eq!(io::Read::read(&mut keys, &mut [0]).unwrap(), 0);
+    }
 }
 
 #[test]
@@ -285,7 +324,7 @@ fn the_guest_reads_its_siblings_from_its_processor() {
         let outside = Outside::default();
         let channels =
             Channels { ports: vec![], vsock: None, serial_out: Box::new(outside.clone()), serial_in: None };
-        let vm = Vm::build_with(&host, &config, channels, Start::RealMode { code: &code });
+        let vm = Vm::build_with(&host, &config, &[], channels, Start::RealMode { code: &code });
         assert!(matches!(vm.unwrap().start().unwrap().wait(), Exit::PowerOff));
         let said = outside.0.lock().unwrap().clone();
         assert_eq!(said.first(), Some(&(vcpus as u8)), "{said:?}");

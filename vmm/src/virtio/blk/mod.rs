@@ -9,7 +9,7 @@ use vmprof_sys::vring::{Position, RingError};
 use super::device::{ActivateError, ActiveQueue, VirtioDevice};
 use super::distress::Distress;
 use super::transport::{F_RING_PACKED, F_RING_RESET};
-use crate::backing::{Backing, DiskError, WriteCache};
+use crate::backing::{Backing, DiskError, DiskLock, WriteCache};
 use crate::config::{self, Engine, OnError};
 use crate::iothread::counters::{QueueCounters, QueueSnapshot};
 use crate::iothread::service::Begin;
@@ -152,21 +152,23 @@ impl Blk {
         if config.on_error.may_stop() {
             return Err(DiskError::NothingToPause { disk: config.name.clone() });
         }
-        Blk::open(config, iothreads, None)
+        Blk::open(config, iothreads, None, None)
     }
 
-    /// The same for a disk of a machine, which a failed request may stop.
+    /// The same for a disk of a machine, which a failed request may stop; `locked` is the lock on it.
     pub fn of_machine(
         config: &config::Disk,
+        locked: DiskLock,
         iothreads: &[Handle],
         pause: &Arc<Pause>,
     ) -> Result<Blk, DiskError> {
-        Blk::open(config, iothreads, Some(Arc::clone(pause)))
+        Blk::open(config, iothreads, Some(locked), Some(Arc::clone(pause)))
     }
 
     fn open(
         config: &config::Disk,
         iothreads: &[Handle],
+        locked: Option<DiskLock>,
         pause: Option<Arc<Pause>>,
     ) -> Result<Blk, DiskError> {
         let name = config.name.clone();
@@ -194,7 +196,11 @@ impl Blk {
         if let Some(lacking) = served_by.iter().find(|iothread| config.iopoll && !iothread.has_iopoll()) {
             return Err(DiskError::IopollNotHere { disk: name, iothread: lacking.name().to_owned() });
         }
-        Blk::with_pause(config, id, served_by, Backing::open(config)?, pause)
+        let backing = match locked {
+            Some(locked) => Backing::open_locked(config, locked)?,
+            None => Backing::open(config)?,
+        };
+        Blk::with_pause(config, id, served_by, backing, pause)
     }
 
     #[cfg(test)]
