@@ -25,7 +25,10 @@ pub fn cp(arguments: &CpArguments, report: Report) -> Result<(), Failure> {
         }
         (Place::Guest { name, path }, Place::Here(to)) => {
             let mut stream = reach::guest(&places, name)?;
-            let skipped = fetch(&mut stream, name, path, to, report)?;
+            let target = Target { path: to.clone(), is_name: false, keep_modes: false };
+            let progress = Bytes::new(report);
+            let skipped = fetch(&mut stream, name, path, &target, &mut |bytes| progress.add(bytes))?;
+            drop(progress);
             say_skipped(&skipped, report);
             Ok(())
         }
@@ -63,13 +66,13 @@ fn put(
     }
 }
 
-/// What lies at `from` in the guest comes to `to`, or into it. Answers what was left out.
+/// What lies at `from` in the guest comes to `target`. Answers what was left out.
 pub fn fetch(
     stream: &mut Stream<UnixStream>,
     name: &str,
     from: &Path,
-    to: &Path,
-    report: Report,
+    target: &Target,
+    progress: &mut dyn FnMut(u64),
 ) -> Result<Vec<String>, Failure> {
     let lost = |error: io::Error| reach::lost(name, &error);
     let item = match reach::ask(stream, What::Fetch { path: from.into() }).map_err(lost)? {
@@ -77,11 +80,7 @@ pub fn fetch(
         Answer::Refused(why) => return Err(reach::refused(why)),
         _ => return Err(lost(io::ErrorKind::InvalidData.into())),
     };
-    let target = Target { path: to.to_owned(), keep_modes: false };
-    let progress = Bytes::new(report);
-    let received = receive(stream, &target, &item, &mut |bytes| progress.add(bytes));
-    drop(progress);
-    let (_, _, skipped) = received.map_err(|error| failed(name, error))?;
+    let (_, _, skipped) = receive(stream, target, &item, progress).map_err(|error| failed(name, error))?;
     Ok(skipped)
 }
 

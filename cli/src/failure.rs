@@ -74,6 +74,17 @@ impl Failure {
         Failure::new(kind, Said { message, code, help: help.into(), source })
     }
 
+    /// It and what caused it, in one line.
+    pub fn told(&self) -> String {
+        let mut text = self.problem.to_string();
+        let mut source = self.problem.source();
+        while let Some(cause) = source {
+            text += &format!(": {cause}");
+            source = cause.source();
+        }
+        text
+    }
+
     /// Something the operating system refused: what was tried, and its answer.
     pub fn os(what: impl Into<String>, source: std::io::Error) -> Failure {
         let said = Said {

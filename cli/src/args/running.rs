@@ -1,15 +1,18 @@
 //! The verbs about running VMs: `up`, `ps`, `console`, `logs`, `stop`, `pause`, `resume`, `verify`, `stats`.
 
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
+use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use clap::builder::{OsStringValueParser, TypedValueParser};
 use clap::error::ErrorKind;
 use clap::{Args, CommandFactory, ValueEnum};
 use vmprof_document::{DurationError, parse_duration};
 
 use super::{Arguments, Format, Sources};
 use crate::lab::Shape;
+use crate::run::artifacts::Artifact;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum On {
@@ -65,6 +68,11 @@ pub struct UpArguments {
     /// Stop the VM after this time and end with status 124: 90, 90s, 5m, 1h
     #[arg(long, value_name = "D", value_parser = duration)]
     pub timeout: Option<Duration>,
+    /// When the guest's work is done, copy this out of it into a directory here, which is made where it is missing. What cannot be
+    /// copied fails a run that went well
+    #[arg(long, value_name = "GUESTPATH=DIR", value_parser = OsStringValueParser::new().try_map(artifact))]
+    #[arg(conflicts_with = "dry_run")]
+    pub artifact: Vec<Artifact>,
     #[command(flatten)]
     pub sources: Sources,
     /// The emulated host's shape, such as nodes=8+4,threads=2,nvme=2,memory=6GiB; what is left out keeps its default
@@ -182,6 +190,18 @@ fn vm_name(text: &str) -> Result<String, String> {
     Ok(text.to_owned())
 }
 
+fn artifact(text: OsString) -> Result<Artifact, String> {
+    let bytes = text.as_bytes();
+    let parts = bytes.iter().position(|byte| *byte == b'=').map(|at| (&bytes[..at], &bytes[at + 1..]));
+    match parts {
+        Some((from, into)) if from.starts_with(b"/") && !into.is_empty() => {
+            let path = |bytes| PathBuf::from(OsStr::from_bytes(bytes));
+            Ok(Artifact { from: path(from), into: path(into) })
+        }
+        _ => Err("write GUESTPATH=DIR, the first an absolute path in the guest, as in /var/log=logs".into()),
+    }
+}
+
 fn duration(text: &str) -> Result<Duration, String> {
     let seconds = !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
     let with_unit = if seconds { format!("{text}s") } else { text.to_owned() };
@@ -207,6 +227,15 @@ mod tests {
         assert_eq!(duration("250ms").unwrap(), Duration::from_millis(250));
         for bad in ["", "0", "s", "5d", "-1", "1.5h", "99999999999999999999h"] {
             assert!(duration(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn an_artifact_has_a_path_in_the_guest_and_a_directory_here() {
+        let found = artifact("/var/log=/tmp/a=b".into()).unwrap();
+        assert_eq!((found.from, found.into), ("/var/log".into(), "/tmp/a=b".into()));
+        for bad in ["", "/a", "/a=", "=b", "a=b"] {
+            assert!(artifact(bad.into()).is_err(), "{bad}");
         }
     }
 

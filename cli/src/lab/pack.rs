@@ -22,6 +22,7 @@ impl Inside {
     const FILES: &'static str = "/vmprof/files";
     pub const PLAN: &'static str = "/vmprof/plan.json";
     pub const STATE: &'static str = "/vmprof/state";
+    pub const ARTIFACTS: &'static str = "/vmprof/artifacts";
     pub const STORE: &'static str = "/vmprof/store";
     pub const RUNTIME: &'static str = "/run/vmprof";
 

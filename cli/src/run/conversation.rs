@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 
 use vmprof_job::{Bytes, DiskScheduler, Ended, FromGuest, ToGuest};
 
+use super::artifacts::Collected;
 use super::news::{Because, News};
 use super::record::State;
 
@@ -46,6 +47,8 @@ pub enum Event {
     Resumed,
     /// What the vmprof inside an emulated host says of its own run.
     InsideIsAt(State),
+    /// What was to be copied out of the guest has been, or could not be.
+    Collected(Vec<Collected>),
     MachineEnded,
 }
 
@@ -110,6 +113,8 @@ pub struct Account {
     pub mute: bool,
     /// It said hello, and later nothing any more.
     pub stalled: bool,
+    /// What was to outlive the guest and is not here, each with the reason.
+    pub uncollected: Vec<String>,
 }
 
 impl Account {
@@ -148,6 +153,8 @@ pub trait Machine {
     fn kill(&self);
     /// Bytes that have come out of the stdout and stderr ports.
     fn received(&self) -> (u64, u64);
+    /// Begins to copy out of the guest what is to outlive it; the end arrives as [`Event::Collected`]. `false`: nothing is.
+    fn collect(&self) -> bool;
 }
 
 /// How often, once the command has ended, to look whether all it wrote has come.
@@ -173,6 +180,8 @@ pub fn hold(
     let mut stopping_since: Option<Instant> = None;
     let mut time_is_up = false;
     let mut pending: Vec<ToGuest> = Vec::new();
+    // Whether what is to outlive the guest is on its way; `None`: its work is not done yet.
+    let mut collecting: Option<bool> = None;
     let mut acknowledged = false;
     let mut paused = false;
     let mut heard_at = started;
@@ -185,7 +194,10 @@ pub fn hold(
             Some(finish) => machine.received() == (finish.stdout_bytes, finish.stderr_bytes),
             None => account.is_over(),
         };
-        if done && !acknowledged {
+        if done && collecting.is_none() {
+            collecting = Some(machine.collect());
+        }
+        if collecting == Some(false) && !acknowledged {
             say(&ToGuest::Received);
             acknowledged = true;
         }
@@ -197,7 +209,7 @@ pub fn hold(
             ping_at = Instant::now() + silence / PINGS;
         }
         let watched = manners.silence.filter(|_| (pinged.is_some() || acknowledged) && !account.killed);
-        let awaits_output = account.ended.is_some() && !acknowledged;
+        let awaits_output = account.ended.is_some() && collecting.is_none();
         let kill_at = stopping_since.map(|began| manners.hard_end(began, account.is_over()));
         let deadline = [
             awaits_output.then(|| Instant::now() + RECEIVED_EVERY),
@@ -288,6 +300,15 @@ pub fn hold(
             Ok(Event::Resumed) => {
                 paused = false;
                 tell(News::Resumed);
+            }
+            Ok(Event::Collected(collected)) => {
+                collecting = Some(false);
+                for Collected { artifact, failure } in collected {
+                    if let Some(why) = &failure {
+                        account.uncollected.push(format!("{}: {why}", artifact.from.display()));
+                    }
+                    tell(News::Collected { artifact, failure });
+                }
             }
             Ok(Event::MachineEnded) | Err(mpsc::RecvTimeoutError::Disconnected) => return account,
             Err(mpsc::RecvTimeoutError::Timeout) => {

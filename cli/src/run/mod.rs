@@ -1,6 +1,7 @@
 //! One run of a machine, seen from outside. The machine may be the VMM in this process or an emulated host: both have a
 //! guest's first process inside that speaks the protocol of `vmprof-job` over the same four channels.
 
+pub mod artifacts;
 pub mod channels;
 pub mod console;
 pub mod control;

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use vmprof_job::ServiceState;
 
+use super::artifacts::Artifact;
 use super::record::State;
 use super::verdict::Ran;
 
@@ -34,6 +35,11 @@ pub enum News {
     /// The machine has ended so, and the next one begins.
     Reboots {
         because: &'static str,
+    },
+    /// This was copied out of the guest; or could not be, for that reason.
+    Collected {
+        artifact: Artifact,
+        failure: Option<String>,
     },
 }
 
@@ -102,6 +108,12 @@ impl Teller {
             }
             News::Paused { failure: None } => Some(format!("{name} is paused, until `vmprof resume {name}`")),
             News::Resumed => Some(format!("{name} goes on")),
+            // Half of the way, of which the vmprof inside tells, and the verdict where it failed.
+            News::Collected { .. } if matches!(self.ran, Ran::Inside { .. }) => None,
+            News::Collected { failure: Some(_), .. } => None,
+            News::Collected { artifact, failure: None } => {
+                Some(format!("{} is in {}", artifact.from.display(), artifact.into.display()))
+            }
             News::CannotStopPaused => Some(format!(
                 "{name} is paused and cannot end cleanly: `vmprof resume {name}` lets it, Ctrl-C again ends it at once"
             )),
@@ -119,7 +131,9 @@ impl Teller {
             (News::Ready { .. }, Ran::Serving) => Some(State::Serving),
             (News::Ready { .. }, _) => Some(State::Running),
             (News::Stopping { .. }, _) => Some(State::Stopping),
-            (News::Paused { .. } | News::Resumed | News::CannotStopPaused, _) => None,
+            (News::Paused { .. } | News::Resumed | News::CannotStopPaused | News::Collected { .. }, _) => {
+                None
+            }
         }
     }
 }

@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGUSR1, SIGUSR2};
 use signal_hook::iterator::Signals;
 
+use super::artifacts::Collected;
 use super::channels::Channels;
 use super::conversation::{self, Account, Event, Machine, Manners};
 use super::copy;
@@ -29,14 +30,18 @@ pub enum Input {
 }
 
 /// What happens between a machine's start and its end, and in a run that has several machines, one after the other.
-#[derive(Debug)]
 pub struct Supervision {
     pub events: Sender<Event>,
     heard: Receiver<Event>,
     manners: Manners,
     /// The first machine's start, from which the run has its time.
     began: Option<Instant>,
+    /// Copies out of the guest what is to outlive it.
+    collect: Option<Collect>,
 }
+
+/// What is done once a guest's work is, and before it is let go; on a thread of its own.
+pub type Collect = Arc<dyn Fn() -> Vec<Collected> + Send + Sync>;
 
 /// What came of it.
 #[derive(Debug)]
@@ -48,9 +53,9 @@ pub struct Outcome {
 }
 
 impl Supervision {
-    pub fn new(manners: Manners) -> Supervision {
+    pub fn new(manners: Manners, collect: Option<Collect>) -> Supervision {
         let (events, heard) = mpsc::channel();
-        Supervision { events, heard, manners, began: None }
+        Supervision { events, heard, manners, began: None, collect }
     }
 
     /// Runs until the machine has ended, which `wait` waits for on this thread. `kill` ends it hard; `tell` hears what is
@@ -71,7 +76,7 @@ impl Supervision {
             not_ready.push(not_yet);
             begins
         });
-        let Supervision { events, heard, manners, began } = self;
+        let Supervision { events, heard, manners, began, collect } = self;
         vmprof_sys::signals::read_a_foreign_terminal_as_an_error()?;
         // On a console the inner vmprof's own lines come on stderr; stdout carries the console, which returns its carriage.
         let lines = match input {
@@ -111,7 +116,8 @@ impl Supervision {
         let manners =
             Manners { timeout: manners.timeout.map(|limit| limit.saturating_sub(spent)), ..manners.clone() };
 
-        let machine = Remote { kill, counts: (stdout.count(), stderr.count()) };
+        let counts = (stdout.count(), stderr.count());
+        let machine = Remote { kill, counts, collect: collect.clone(), events: events.clone() };
         let control = channels.control;
         let (account, end) = thread::scope(|scope| -> io::Result<_> {
             let heard = &mut *heard;
@@ -159,6 +165,8 @@ impl Drop for TellsOfTheEnd<'_> {
 struct Remote<K> {
     kill: K,
     counts: (Arc<AtomicU64>, Arc<AtomicU64>),
+    collect: Option<Collect>,
+    events: Sender<Event>,
 }
 
 impl<K: Fn()> Machine for Remote<K> {
@@ -168,6 +176,14 @@ impl<K: Fn()> Machine for Remote<K> {
 
     fn received(&self) -> (u64, u64) {
         (self.counts.0.load(Ordering::Acquire), self.counts.1.load(Ordering::Acquire))
+    }
+
+    fn collect(&self) -> bool {
+        let Some(collect) = self.collect.clone() else { return false };
+        let events = self.events.clone();
+        // A machine that ends meanwhile ends it too, and nobody hears of it.
+        let collecting = move || drop(events.send(Event::Collected(collect())));
+        thread::Builder::new().name("artifacts".into()).spawn(collecting).is_ok()
     }
 }
 

@@ -44,12 +44,30 @@ pub struct Verdict {
 
 /// `received` is how many bytes came out of the stdout and stderr ports.
 pub fn verdict(ran: Ran, account: &Account, end: &MachineEnd, received: (u64, u64)) -> Verdict {
-    let say = |status: u8, notice: String| Verdict { status, notice: Some(notice) };
-    let with_command = matches!(ran, Ran::Command | Ran::Inside { with_command: true });
-    let ours = match ran {
+    let verdict = verdict_on_work(ran, account, end, received);
+    if account.uncollected.is_empty() {
+        return verdict;
+    }
+    // Work that failed has its own status; work that was done, and whose fruits are lost, has ours.
+    let status = if verdict.status == 0 { ours(ran) } else { verdict.status };
+    let lost = account.uncollected.join("\n  ");
+    let lost = format!("what was to be copied out of the guest is not here:\n  {lost}");
+    let notice = verdict.notice.map_or(lost.clone(), |notice| format!("{notice}\n{lost}"));
+    Verdict { status, notice: Some(notice) }
+}
+
+/// The status of what is not the work's own failure.
+fn ours(ran: Ran) -> u8 {
+    match ran {
         Ran::Inside { .. } | Ran::Command => 125,
         Ran::Recipe | Ran::Serving | Ran::Shell => 1,
-    };
+    }
+}
+
+fn verdict_on_work(ran: Ran, account: &Account, end: &MachineEnd, received: (u64, u64)) -> Verdict {
+    let say = |status: u8, notice: String| Verdict { status, notice: Some(notice) };
+    let with_command = matches!(ran, Ran::Command | Ran::Inside { with_command: true });
+    let ours = ours(ran);
     // With CMD a shell's rule; without, the one status that the contract has for it.
     let interrupted = |signal: i32| if with_command { 128 + signal as u8 } else { 130 };
     let lab = |text: String| match end {

@@ -21,6 +21,7 @@ use vmprof_vmm::config::VmConfig;
 
 use super::lease::Lease;
 use super::{Patience, Telling};
+use crate::run::artifacts::Artifacts;
 use crate::run::detached::Passed;
 use crate::run::reboots::Policy;
 use crate::run::record::Keeper;
@@ -56,6 +57,7 @@ pub struct Handover {
     pub record: PathBuf,
     /// Where the run is on its own.
     pub detached: Option<Passed>,
+    pub artifacts: Artifacts,
     /// In the order in which they end.
     pub leases: Vec<Lease>,
     /// After what the guest is started anew.

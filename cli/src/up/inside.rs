@@ -23,6 +23,7 @@ use crate::failure::{Failure, Kind};
 use crate::lab::{Drive, EmulatedHost, Inside, Media, Shape, Start, pack};
 use crate::lower::{ROOT_SERIAL, milliseconds};
 use crate::progress::Stages;
+use crate::run::artifacts::Artifact;
 use crate::run::channels;
 use crate::run::control::{self, Answers, Request};
 use crate::run::conversation::{Event, Manners};
@@ -68,7 +69,8 @@ pub fn up(upping: &Upping) -> Result<u8, Failure> {
         None => (None, None),
     };
 
-    let job = job(upping, &paths, image.as_ref(), patience);
+    let (artifacts_inside, artifacts) = upping.artifacts()?.by_way_of(Inside::ARTIFACTS.as_ref());
+    let job = job(upping, &paths, image.as_ref(), patience, &artifacts_inside);
     let archive = archive(upping, image.as_ref(), &job)?;
     let initramfs = pack(&host.initramfs, &archive)?;
     drop(archive);
@@ -128,7 +130,7 @@ pub fn up(upping: &Upping) -> Result<u8, Failure> {
         hello_within: Some(HELLO_WITHIN),
         silence: Some(SILENCE),
     };
-    let mut supervision = Supervision::new(manners);
+    let mut supervision = Supervision::new(manners, artifacts.collector(&upping.name)?);
     relay::listen(state_inside, supervision.events.clone()).map_err(no_channels)?;
     if let Some(Claimed { own, .. }) = &claimed {
         let answers = Forwarded { name: upping.name.clone(), events: supervision.events.clone() };
@@ -192,7 +194,13 @@ fn in_the_lab(error: vmprof_guests::GuestError) -> Failure {
 }
 
 /// What the emulated host's first process shall do: run the inner `up`, with its disks where the profile has them.
-fn job(upping: &Upping, paths: &[PathBuf], image: Option<&BootImage>, patience: Patience) -> Job {
+fn job(
+    upping: &Upping,
+    paths: &[PathBuf],
+    image: Option<&BootImage>,
+    patience: Patience,
+    artifacts: &[Artifact],
+) -> Job {
     let arguments = &upping.arguments;
     let mut argv: Vec<Bytes> = [Inside::VMPROF, "up", "--on", "kvm"].map(Into::into).into();
     match image {

@@ -85,6 +85,7 @@ fn run_machine(report: Report, handover: Handover, detached: Option<&Detached>) 
         keeper,
         record,
         reboots,
+        artifacts,
         job,
         ..
     } = handover;
@@ -106,7 +107,8 @@ fn run_machine(report: Report, handover: Handover, detached: Option<&Detached>) 
         hello_within: None,
         silence: None,
     };
-    let mut supervision = Supervision::new(manners);
+    let collect = artifacts.collector(&telling.name)?;
+    let mut supervision = Supervision::new(manners, collect);
     let serial = Serial::open(telling.console, &record, supervision.events.clone())
         .map_err(os("the console cannot be opened"))?;
     let locks = config.disks.iter().map(DiskLock::take).collect::<Result<_, _>>();

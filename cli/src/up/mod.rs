@@ -15,6 +15,7 @@ mod sources;
 mod telling;
 mod work;
 
+use std::io;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -28,6 +29,7 @@ use crate::places::Places;
 use crate::profile::{self, Host};
 use crate::progress::Stages;
 use crate::report::Report;
+use crate::run::artifacts::{Artifact, Artifacts};
 use crate::run::detached::{self, Detached, Left, Word};
 use crate::run::verdict::Ran;
 use crate::saved::SavedPlan;
@@ -169,6 +171,18 @@ pub fn help_without_kvm(found: &NoKvm) -> String {
 impl Upping {
     fn with_command(&self) -> bool {
         !self.arguments.command.is_empty()
+    }
+
+    /// What is to be copied out of the guest, wherever this process goes.
+    fn artifacts(&self) -> Result<Artifacts, Failure> {
+        let absolute = |artifact: &Artifact| {
+            let into = std::path::absolute(&artifact.into)?;
+            Ok(Artifact { from: artifact.from.clone(), into })
+        };
+        let wanted: io::Result<_> = self.arguments.artifact.iter().map(absolute).collect();
+        let wanted =
+            wanted.map_err(|error| Failure::os("the artifacts' directories cannot be told", error))?;
+        Ok(Artifacts { wanted, are_unpacked: false })
     }
 
     /// The plan to obey: the saved one where it still holds, or a new one.

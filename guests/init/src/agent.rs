@@ -9,15 +9,17 @@ use std::ffi::{OsStr, OsString};
 use std::fs::File;
 use std::io::{self, Read, Write};
 use std::net::Shutdown;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
+use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
 
+use rustix::process::{Pid, Signal, kill_process};
 use vmprof_job::Bytes;
 use vmprof_job::agent::{Answer, Ask, Kind, PORT, Stream, VERSION, What};
 use vsock::{VMADDR_CID_ANY, VMADDR_CID_HOST, VsockListener, VsockStream};
@@ -31,7 +33,7 @@ const OURSELVES: &str = "/proc/self/exe";
 
 /// Starts it. From here on connections wait for it, so that a guest that is ready can be reached. A guest without it runs all
 /// the same, and says so once, in its kernel's log.
-pub(crate) fn start(surroundings: &Surroundings) {
+pub(crate) fn start(surroundings: &Surroundings) -> Agent {
     let started = VsockListener::bind_with_cid_port(VMADDR_CID_ANY, PORT).and_then(|listener| {
         let mut command = Command::new(OURSELVES);
         command.arg0("vmprof-agent").arg(WORD).arg(&surroundings.directory).env_clear();
@@ -39,8 +41,24 @@ pub(crate) fn start(surroundings: &Surroundings) {
         // Reaped with all others.
         command.current_dir("/").stdin(OwnedFd::from(listener)).spawn()
     });
-    if let Err(error) = started {
+    if let Err(error) = &started {
         kmsg::note(format_args!("exec and cp do not reach this guest, which has no vsock: {error}"));
+    }
+    Agent { process: started.ok().map(|child| Pid::from_child(&child)) }
+}
+
+/// One that was started.
+#[derive(Debug)]
+pub(crate) struct Agent {
+    process: Option<Pid>,
+}
+
+impl Agent {
+    /// Nobody needs it any more. A clean stop passes it by until then, so that what a command left can be fetched.
+    pub(crate) fn end(self) {
+        if let Some(process) = self.process {
+            let _ = kill_process(process, Signal::KILL);
+        }
     }
 }
 
@@ -49,6 +67,8 @@ pub(crate) fn run(arguments: &[OsString]) -> ExitCode {
     kmsg::open();
     let directory = arguments.first().map_or_else(|| PathBuf::from("/"), PathBuf::from);
     let surroundings = Surroundings { environment: std::env::vars_os().collect(), directory };
+    // A handler, and not SIG_IGN, which commands would inherit.
+    let _ = signal_hook::flag::register(Signal::TERM.as_raw(), Arc::default());
     let listener = match take_listener() {
         Ok(listener) => listener,
         Err(error) => {

@@ -77,7 +77,7 @@ fn supervise(mut control: Control) -> ! {
         Err(failure) => fail(control, None, &failure),
     };
     let surroundings = job.command.as_ref().map_or_else(Surroundings::of_root, Surroundings::of);
-    agent::start(&surroundings);
+    let agent = agent::start(&surroundings);
     let supervisor = Supervisor {
         control,
         children: &children,
@@ -89,6 +89,7 @@ fn supervise(mut control: Control) -> ! {
         uptime_ms,
     };
     let end = supervisor.run(launch);
+    agent.end();
     power::end(Some(&children), end.grace)
 }
 

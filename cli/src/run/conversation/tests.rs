@@ -1,4 +1,4 @@
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 
 use super::*;
 
@@ -24,6 +24,8 @@ fn hello() -> Event {
 struct Mock {
     events: Sender<Event>,
     killed: Cell<bool>,
+    /// What comes of copying out of the guest, where something is to be.
+    collected: RefCell<Option<Vec<Collected>>>,
 }
 
 impl Machine for Mock {
@@ -34,6 +36,11 @@ impl Machine for Mock {
 
     fn received(&self) -> (u64, u64) {
         (4, 0)
+    }
+
+    fn collect(&self) -> bool {
+        let collected = self.collected.take();
+        collected.map(|collected| self.events.send(Event::Collected(collected)).unwrap()).is_some()
     }
 }
 
@@ -49,7 +56,7 @@ fn told_after(script: Vec<Event>, manners: &Manners) -> (Account, Vec<ToGuest>, 
     let (ours, theirs) = UnixStream::pair().unwrap();
     let (events, heard) = mpsc::channel();
     script.into_iter().for_each(|event| events.send(event).unwrap());
-    let mock = Mock { events, killed: Cell::new(false) };
+    let mock = Mock { events, killed: Cell::new(false), collected: RefCell::new(None) };
     let mut told = Vec::new();
     let account = hold(ours, &heard, manners, Instant::now(), &mock, |news| told.push(news));
     let said =
@@ -88,6 +95,36 @@ fn what_services_do_is_told_as_it_happens_and_so_are_readiness_and_the_stop() {
     assert_eq!(told.len(), 4, "a second stop is no news: {told:?}");
     assert_eq!((account.stopped, account.stop_asked, killed), (Some(vec![]), true, false));
     assert_eq!(said, [STOP, STOP, ToGuest::Received], "a guest that has stopped is let go");
+}
+
+#[test]
+fn what_is_to_outlive_the_guest_is_copied_out_before_it_is_let_go() {
+    let (ours, theirs) = UnixStream::pair().unwrap();
+    let (events, heard) = mpsc::channel();
+    let artifact = |from: &str| super::super::artifacts::Artifact { from: from.into(), into: "/tmp".into() };
+    let collected = vec![
+        Collected { artifact: artifact("/here"), failure: None },
+        Collected { artifact: artifact("/gone"), failure: Some("it is not there".into()) },
+    ];
+    let collected = RefCell::new(Some(collected));
+    let mock = Mock { events: events.clone(), killed: Cell::new(false), collected };
+    events.send(hello()).unwrap();
+    events.send(Event::Said(FromGuest::Ended { status: Ended::Exited(0), stdout: 4, stderr: 0 })).unwrap();
+    let (told, hears) = mpsc::channel();
+    let mut said =
+        BufReader::new(theirs).lines().map(|line| serde_json::from_str::<ToGuest>(&line.unwrap()).unwrap());
+    let guest = thread::spawn(move || {
+        let first = said.next();
+        // Everything had been told by then.
+        let told: Vec<News> = hears.try_iter().collect();
+        events.send(Event::MachineEnded).unwrap();
+        (first, told)
+    });
+    let account = hold(ours, &heard, &manners(), Instant::now(), &mock, |news| told.send(news).unwrap());
+    let (first, told) = guest.join().unwrap();
+    assert_eq!(first, Some(ToGuest::Received));
+    assert_eq!(told.len(), 2);
+    assert_eq!(account.uncollected, ["/gone: it is not there"]);
 }
 
 #[test]

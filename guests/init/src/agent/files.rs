@@ -18,7 +18,7 @@ pub(super) fn fetch<S: Write>(stream: &mut Stream<S>, path: &Path) -> io::Result
 
 /// Takes what is sent, as it is: the guest is its user's.
 pub(super) fn store<S: Read + Write>(stream: &mut Stream<S>, path: PathBuf, item: &Item) -> io::Result<()> {
-    let target = Target { path, keep_modes: true };
+    let target = Target { path, is_name: false, keep_modes: true };
     let answer = match receive(stream, &target, item, &mut |_| {}) {
         Ok((items, bytes, _)) => Answer::Stored { items, bytes },
         Err(error) => Answer::Refused(error.told()),

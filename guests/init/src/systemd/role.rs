@@ -82,7 +82,7 @@ pub(crate) fn run() -> u8 {
         Err(failure) => return fail(control, &failure),
     };
     let surroundings = job.command.as_ref().map_or_else(Surroundings::of_root, Surroundings::of);
-    agent::start(&surroundings);
+    let agent = agent::start(&surroundings);
     let supervisor = Supervisor {
         control,
         children: &children,
@@ -95,6 +95,7 @@ pub(crate) fn run() -> u8 {
         uptime_ms: boot::uptime_ms,
     };
     let end = supervisor.run(launch);
+    agent.end();
     if end.is_orderly {
         return 0;
     }

@@ -167,6 +167,8 @@ impl<S: Write> Write for Framed<'_, S> {
 pub struct Target {
     /// A file's or directory's name, or a directory for it to go into.
     pub path: PathBuf,
+    /// The path is the name, also where it is that of a directory which is there: what comes goes among what it holds.
+    pub is_name: bool,
     /// Whether modes are taken as they are; otherwise the umask holds, and nobody's rights change with a program (setuid).
     pub keep_modes: bool,
 }
@@ -180,6 +182,7 @@ impl Target {
         }
         let ends_in_slash = self.path.as_os_str().as_bytes().ends_with(b"/");
         match fs::metadata(&self.path) {
+            _ if self.is_name => Ok(self.path.clone()),
             Ok(found) if found.is_dir() => Ok(self.path.join(name)),
             Ok(_) if item.is_directory || ends_in_slash => {
                 Err(here("made a directory", &self.path)(io::ErrorKind::AlreadyExists.into()))
@@ -370,7 +373,7 @@ mod tests {
     }
 
     fn received(bytes: &[u8], path: &Path, item: &Item) -> Result<(u64, u64, Vec<String>), CopyError> {
-        let target = Target { path: path.to_owned(), keep_modes: true };
+        let target = Target { path: path.to_owned(), is_name: false, keep_modes: true };
         receive(&mut Stream::new(bytes), &target, item, &mut |_| {})
     }
 
