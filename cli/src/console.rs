@@ -38,12 +38,17 @@ fn attach(stream: UnixStream, name: &str, keyboard: bool, report: Report) -> Res
         (false, Some(pid)) => {
             report.notice(format_args!("read-only: {name}'s console is typed on by pid {pid}"));
         }
+        (false, None) if io::stdin().is_terminal() => {
+            report.notice(format_args!("read-only: Ctrl-C leaves {name}'s console"));
+        }
         (false, None) => {}
     }
     let failed = |error| Failure::os("the console cannot be had on this terminal", error);
+    // Before the terminal is raw: from then on they must not end this process as it is.
+    let signals = Signals::new([SIGINT, SIGTERM, SIGHUP, SIGQUIT]).map_err(failed)?;
     let raw = if types { RawTerminal::take().map_err(failed)?.map(Arc::new) } else { None };
     let leaving = Leaving::new(&attachment).map_err(failed)?;
-    leaving.at_signals(raw.as_ref().map_or_else(Weak::new, Arc::downgrade)).map_err(failed)?;
+    leaving.at_signals(signals, raw.as_ref().map_or_else(Weak::new, Arc::downgrade)).map_err(failed)?;
     if raw.is_some() {
         let keys = attachment.keys().map_err(failed)?;
         let leaving = leaving.clone();
@@ -134,8 +139,7 @@ impl Leaving {
     }
 
     /// Ctrl-C of one who only watches leaves; other signals end this process as they would, once the terminal is what it was.
-    fn at_signals(&self, raw: Weak<RawTerminal>) -> io::Result<()> {
-        let mut signals = Signals::new([SIGINT, SIGTERM, SIGHUP, SIGQUIT])?;
+    fn at_signals(&self, mut signals: Signals, raw: Weak<RawTerminal>) -> io::Result<()> {
         let leaving = self.clone();
         thread::Builder::new().name("signals".into()).spawn(move || {
             for signal in signals.forever() {
