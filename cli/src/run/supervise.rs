@@ -263,7 +263,7 @@ mod tests {
             hello_within: None,
             silence: None,
         };
-        let mut supervision = Supervision::new(manners);
+        let mut supervision = Supervision::new(manners, None);
         let events = supervision.events.clone();
         let news = Mutex::new(Vec::new());
         let mut tell = |one: News| {
@@ -304,7 +304,7 @@ mod tests {
             hello_within: None,
             silence: None,
         };
-        let mut supervision = Supervision::new(manners);
+        let mut supervision = Supervision::new(manners, None);
         let events = supervision.events.clone();
         let (ours, ends) = channels::open().unwrap();
         let wait = || {

@@ -171,6 +171,7 @@ mod tests {
             ),
             record: "/run/db".into(),
             detached: None,
+            artifacts: Artifacts::default(),
             leases: vec![],
             reboots: Policy::of(false, Some("panic=10")),
             job: job.to_vec(),

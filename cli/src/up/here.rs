@@ -73,6 +73,7 @@ pub fn up(upping: &Upping) -> Result<u8, Failure> {
         keeper,
         record: own.directory().to_owned(),
         detached,
+        artifacts: upping.artifacts()?,
         leases,
         reboots: Policy::of(arguments.no_reboot, image.cmdline.as_deref()),
         job,

@@ -213,6 +213,10 @@ fn job(
             argv.push(word.into());
         }
     }
+    for Artifact { from, into } in artifacts {
+        let both = [from.as_os_str().as_bytes(), into.as_os_str().as_bytes()].join(&b'=');
+        argv.extend(["--artifact".into(), both.as_slice().into()]);
+    }
     argv.push(Inside::file(&upping.path).as_str().into());
     // The emulated host is the one that it was made for: the vmprof inside sees whether it still is.
     if upping.saved.is_some() {
