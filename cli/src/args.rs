@@ -100,7 +100,12 @@ pub enum Verb {
     Man { verb: Option<String> },
     /// Ask a running VM through its control socket; the lab's emulated host is asked this way
     #[command(hide = true)]
-    Ask { name: String, request: String },
+    Ask {
+        name: String,
+        request: String,
+        /// Arguments of the request, as JSON
+        arguments: Option<String>,
+    },
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]

@@ -231,17 +231,17 @@ fn is_running(places: &Places, run: &Run) -> bool {
     record::running(places).iter().any(|found| (&found.name, found.pid) == (&run.name, run.pid))
 }
 
-/// Prints the answer as JSON, whatever it is.
-pub fn ask_and_print(name: &str, word: &str, report: Report) -> Result<(), Failure> {
-    let Some(request) = Request::from_word(word) else {
-        let message = format!("`{word}` is nothing a running VM can be asked");
-        return Err(Failure::said(
-            Kind::Failure,
-            "vmprof::run::control",
-            message,
-            "plan, stats, query-iothreads, verify, stop, pause or resume",
-        ));
-    };
+/// Prints the answer as JSON, whatever it is. `arguments` are JSON.
+pub fn ask_and_print(
+    name: &str,
+    word: &str,
+    arguments: Option<&str>,
+    report: Report,
+) -> Result<(), Failure> {
+    let said = |message| Failure::said(Kind::Failure, "vmprof::run::control", message, "docs/running.md lists them");
+    let arguments = arguments.map(serde_json::from_str).transpose();
+    let arguments = arguments.map_err(|error| said(format!("the arguments of `{word}` are no JSON: {error}")))?;
+    let request = Request::read(word, arguments).map_err(said)?;
     report.json(&ask(&Places::from_environment()?, name, request)?)
 }
 

@@ -14,14 +14,13 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 const SOCKET: &str = "control.sock";
-/// The longest request line; there are only words in it.
-const REQUEST_BYTES: u64 = 4096;
+/// The longest request line: a CPU set of a large host is its longest word.
+const REQUEST_BYTES: u64 = 64 << 10;
 /// How long an answer may take: an emulated host starts a process for it.
 const ANSWER_WITHIN: Duration = Duration::from_secs(60);
 
 /// What a run can be asked.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Request {
     /// The plan in force, as `plan --format json` has it.
     Plan,
@@ -39,8 +38,19 @@ pub enum Request {
     Resume,
 }
 
+/// Those that take no arguments, which is why they can be told by their word alone.
+const WITHOUT_ARGUMENTS: [Request; 7] = [
+    Request::Plan,
+    Request::Stats,
+    Request::QueryIothreads,
+    Request::Verify,
+    Request::Stop,
+    Request::Pause,
+    Request::Resume,
+];
+
 impl Request {
-    pub fn word(self) -> &'static str {
+    pub fn word(&self) -> &'static str {
         match self {
             Request::Plan => "plan",
             Request::Stats => "stats",
@@ -52,11 +62,26 @@ impl Request {
         }
     }
 
-    pub fn from_word(word: &str) -> Option<Request> {
-        use Request::{Pause, Plan, QueryIothreads, Resume, Stats, Stop, Verify};
-        [Plan, Stats, QueryIothreads, Verify, Stop, Pause, Resume]
-            .into_iter()
-            .find(|request| request.word() == word)
+    /// Every word, as messages list them.
+    pub fn words() -> Vec<&'static str> {
+        WITHOUT_ARGUMENTS.iter().map(Request::word).collect()
+    }
+
+    /// What goes with the word.
+    pub fn arguments(&self) -> Option<Value> {
+        None
+    }
+
+    /// The request of a word with its arguments; an error says what is wrong with either.
+    pub fn read(word: &str, arguments: Option<Value>) -> Result<Request, String> {
+        let found = WITHOUT_ARGUMENTS.into_iter().find(|request| request.word() == word).ok_or_else(|| {
+            format!("`{word}` is nothing a running VM can be asked; it can be {}", Request::words().join(", "))
+        })?;
+        match arguments {
+            None => Ok(found),
+            Some(Value::Object(none)) if none.is_empty() => Ok(found),
+            Some(arguments) => Err(format!("`{word}` takes no arguments, and was given {arguments}")),
+        }
     }
 }
 
@@ -66,9 +91,12 @@ pub trait Answers: Send + Sync + 'static {
 }
 
 #[derive(Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 struct Asked {
     vmprof_control: u32,
-    request: Request,
+    request: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    arguments: Option<Value>,
 }
 
 #[derive(Debug, Serialize, Deserialize)]
@@ -104,13 +132,13 @@ fn serve_one(mut connection: UnixStream, answers: &dyn Answers) -> io::Result<()
     let mut line = String::new();
     BufReader::new(connection.try_clone()?).take(REQUEST_BYTES).read_line(&mut line)?;
     let answer = match serde_json::from_str(&line) {
-        Ok(Asked { vmprof_control: 1, request }) => {
-            answers.answer(request).map_or_else(Answer::Error, Answer::Ok)
-        }
+        Ok(Asked { vmprof_control: 1, request, arguments }) => Request::read(&request, arguments)
+            .and_then(|request| answers.answer(request))
+            .map_or_else(Answer::Error, Answer::Ok),
         Ok(Asked { vmprof_control, .. }) => {
             Answer::Error(format!("control version {vmprof_control} is not 1"))
         }
-        Err(error) => Answer::Error(format!("no request that is known here: {error}")),
+        Err(error) => Answer::Error(format!("no request that can be read: {error}")),
     };
     let mut text = serde_json::to_vec(&answer)?;
     text.push(b'\n');
@@ -136,7 +164,8 @@ pub fn ask(name: &str, directory: &Path, request: Request) -> Result<Value, AskE
         let (_keep, path) = short_path(directory)?;
         let mut connection = UnixStream::connect(path)?;
         connection.set_read_timeout(Some(ANSWER_WITHIN))?;
-        let mut text = serde_json::to_vec(&Asked { vmprof_control: 1, request })?;
+        let (word, arguments) = (request.word().to_owned(), request.arguments());
+        let mut text = serde_json::to_vec(&Asked { vmprof_control: 1, request: word, arguments })?;
         text.push(b'\n');
         connection.write_all(&text)?;
         let mut answer = String::new();
@@ -176,6 +205,36 @@ mod tests {
         }
     }
 
+    fn answer_to(directory: &Path, line: &str) -> String {
+        let (_keep, path) = short_path(directory).unwrap();
+        let mut connection = UnixStream::connect(path).unwrap();
+        // The server may stop reading before all of it is written.
+        let _ = connection.write_all(line.as_bytes());
+        let _ = connection.shutdown(std::net::Shutdown::Write);
+        let mut answer = String::new();
+        let _ = connection.read_to_string(&mut answer);
+        answer
+    }
+
+    #[test]
+    fn fields_and_arguments_that_nobody_knows_are_refused_by_name() {
+        let keep = tempfile::tempdir().unwrap();
+        serve(keep.path(), Arc::new(Echo)).unwrap();
+        let asked = |rest: &str| answer_to(keep.path(), &format!("{{\"vmprof_control\":1,{rest}}}\n"));
+        for fine in [r#""request":"stats""#, r#""request":"stats","arguments":{}"#] {
+            assert_eq!(asked(fine), "{\"ok\":\"stats\"}\n");
+        }
+        for (wrong, named) in [
+            (r#""request":"stats","argument":{}"#, "unknown field `argument`"),
+            (r#""request":"stats","arguments":{"id":"iothread0"}"#, "takes no arguments"),
+            (r#""request":"stats","arguments":7"#, "takes no arguments"),
+            (r#""request":"statistics""#, "`statistics` is nothing"),
+        ] {
+            let answer = asked(wrong);
+            assert!(answer.starts_with("{\"error\":") && answer.contains(named), "{answer}");
+        }
+    }
+
     #[test]
     fn a_run_is_asked_below_a_path_too_long_for_a_socket() {
         let keep = tempfile::tempdir().unwrap();
@@ -194,13 +253,7 @@ mod tests {
         for nonsense in
             ["", "\n", "{}\n", "{\"vmprof_control\":2,\"request\":\"stats\"}\n", &"x".repeat(100_000)]
         {
-            let (_keep, path) = short_path(keep.path()).unwrap();
-            let mut connection = UnixStream::connect(path).unwrap();
-            // The server may stop reading before all of it is written.
-            let _ = connection.write_all(nonsense.as_bytes());
-            let _ = connection.shutdown(std::net::Shutdown::Write);
-            let mut answer = String::new();
-            let _ = connection.read_to_string(&mut answer);
+            let answer = answer_to(keep.path(), nonsense);
             assert!(answer.is_empty() || answer.starts_with("{\"error\":"), "{answer}");
         }
         assert_eq!(ask("db", keep.path(), Request::Plan).unwrap(), "plan");

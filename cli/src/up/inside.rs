@@ -393,7 +393,8 @@ impl Answers for Forwarded {
             return self.events.send(Event::StopAsked).map(|()| Value::Bool(true)).map_err(|_| over());
         }
         let (answer, ran) = mpsc::channel();
-        let argv = [Inside::VMPROF, "ask", &self.name, request.word()].map(Bytes::from).into();
+        let mut argv: Vec<Bytes> = [Inside::VMPROF, "ask", &self.name, request.word()].map(Bytes::from).into();
+        argv.extend(request.arguments().map(|arguments| arguments.to_string().as_str().into()));
         self.events.send(Event::RunAsked { argv, answer }).map_err(|_| over())?;
         let ran =
             ran.recv_timeout(Duration::from_secs(50)).map_err(|_| "the lab did not answer".to_owned())?;
