@@ -232,15 +232,12 @@ fn is_running(places: &Places, run: &Run) -> bool {
 }
 
 /// Prints the answer as JSON, whatever it is. `arguments` are JSON.
-pub fn ask_and_print(
-    name: &str,
-    word: &str,
-    arguments: Option<&str>,
-    report: Report,
-) -> Result<(), Failure> {
-    let said = |message| Failure::said(Kind::Failure, "vmprof::run::control", message, "docs/running.md lists them");
+pub fn ask_and_print(name: &str, word: &str, arguments: Option<&str>, report: Report) -> Result<(), Failure> {
+    let said =
+        |message| Failure::said(Kind::Failure, "vmprof::run::control", message, "docs/running.md lists them");
     let arguments = arguments.map(serde_json::from_str).transpose();
-    let arguments = arguments.map_err(|error| said(format!("the arguments of `{word}` are no JSON: {error}")))?;
+    let arguments =
+        arguments.map_err(|error| said(format!("the arguments of `{word}` are no JSON: {error}")))?;
     let request = Request::read(word, arguments).map_err(said)?;
     report.json(&ask(&Places::from_environment()?, name, request)?)
 }

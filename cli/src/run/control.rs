@@ -26,8 +26,12 @@ pub enum Request {
     Plan,
     /// Counters per vCPU, IOThread and virtqueue.
     Stats,
+    /// How far the run is, and whether and why its guest stands still.
+    Status,
     /// The IOThreads as QEMU's command of that name tells of its own.
     QueryIothreads,
+    /// The disks' counts as QEMU's command of that name tells of its own.
+    QueryBlockstats,
     /// Each planned thread with where it is.
     Verify,
     /// End the run cleanly.
@@ -39,10 +43,12 @@ pub enum Request {
 }
 
 /// Those that take no arguments, which is why they can be told by their word alone.
-const WITHOUT_ARGUMENTS: [Request; 7] = [
+const WITHOUT_ARGUMENTS: [Request; 9] = [
     Request::Plan,
     Request::Stats,
+    Request::Status,
     Request::QueryIothreads,
+    Request::QueryBlockstats,
     Request::Verify,
     Request::Stop,
     Request::Pause,
@@ -54,7 +60,9 @@ impl Request {
         match self {
             Request::Plan => "plan",
             Request::Stats => "stats",
+            Request::Status => "status",
             Request::QueryIothreads => "query-iothreads",
+            Request::QueryBlockstats => "query-blockstats",
             Request::Verify => "verify",
             Request::Stop => "stop",
             Request::Pause => "pause",
@@ -74,9 +82,13 @@ impl Request {
 
     /// The request of a word with its arguments; an error says what is wrong with either.
     pub fn read(word: &str, arguments: Option<Value>) -> Result<Request, String> {
-        let found = WITHOUT_ARGUMENTS.into_iter().find(|request| request.word() == word).ok_or_else(|| {
-            format!("`{word}` is nothing a running VM can be asked; it can be {}", Request::words().join(", "))
-        })?;
+        let found =
+            WITHOUT_ARGUMENTS.into_iter().find(|request| request.word() == word).ok_or_else(|| {
+                format!(
+                    "`{word}` is nothing a running VM can be asked; it can be {}",
+                    Request::words().join(", ")
+                )
+            })?;
         match arguments {
             None => Ok(found),
             Some(Value::Object(none)) if none.is_empty() => Ok(found),

@@ -1,5 +1,6 @@
 //! What a running VM has done, and what its process holds: the answer to `stats`.
 
+mod blockstats;
 mod prometheus;
 mod rates;
 mod text;
@@ -11,6 +12,7 @@ use rustix::time::{ClockId, clock_gettime};
 use serde::{Deserialize, Serialize};
 use vmprof_vmm::stats::Stats as Machine;
 
+pub use blockstats::as_qemu_counts;
 pub use threads::Thread;
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -104,15 +106,12 @@ mod tests {
             writes: 5,
             flushes: 1,
             others: 1,
-            discards: 0,
-            write_zeroes: 0,
             read_bytes: 40_960,
             written_bytes: 20_480,
-            errors: 0,
             kicks: 3,
             interrupts: 4,
             in_flight: 2,
-            oldest: None,
+            ..QueueSnapshot::default()
         };
         let iothread = IoThreadSnapshot {
             id: 0,

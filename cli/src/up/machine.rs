@@ -29,10 +29,12 @@ use crate::run::console::{Stderr, WholeLines};
 use crate::run::control::{self, Answers, Request};
 use crate::run::conversation::{Event, Manners};
 use crate::run::detached::Detached;
+use crate::run::record::Kept;
+use crate::run::status::Status;
 use crate::run::supervise::{self, Input, Supervision};
 use crate::run::terminal::{self, RawTerminal};
 use crate::run::verdict::MachineEnd;
-use crate::stats::Stats;
+use crate::stats::{Stats, as_qemu_counts};
 use crate::verify::{PlannedThread, read_back};
 
 /// The kernel names a process that begins as /proc/self/exe by that.
@@ -101,6 +103,7 @@ fn run_machine(report: Report, handover: Handover, detached: Option<&Detached>) 
         serial_in: serial.input.map(Into::into),
     };
 
+    let kept = Kept::new(keeper);
     let started = Instant::now();
     let built = Vm::build(&kvm, &config, channels, &job).map_err(not_built)?;
     // What built it is not needed again.
@@ -113,6 +116,7 @@ fn run_machine(report: Report, handover: Handover, detached: Option<&Detached>) 
         plan,
         threads,
         iothreads: config.iothreads,
+        kept: kept.clone(),
         control: control.clone(),
         events: supervision.events.clone(),
     };
@@ -133,7 +137,7 @@ fn run_machine(report: Report, handover: Handover, detached: Option<&Detached>) 
         detached.started();
     }
     let input = if with_command && !telling.console { Input::Stdin } else { Input::Nothing };
-    let tell = telling.teller(report, Some(keeper), detached.cloned(), serial.raw.is_some());
+    let tell = telling.teller(report, Some(kept), detached.cloned(), serial.raw.is_some());
     let outcome = supervision
         .run(input, started, move || control.kill(), || end_of(vm.wait()), tell)
         .map_err(os("the run cannot be supervised"))?;
@@ -253,6 +257,7 @@ struct Here {
     plan: String,
     threads: Vec<PlannedThread>,
     iothreads: Vec<IoThread>,
+    kept: Kept,
     control: Control,
     events: std::sync::mpsc::Sender<Event>,
 }
@@ -262,6 +267,12 @@ impl Answers for Here {
         let as_json = |value: serde_json::Result<Value>| value.map_err(|error| error.to_string());
         match request {
             Request::Plan => as_json(serde_json::from_str(&self.plan)),
+            Request::Status => {
+                let plan: Value = serde_json::from_str(&self.plan).map_err(|error| error.to_string())?;
+                let digest = plan["digest"].as_str().map(str::to_owned);
+                let paused = self.control.stats().paused;
+                as_json(serde_json::to_value(Status::of(self.kept.run(), paused, digest)))
+            }
             Request::QueryIothreads => {
                 let running = self.control.stats().iothreads;
                 let told = self.iothreads.iter().filter_map(|iothread| {
@@ -270,6 +281,7 @@ impl Answers for Here {
                 });
                 Ok(told.collect())
             }
+            Request::QueryBlockstats => Ok(as_qemu_counts(&self.control.stats().disks)),
             Request::Stats => as_json(serde_json::to_value(Stats::of(self.control.stats()))),
             Request::Verify => {
                 as_json(serde_json::to_value(read_back(&self.threads, "/proc/self/task".as_ref())))

@@ -303,7 +303,7 @@ impl BlkQueue {
         // virtio 1.3, 2.7.8.2: the length counts what was written from the first writable byte on, without a gap.
         let used = if written == request.writable { written + 1 } else { written };
         self.queue.ring.push_used(head, u32::try_from(used).unwrap_or(u32::MAX));
-        self.count(request, status, written);
+        self.count(head, request, status, written);
     }
 
     fn free(&mut self, head: u16) {
@@ -312,8 +312,9 @@ impl BlkQueue {
         self.in_flight -= 1;
     }
 
-    fn count(&self, request: Request, status: Status, read: u64) {
+    fn count(&self, head: u16, request: Request, status: Status, read: u64) {
         let counters = &self.counters;
+        let is_well = status == Status::Ok;
         match request.kind {
             Kind::Read { .. } => {
                 counters.reads.add(1);
@@ -321,15 +322,35 @@ impl BlkQueue {
             }
             Kind::Write { .. } => {
                 counters.writes.add(1);
-                counters.written_bytes.add(if status == Status::Ok { request.readable } else { 0 });
+                counters.written_bytes.add(if is_well { request.readable } else { 0 });
             }
             Kind::Flush => counters.flushes.add(1),
-            Kind::Discard => counters.discards.add(1),
-            Kind::WriteZeroes => counters.write_zeroes.add(1),
+            Kind::Discard => {
+                counters.discards.add(1);
+                counters.discarded_bytes.add(if is_well { self.erased_bytes(head) } else { 0 });
+            }
+            Kind::WriteZeroes => {
+                counters.write_zeroes.add(1);
+                counters.zeroed_bytes.add(if is_well { self.erased_bytes(head) } else { 0 });
+            }
             Kind::GetId | Kind::Refused(_) => counters.others.add(1),
         }
-        if status != Status::Ok {
-            counters.errors.add(1);
+        if !is_well {
+            self.count_failed(request);
+        }
+    }
+
+    #[cold]
+    fn count_failed(&self, request: Request) {
+        let counters = &self.counters;
+        counters.errors.add(1);
+        match request.kind {
+            Kind::Read { .. } => counters.failed_reads.add(1),
+            Kind::Write { .. } => counters.failed_writes.add(1),
+            Kind::Flush => counters.failed_flushes.add(1),
+            Kind::Discard => counters.failed_discards.add(1),
+            Kind::WriteZeroes => counters.failed_write_zeroes.add(1),
+            Kind::GetId | Kind::Refused(_) => {}
         }
     }
 }
