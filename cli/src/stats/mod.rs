@@ -123,6 +123,7 @@ mod tests {
             poll_misses: 0,
             looks: 0,
             batch: false,
+            latency: false,
         };
         let thread = |name: &str, tid| Thread {
             name: name.into(),

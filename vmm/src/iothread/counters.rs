@@ -2,8 +2,11 @@
 //! has one writer; a snapshot may tear between counters, never within one.
 
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 
 use serde::{Deserialize, Serialize};
+
+use super::latency::{Latency, LatencySnapshot};
 
 /// A number that one thread raises.
 #[derive(Debug, Default)]
@@ -29,6 +32,8 @@ pub struct IoThreadCounters {
     pub looks: Counter,
     /// Whether it is under SCHED_BATCH now.
     pub batch: AtomicBool,
+    /// Whether it takes the times of requests.
+    pub latency: AtomicBool,
 }
 
 /// See the fields of [`IoThreadCounters`].
@@ -50,6 +55,9 @@ pub struct IoThreadSnapshot {
     /// Whether it is under SCHED_BATCH, and so leaves the CPUs that it shares to the vCPUs until these sleep.
     #[serde(default)]
     pub batch: bool,
+    /// Whether it takes the times of its requests now.
+    #[serde(default)]
+    pub latency: bool,
 }
 
 /// What one thread did for one virtqueue. The thread that serves the queue writes its own id here, so that the counts say
@@ -75,6 +83,8 @@ pub struct QueueCounters {
     pub failed_write_zeroes: Counter,
     pub kicks: Counter,
     pub interrupts: Counter,
+    /// Made when times are taken for the first time.
+    pub latency: OnceLock<Arc<Latency>>,
 }
 
 const NOBODY: i64 = -1;
@@ -102,6 +112,7 @@ impl Default for QueueCounters {
             failed_write_zeroes: zero(),
             kicks: zero(),
             interrupts: zero(),
+            latency: OnceLock::new(),
         }
     }
 }
@@ -138,6 +149,7 @@ impl QueueCounters {
             interrupts: self.interrupts.get(),
             in_flight: 0,
             oldest: None,
+            latency: self.latency.get().map(|latency| latency.snapshot()),
         }
     }
 }
@@ -180,6 +192,9 @@ pub struct QueueSnapshot {
     pub in_flight: u64,
     #[serde(default)]
     pub oldest: Option<Oldest>,
+    /// Where requests spent their time, of all since times were taken for the first time; `None` before that.
+    #[serde(default)]
+    pub latency: Option<LatencySnapshot>,
 }
 
 impl QueueSnapshot {

@@ -56,7 +56,7 @@ impl BlkQueue {
             }
         };
         slot.state = State::Erasing(request);
-        io.start(self.target, operation, Buffers::None, head);
+        self.start(head, operation, Buffers::None, io);
     }
 
     pub(super) fn erased(&mut self, head: u16, request: Request, result: io::Result<u32>, io: &mut Io<'_>) {
@@ -99,7 +99,7 @@ impl BlkQueue {
         match slot.transfer.step_zeroes(&self.disk.backing, &mut self.bounces) {
             Step::Start(operation, buffers) => {
                 slot.state = State::Zeroing(request);
-                io.start(self.target, operation, buffers, head);
+                self.start(head, operation, buffers, io);
             }
             Step::Wait => {
                 slot.state = State::Stalled(request);
