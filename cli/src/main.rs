@@ -83,6 +83,7 @@ fn run(verb: &Verb, report: Report) -> Result<(), Failure> {
         Verb::Resume(arguments) => running::resume(arguments, report),
         Verb::Verify(arguments) => running::verify(arguments, report),
         Verb::Stats(arguments) => running::stats(arguments, report),
+        Verb::Iothread(arguments) => running::iothread(arguments, report),
         Verb::VhostUserBlk(arguments) => vhost_user_blk::serve(arguments, report),
         Verb::Store(verb) => store::store(verb, report),
         Verb::Explain(arguments) => explain::explain(arguments, report),

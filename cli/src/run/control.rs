@@ -13,6 +13,8 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+use super::retune::IothreadSet;
+
 const SOCKET: &str = "control.sock";
 /// The longest request line: a CPU set of a large host is its longest word.
 const REQUEST_BYTES: u64 = 64 << 10;
@@ -32,6 +34,8 @@ pub enum Request {
     QueryIothreads,
     /// The disks' counts as QEMU's command of that name tells of its own.
     QueryBlockstats,
+    /// Change an IOThread while it serves.
+    IothreadSet(IothreadSet),
     /// Each planned thread with where it is.
     Verify,
     /// End the run cleanly.
@@ -55,6 +59,8 @@ const WITHOUT_ARGUMENTS: [Request; 9] = [
     Request::Resume,
 ];
 
+const IOTHREAD_SET: &str = "iothread-set";
+
 impl Request {
     pub fn word(&self) -> &'static str {
         match self {
@@ -63,6 +69,7 @@ impl Request {
             Request::Status => "status",
             Request::QueryIothreads => "query-iothreads",
             Request::QueryBlockstats => "query-blockstats",
+            Request::IothreadSet(_) => IOTHREAD_SET,
             Request::Verify => "verify",
             Request::Stop => "stop",
             Request::Pause => "pause",
@@ -72,16 +79,27 @@ impl Request {
 
     /// Every word, as messages list them.
     pub fn words() -> Vec<&'static str> {
-        WITHOUT_ARGUMENTS.iter().map(Request::word).collect()
+        WITHOUT_ARGUMENTS.iter().map(Request::word).chain([IOTHREAD_SET]).collect()
     }
 
     /// What goes with the word.
     pub fn arguments(&self) -> Option<Value> {
-        None
+        match self {
+            // Strings and numbers: what has no JSON is not among them.
+            Request::IothreadSet(set) => serde_json::to_value(set).ok(),
+            _ => None,
+        }
     }
 
     /// The request of a word with its arguments; an error says what is wrong with either.
     pub fn read(word: &str, arguments: Option<Value>) -> Result<Request, String> {
+        if word == IOTHREAD_SET {
+            let arguments = arguments.ok_or_else(|| format!("`{word}` has arguments: at least `id`"))?;
+            let set = serde_json::from_value(arguments);
+            return set
+                .map(Request::IothreadSet)
+                .map_err(|error| format!("the arguments of `{word}`: {error}"));
+        }
         let found =
             WITHOUT_ARGUMENTS.into_iter().find(|request| request.word() == word).ok_or_else(|| {
                 format!(
@@ -212,6 +230,7 @@ mod tests {
         fn answer(&self, request: Request) -> Result<Value, String> {
             match request {
                 Request::Stop => Err("not now".into()),
+                Request::IothreadSet(set) => Ok(format!("{set:?}").into()),
                 other => Ok(other.word().into()),
             }
         }
@@ -241,6 +260,8 @@ mod tests {
             (r#""request":"stats","arguments":{"id":"iothread0"}"#, "takes no arguments"),
             (r#""request":"stats","arguments":7"#, "takes no arguments"),
             (r#""request":"statistics""#, "`statistics` is nothing"),
+            (r#""request":"iothread-set""#, "has arguments"),
+            (r#""request":"iothread-set","arguments":{"id":"0","pin":"1"}"#, "unknown field `pin`"),
         ] {
             let answer = asked(wrong);
             assert!(answer.starts_with("{\"error\":") && answer.contains(named), "{answer}");
@@ -254,6 +275,8 @@ mod tests {
         std::fs::create_dir(&directory).unwrap();
         serve(&directory, Arc::new(Echo)).unwrap();
         assert_eq!(ask("db", &directory, Request::Stats).unwrap(), "stats");
+        let set = IothreadSet { id: "iothread0".into(), poll_grow: Some(3), ..IothreadSet::default() };
+        assert_eq!(ask("db", &directory, Request::IothreadSet(set.clone())).unwrap(), format!("{set:?}"));
         let error = ask("db", &directory, Request::Stop).unwrap_err();
         assert!(error.to_string().contains("not now"), "{error}");
     }

@@ -11,6 +11,7 @@ pub mod log;
 pub mod news;
 pub mod record;
 pub mod relay;
+pub mod retune;
 pub mod status;
 pub mod supervise;
 pub mod terminal;

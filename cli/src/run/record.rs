@@ -220,6 +220,15 @@ impl Keeper {
         self.write();
     }
 
+    /// That its pinned threads hold these CPUs from now on. Others plan by it: what cannot be written is an error, and changes
+    /// nothing.
+    pub fn holds(&mut self, cpus: String) -> io::Result<()> {
+        let run = Run { cpus, ..self.run.clone() };
+        write(&self.directory, &run)?;
+        self.run = run;
+        Ok(())
+    }
+
     fn write(&self) {
         // Whoever reads the record sees an older state then: nothing of the run depends on it.
         let _ = write(&self.directory, &self.run);

@@ -1,6 +1,7 @@
 //! What a running VM has done, and what its process holds: the answer to `stats`.
 
 mod blockstats;
+mod latency;
 mod prometheus;
 mod rates;
 mod text;

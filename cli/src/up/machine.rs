@@ -10,10 +10,12 @@ use std::time::Instant;
 use serde_json::{Value, json};
 use signal_hook::consts::SIGPIPE;
 use vmprof_job::ToGuest;
-use vmprof_sys::program;
+use vmprof_profiles::CpuSet;
+use vmprof_sys::{affinity, program};
 use vmprof_vmm::backing::DiskError;
 use vmprof_vmm::config::IoThread;
 use vmprof_vmm::exit::Exit;
+use vmprof_vmm::iothread::IoThreadError;
 use vmprof_vmm::kvm;
 use vmprof_vmm::pause::PauseNews;
 use vmprof_vmm::vm::{Control, StartError};
@@ -21,6 +23,7 @@ use vmprof_vmm::{BuildError, Channels, Port, Vm, thread};
 
 use super::handover::Handover;
 use super::lease::{Lease, Leased};
+use super::tuned::{InForce, Tuned};
 use crate::failure::{Failure, Kind};
 use crate::lower::milliseconds;
 use crate::report::Report;
@@ -35,7 +38,7 @@ use crate::run::supervise::{self, Input, Supervision};
 use crate::run::terminal::{self, RawTerminal};
 use crate::run::verdict::MachineEnd;
 use crate::stats::{Stats, as_qemu_counts};
-use crate::verify::{PlannedThread, read_back};
+use crate::verify::read_back;
 
 /// The kernel names a process that begins as /proc/self/exe by that.
 const NAME: &std::ffi::CStr = c"vmprof";
@@ -75,6 +78,8 @@ fn run_machine(report: Report, handover: Handover, detached: Option<&Detached>) 
     let os = |what: &'static str| move |error: io::Error| Failure::os(what, error);
     supervise::may_lose_readers().map_err(os("a signal's handler cannot be installed"))?;
     rustix::thread::set_name(NAME).map_err(|error| os("this thread cannot be named")(error.into()))?;
+    // What it was given, before the next lines take less of it.
+    let allowed = affinity::cpus_of_thread(0).map_err(os("the CPUs of this process cannot be read"))?;
     let kvm = kvm::probe().map_err(|found| super::no_kvm(&found))?;
     // This thread, and with it everything that is no vCPU and no IOThread, belongs where the plan has the emulator.
     thread::pin("vmprof", &config.emulator_cpus).map_err(|error| not_started(error.into()))?;
@@ -112,10 +117,9 @@ fn run_machine(report: Report, handover: Handover, detached: Option<&Detached>) 
     let _ = program::let_go_of_code();
     let vm = built.start().map_err(not_started)?;
     let control = vm.control();
+    let in_force = InForce { plan, threads, iothreads: config.iothreads };
     let answers = Here {
-        plan,
-        threads,
-        iothreads: config.iothreads,
+        tuned: Tuned::new(in_force, allowed.into_iter().collect::<CpuSet>(), kept.clone()),
         kept: kept.clone(),
         control: control.clone(),
         events: supervision.events.clone(),
@@ -254,9 +258,7 @@ fn as_qemu_tells(iothread: &IoThread, tid: i32) -> Value {
 }
 
 struct Here {
-    plan: String,
-    threads: Vec<PlannedThread>,
-    iothreads: Vec<IoThread>,
+    tuned: Tuned,
     kept: Kept,
     control: Control,
     events: std::sync::mpsc::Sender<Event>,
@@ -266,16 +268,18 @@ impl Answers for Here {
     fn answer(&self, request: Request) -> Result<Value, String> {
         let as_json = |value: serde_json::Result<Value>| value.map_err(|error| error.to_string());
         match request {
-            Request::Plan => as_json(serde_json::from_str(&self.plan)),
+            Request::Plan => as_json(serde_json::from_str(&self.tuned.in_force().plan)),
             Request::Status => {
-                let plan: Value = serde_json::from_str(&self.plan).map_err(|error| error.to_string())?;
+                let plan: Value =
+                    serde_json::from_str(&self.tuned.in_force().plan).map_err(|error| error.to_string())?;
                 let digest = plan["digest"].as_str().map(str::to_owned);
                 let paused = self.control.stats().paused;
                 as_json(serde_json::to_value(Status::of(self.kept.run(), paused, digest)))
             }
             Request::QueryIothreads => {
                 let running = self.control.stats().iothreads;
-                let told = self.iothreads.iter().filter_map(|iothread| {
+                let iothreads = self.tuned.in_force().iothreads;
+                let told = iothreads.iter().filter_map(|iothread| {
                     let thread = running.iter().find(|thread| thread.id == iothread.id)?;
                     Some(as_qemu_tells(iothread, thread.tid))
                 });
@@ -283,8 +287,18 @@ impl Answers for Here {
             }
             Request::QueryBlockstats => Ok(as_qemu_counts(&self.control.stats().disks)),
             Request::Stats => as_json(serde_json::to_value(Stats::of(self.control.stats()))),
+            Request::IothreadSet(set) => {
+                let snapshot = |id| self.control.stats().iothreads.into_iter().find(|thread| thread.id == id);
+                let takes_times = |id| snapshot(id).is_some_and(|thread| thread.latency);
+                let gone = |id| {
+                    Err(IoThreadError::Ended { name: format!("iothread{id}"), how: "it is not there".into() })
+                };
+                let apply = |id, change| self.control.change_iothread(id, change).unwrap_or_else(|| gone(id));
+                as_json(serde_json::to_value(self.tuned.change(&set, takes_times, apply)?))
+            }
             Request::Verify => {
-                as_json(serde_json::to_value(read_back(&self.threads, "/proc/self/task".as_ref())))
+                let threads = self.tuned.in_force().threads;
+                as_json(serde_json::to_value(read_back(&threads, "/proc/self/task".as_ref())))
             }
             Request::Pause => {
                 self.control.pause().map(|()| Value::Bool(true)).map_err(|error| error.to_string())

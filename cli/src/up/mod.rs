@@ -13,6 +13,7 @@ pub mod promises;
 mod root;
 mod sources;
 mod telling;
+mod tuned;
 mod work;
 
 use std::path::PathBuf;

@@ -5,7 +5,7 @@ use std::sync::{Arc, Weak};
 
 use crate::bus::Bus;
 use crate::exit::Exit;
-use crate::iothread::Handle;
+use crate::iothread::{Change, Handle, IoThreadError};
 use crate::pause::{Pause, PauseError, PauseNews};
 use crate::stats::{ExitCounters, Stats, VcpuStats};
 use crate::virtio::blk::DiskStats;
@@ -71,6 +71,12 @@ impl Control {
     /// Every thread of the machine: its name, and the kernel's id of it as in /proc/PID/task.
     pub fn threads(&self) -> Vec<(String, i32)> {
         self.0.threads.clone()
+    }
+
+    /// Changes an IOThread while it serves; `None`: there is none of this number.
+    pub fn change_iothread(&self, id: u32, change: Change) -> Option<Result<(), IoThreadError>> {
+        let iothread = self.0.iothreads.iter().find(|iothread| iothread.id() == id)?;
+        Some(iothread.change(change))
     }
 
     pub fn stats(&self) -> Stats {
