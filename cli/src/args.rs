@@ -11,7 +11,7 @@ pub use guests::{BuildArguments, LockArguments, Sources};
 pub use profiles::{CheckArguments, FmtArguments, HostArguments, ImportVerb, PlanArguments, PlanFormat};
 pub use running::{
     FormatArguments, IothreadArguments, LogsArguments, NameArguments, NamedArguments, On, StatsArguments,
-    StatsFormat, StopArguments, Switch, UpArguments,
+    StatsFormat, StopArguments, Switch, TopArguments, UpArguments,
 };
 pub use store::StoreVerb;
 
@@ -87,6 +87,8 @@ pub enum Verb {
     Verify(NamedArguments),
     /// Counters of a running VM: per vCPU, per IOThread, per virtqueue, with what is in flight and why it is paused
     Stats(StatsArguments),
+    /// What running VMs do, live on this terminal: vCPUs, IOThreads and virtqueues with their rates
+    Top(TopArguments),
     /// Show an IOThread of a running VM, or change where it runs and how long it polls
     Iothread(IothreadArguments),
     /// Serve a disk to QEMU or another VMM, with vmprof's own IOThreads

@@ -24,6 +24,7 @@ mod running;
 mod saved;
 mod stats;
 mod store;
+mod top;
 mod up;
 mod verify;
 mod vhost_user_blk;
@@ -83,6 +84,7 @@ fn run(verb: &Verb, report: Report) -> Result<(), Failure> {
         Verb::Resume(arguments) => running::resume(arguments, report),
         Verb::Verify(arguments) => running::verify(arguments, report),
         Verb::Stats(arguments) => running::stats(arguments, report),
+        Verb::Top(arguments) => top::top(arguments),
         Verb::Iothread(arguments) => running::iothread(arguments, report),
         Verb::VhostUserBlk(arguments) => vhost_user_blk::serve(arguments, report),
         Verb::Store(verb) => store::store(verb, report),

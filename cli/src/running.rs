@@ -217,7 +217,8 @@ fn read<T: DeserializeOwned>(answer: Value) -> Result<T, Failure> {
         .map_err(|error| Failure::os("the answer of the running VM cannot be read", error.into()))
 }
 
-fn read_stats(places: &Places, name: &str) -> Result<Stats, Failure> {
+/// The answer to `stats`.
+pub fn read_stats(places: &Places, name: &str) -> Result<Stats, Failure> {
     read(ask(places, name, Request::Stats)?)
 }
 

@@ -2,6 +2,7 @@
 
 mod boots;
 mod cli;
+mod control;
 mod detached;
 mod docs;
 mod durability;

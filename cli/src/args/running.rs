@@ -1,4 +1,4 @@
-//! The verbs about running VMs: `up`, `ps`, `logs`, `stop`, `pause`, `resume`, `verify`, `stats`, `iothread`.
+//! The verbs about running VMs: `up`, `ps`, `logs`, `stop`, `pause`, `resume`, `verify`, `stats`, `top`, `iothread`.
 
 use std::ffi::OsString;
 use std::path::PathBuf;
@@ -137,6 +137,18 @@ pub struct StatsArguments {
     /// the ring, were with the device, and took back to the driver
     #[arg(long, value_enum, conflicts_with_all = ["watch", "format"])]
     pub latency: Option<Switch>,
+}
+
+#[derive(Debug, Args)]
+#[command(
+    after_help = "Keys: q leaves, Tab and the arrows to the sides show another VM, up and down scroll, s sorts by load and back."
+)]
+pub struct TopArguments {
+    /// Name of the running VM to begin with [default: the first by name]
+    pub name: Option<String>,
+    /// How often it is asked: 500ms, 1s, 1m
+    #[arg(long, value_name = "D", value_parser = duration, default_value = "1s")]
+    pub every: Duration,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]

@@ -14,6 +14,8 @@ use serde::{Deserialize, Serialize};
 use vmprof_vmm::stats::Stats as Machine;
 
 pub use blockstats::as_qemu_counts;
+pub use rates::Section;
+pub use text::table;
 pub use threads::Thread;
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -91,6 +93,9 @@ impl Stats {
 }
 
 #[cfg(test)]
+pub use tests::stats as stats_of_a_vm;
+
+#[cfg(test)]
 mod tests {
     use vmprof_vmm::iothread::counters::{IoThreadSnapshot, QueueSnapshot};
     use vmprof_vmm::stats::VcpuStats;
@@ -99,7 +104,7 @@ mod tests {
     use super::*;
 
     /// Of a VM with a vCPU, an IOThread and a disk of two virtqueues.
-    pub(super) fn stats() -> Stats {
+    pub fn stats() -> Stats {
         let queue = |vq| QueueSnapshot {
             vq,
             iothread: Some(0),

@@ -128,7 +128,7 @@ pub(super) fn row(name: &str, numbers: impl IntoIterator<Item = u64>) -> Vec<Str
 }
 
 /// Columns as wide as they need to be, the first one to the left.
-pub(super) fn table(heads: &[&str], rows: impl Iterator<Item = Vec<String>>) -> String {
+pub fn table(heads: &[&str], rows: impl Iterator<Item = Vec<String>>) -> String {
     let rows: Vec<Vec<String>> = rows.collect();
     let width = |column: usize| {
         let cells = rows.iter().filter_map(|row| row.get(column)).map(String::len);
