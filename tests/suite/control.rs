@@ -3,7 +3,9 @@
 
 use std::fs;
 
+use rustix::process::Signal;
 use serde_json::{Value, json};
+use vmprof_tests::terminal::OnTerminal;
 use vmprof_tests::{Finished, Home, checkout, eventually, in_the_lab};
 
 /// Reads and writes without the page cache, over and over.
@@ -47,6 +49,24 @@ impl Vm {
     fn stats(&self) -> Value {
         self.json(&["stats", "busy", "--format", "json"])
     }
+
+    /// The first virtqueue of the data disk, as `stats` has it.
+    fn queue(&self) -> Value {
+        of_data(&self.stats()["disks"], "name")["virtqueues"][0].clone()
+    }
+}
+
+/// What is said of the data disk, which stands beside the root's.
+#[track_caller]
+fn of_data<'a>(disks: &'a Value, key: &str) -> &'a Value {
+    disks.as_array().unwrap().iter().find(|disk| disk[key] == "data").expect("there is a data disk")
+}
+
+impl Drop for Vm {
+    /// A test that fails leaves nothing running.
+    fn drop(&mut self) {
+        self.run(&["stop", "--all"]);
+    }
 }
 
 #[test]
@@ -57,6 +77,7 @@ fn a_vm_that_works_is_asked_changed_and_timed_from_outside() {
         counts_as_qemu_does(&vm);
         changes_an_iothread(&vm);
         times_requests(&vm);
+        is_shown_live(&vm);
         // Paused and resumed, as `status` has it.
         vm.run(&["pause", "busy"]).expect(0);
         let status = vm.ask("status");
@@ -69,6 +90,11 @@ fn a_vm_that_works_is_asked_changed_and_timed_from_outside() {
         assert_eq!(vm.ask("status")["running"], true);
         vm.run(&["stop", "busy"]).expect(0);
     });
+}
+
+/// What it said of an error, on one line: it wraps its messages.
+fn complaint(finished: Finished) -> String {
+    finished.stderr.split_whitespace().filter(|word| *word != "|").collect::<Vec<_>>().join(" ")
 }
 
 fn tells_how_it_is(vm: &Vm) {
@@ -87,21 +113,23 @@ fn tells_how_it_is(vm: &Vm) {
         (&["ask", "busy", "iothread-set", "{\"id\":\"0\",\"pin\":\"1\"}"], "unknown field `pin`"),
         (&["ask", "busy", "iothread-set", "{"], "are no JSON"),
     ] {
-        let refused = vm.run(words).expect(1);
-        assert!(refused.stderr.contains(named), "{}", refused.stderr);
+        let said = complaint(vm.run(words).expect(1));
+        assert!(said.contains(named), "{said}");
     }
 }
 
 fn counts_as_qemu_does(vm: &Vm) {
-    let stats = |field: &str| vm.ask("query-blockstats")[0]["stats"][field].as_u64().unwrap();
+    let stats =
+        |field: &str| of_data(&vm.ask("query-blockstats"), "device")["stats"][field].as_u64().unwrap();
     let before = (stats("rd_bytes"), stats("wr_operations"), stats("flush_operations"));
     eventually("the counts to rise", || {
         let now = (stats("rd_bytes"), stats("wr_operations"), stats("flush_operations"));
         (now.0 > before.0 && now.1 > before.1 && now.2 > before.2).then_some(())
     });
     let told = vm.ask("query-blockstats");
-    assert_eq!((&told[0]["device"], &told[0]["stats"]["failed_rd_operations"]), (&"data".into(), &0.into()));
-    assert!(told[0]["stats"].get("rd_total_time_ns").is_none(), "nobody counts it: {told}");
+    let told = of_data(&told, "node-name");
+    assert_eq!(told["stats"]["failed_rd_operations"], 0);
+    assert!(told["stats"].get("rd_total_time_ns").is_none(), "nobody counts it: {told}");
 }
 
 fn changes_an_iothread(vm: &Vm) {
@@ -150,9 +178,11 @@ fn changes_an_iothread(vm: &Vm) {
         (thread["cpu"].to_string() == free && polls > 0).then_some(())
     });
 
-    let refused = vm.run(&["iothread", "busy", "0", "--cpuset", "4000", "--poll-max-ns", "0"]).expect(1);
-    assert!(refused.stderr.contains("CPU 4000 is none"), "{}", refused.stderr);
-    assert!(vm.run(&["iothread", "busy", "7"]).expect(1).stderr.contains("but iothread0, iothread1"));
+    let refused = |words: &[&str]| complaint(vm.run(words).expect(1));
+    let said = refused(&["iothread", "busy", "0", "--cpuset", "4000", "--poll-max-ns", "0"]);
+    assert!(said.contains("CPU 4000 is none that this VM's process may use"), "{said}");
+    let said = refused(&["iothread", "busy", "7"]);
+    assert!(said.contains("no IOThread `7`, but iothread0, iothread1"), "{said}");
     vm.run(&["iothread", "busy", "0", "--cpuset", "x"]).expect(64);
     vm.run(&["verify", "busy"]).expect(0);
     let shown = vm.run(&["iothread", "busy", "iothread0", "--poll-max-ns", "0"]).expect(0).stdout;
@@ -163,10 +193,10 @@ fn changes_an_iothread(vm: &Vm) {
 }
 
 fn times_requests(vm: &Vm) {
-    assert!(vm.stats()["disks"][0]["virtqueues"][0]["latency"].is_null());
+    assert!(vm.queue()["latency"].is_null());
     vm.run(&["stats", "busy", "--latency", "on"]).expect(0);
     eventually("requests to be timed in all of their parts", || {
-        let latency = vm.stats()["disks"][0]["virtqueues"][0]["latency"].take();
+        let latency = vm.queue()["latency"].take();
         ["queue", "device", "completion"]
             .iter()
             .all(|part| latency[part]["sum_ns"].as_u64() > Some(0))
@@ -181,8 +211,49 @@ fn times_requests(vm: &Vm) {
     let count = scraped.lines().find_map(|line| line.strip_prefix(bucket)).expect("a histogram");
     assert!(count.parse::<u64>().unwrap() > 0, "{count}");
     vm.run(&["stats", "busy", "--latency", "off"]).expect(0);
-    let counted = || vm.stats()["disks"][0]["virtqueues"][0]["latency"]["device"].clone();
+    let counted = || vm.queue()["latency"]["device"].clone();
     let (before, iothreads) = (counted(), vm.stats()["iothreads"].clone());
     assert!(iothreads.as_array().unwrap().iter().all(|iothread| iothread["latency"] == false), "{iothreads}");
     assert_eq!(counted(), before, "none is timed any more");
+}
+
+fn is_shown_live(vm: &Vm) {
+    let mut top = OnTerminal::start(&mut vm.home.vmprof(["top", "busy"]));
+    for text in ["busy", "0/KVM", "iothread1", "reads/s"] {
+        top.expect(text);
+    }
+    top.type_keys("q");
+    assert_eq!(top.finish(), (Some(0), true));
+}
+
+#[test]
+fn top_gives_the_terminal_back_and_needs_one() {
+    let home = Home::new();
+    let top = || {
+        let top = OnTerminal::start(&mut home.vmprof(["top"]));
+        top.expect("--detach`");
+        top
+    };
+    for keys in ["q", "\x1b", "\x03"] {
+        let mut top = top();
+        top.type_keys(keys);
+        assert_eq!(top.finish(), (Some(0), true), "{keys:?}");
+    }
+    for signal in [Signal::TERM, Signal::HUP] {
+        let top = top();
+        top.signal(signal);
+        assert_eq!(top.finish(), (Some(0), true), "{signal:?}");
+    }
+    let refused = home.run(["top"]).expect(1);
+    assert!(refused.stderr.contains("vmprof::top::no_terminal"), "{}", refused.stderr);
+    assert!(refused.stderr.contains("stats NAME --watch"), "{}", refused.stderr);
+    let none = home.run(["top", "nobody"]).expect(1);
+    assert!(none.stderr.contains("vmprof::run::not_running"), "{}", none.stderr);
+    for verb in [
+        &["iothread", "nobody", "0"][..],
+        &["stats", "nobody", "--latency", "on"],
+        &["ask", "nobody", "status"],
+    ] {
+        assert!(home.run(verb).expect(1).stderr.contains("vmprof::run::not_running"), "{verb:?}");
+    }
 }
