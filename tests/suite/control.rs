@@ -175,7 +175,8 @@ fn changes_an_iothread(vm: &Vm) {
             stats["threads"].as_array()?.iter().find(|thread| thread["name"] == "IO iothread0")?.clone();
         let own = &stats["iothreads"][0];
         let polls = own["poll_hits"].as_u64()? + own["poll_misses"].as_u64()?;
-        (thread["cpu"].to_string() == free && polls > 0).then_some(())
+        let cpu = thread["cpu"].as_u64()?.to_string();
+        (cpu == free && polls > 0).then_some(())
     });
 
     let refused = |words: &[&str]| complaint(vm.run(words).expect(1));

@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use crate::iothread::latency::{self, Latency};
+use crate::iothread::latency::{self, Histogram, Latency};
 
 #[derive(Debug)]
 pub(super) struct Timing {
@@ -14,8 +14,33 @@ pub(super) struct Timing {
     started: Vec<u16>,
     /// When the last completion of the queue was found.
     found_ns: u64,
+    /// Of requests that ended and are not in the histogram yet.
+    in_device: Alike,
     /// Requests that ended and were not shown to the driver, all of one batch.
     ended: u64,
+}
+
+/// So many requests in a row that took equally long: those of a batch do, and are counted at once.
+#[derive(Debug, Clone, Copy, Default)]
+struct Alike {
+    nanos: u64,
+    times: u64,
+}
+
+impl Alike {
+    fn add(&mut self, nanos: u64, histogram: &Histogram) {
+        if nanos != self.nanos {
+            self.count(histogram);
+            self.nanos = nanos;
+        }
+        self.times += 1;
+    }
+
+    fn count(&mut self, histogram: &Histogram) {
+        if self.times > 0 {
+            histogram.record(self.nanos, std::mem::take(&mut self.times));
+        }
+    }
 }
 
 /// 0 is not yet, or began before times were taken.
@@ -31,7 +56,7 @@ impl Timing {
         let heads = vec![Times::default(); size.into()].into_boxed_slice();
         // A request has one operation at a time.
         let started = Vec::with_capacity(size.into());
-        Timing { latency, heads, started, found_ns: 0, ended: 0 }
+        Timing { latency, heads, started, found_ns: 0, in_device: Alike::default(), ended: 0 }
     }
 
     pub(super) fn taken(&mut self, head: u16, at_ns: u64) {
@@ -49,15 +74,17 @@ impl Timing {
     }
 
     pub(super) fn handed_over(&mut self, at_ns: u64) {
+        let mut in_queue = Alike::default();
         for head in self.started.drain(..) {
             if let Some(times) = self.heads.get_mut(usize::from(head))
                 && times.taken_ns != 0
                 && times.handed_over_ns == 0
             {
-                self.latency.queue.record(at_ns.saturating_sub(times.taken_ns), 1);
+                in_queue.add(at_ns.saturating_sub(times.taken_ns), &self.latency.queue);
                 times.handed_over_ns = at_ns;
             }
         }
+        in_queue.count(&self.latency.queue);
     }
 
     pub(super) fn found(&mut self, at_ns: u64) {
@@ -69,7 +96,7 @@ impl Timing {
         let Some(times) = self.heads.get_mut(usize::from(head)) else { return };
         let Times { handed_over_ns, .. } = std::mem::take(times);
         if handed_over_ns != 0 {
-            self.latency.device.record(self.found_ns.saturating_sub(handed_over_ns), 1);
+            self.in_device.add(self.found_ns.saturating_sub(handed_over_ns), &self.latency.device);
             self.ended += 1;
         }
     }
@@ -78,6 +105,7 @@ impl Timing {
     pub(super) fn shown(&mut self) {
         let ended = std::mem::take(&mut self.ended);
         if ended > 0 {
+            self.in_device.count(&self.latency.device);
             self.latency.completion.record(latency::now().saturating_sub(self.found_ns), ended);
         }
     }
