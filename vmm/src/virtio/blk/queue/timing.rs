@@ -143,6 +143,35 @@ mod tests {
     }
 
     #[test]
+    #[ignore = "a measurement: in a release build, `costs_of_times -- --ignored --nocapture`"]
+    fn costs_of_times() {
+        const ROUNDS: u32 = 20_000;
+        println!("batch  ns a request");
+        for batch in [1, 8, 32] {
+            let mut timing = Timing::new(Arc::default(), 64);
+            let mut round = || {
+                let taken = latency::now();
+                (0..batch).for_each(|head| timing.taken(head, taken));
+                (0..batch).for_each(|head| timing.started(head));
+                timing.handed_over(latency::now());
+                let found = latency::now();
+                for head in 0..batch {
+                    timing.found(found);
+                    timing.ended(head);
+                }
+                timing.shown();
+            };
+            // The least of many: what else runs on the machine only adds to it.
+            let least = (0..50).map(|_| {
+                let begun = latency::now();
+                (0..ROUNDS).for_each(|_| round());
+                (latency::now() - begun) as f64 / f64::from(ROUNDS * u32::from(batch))
+            });
+            println!("{batch:5}  {:.1}", least.fold(f64::INFINITY, f64::min));
+        }
+    }
+
+    #[test]
     fn what_needs_no_engine_is_not_counted_and_heads_that_do_not_exist_are_nothing() {
         let latency = Arc::new(Latency::default());
         let mut timing = Timing::new(Arc::clone(&latency), 2);
