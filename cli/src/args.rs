@@ -105,6 +105,9 @@ pub enum Verb {
     /// Ask a running VM through its control socket; the lab's emulated host is asked this way
     #[command(hide = true)]
     Ask {
+        /// Print what came over the socket, a refusal too, for whoever passes it on
+        #[arg(long)]
+        relay: bool,
         name: String,
         request: String,
         /// Arguments of the request, as JSON

@@ -91,8 +91,8 @@ fn run(verb: &Verb, report: Report) -> Result<(), Failure> {
         Verb::Explain(arguments) => explain::explain(arguments, report),
         Verb::Completions { shell } => manual::completions(*shell, report),
         Verb::Man { verb } => manual::page(verb.as_deref(), report),
-        Verb::Ask { name, request, arguments } => {
-            running::ask_and_print(name, request, arguments.as_deref(), report)
+        Verb::Ask { relay, name, request, arguments } => {
+            running::ask_and_print(name, request, arguments.as_deref(), *relay, report)
         }
     }
 }

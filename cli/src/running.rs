@@ -269,15 +269,26 @@ fn is_running(places: &Places, run: &Run) -> bool {
     record::running(places).iter().any(|found| (&found.name, found.pid) == (&run.name, run.pid))
 }
 
-/// Prints the answer as JSON, whatever it is. `arguments` are JSON.
-pub fn ask_and_print(name: &str, word: &str, arguments: Option<&str>, report: Report) -> Result<(), Failure> {
+/// Prints the answer as JSON, whatever it is; with `relay` also a refusal. `arguments` are JSON.
+pub fn ask_and_print(
+    name: &str,
+    word: &str,
+    arguments: Option<&str>,
+    relay: bool,
+    report: Report,
+) -> Result<(), Failure> {
     let said =
         |message| Failure::said(Kind::Failure, "vmprof::run::control", message, "docs/running.md lists them");
     let arguments = arguments.map(serde_json::from_str).transpose();
     let arguments =
         arguments.map_err(|error| said(format!("the arguments of `{word}` are no JSON: {error}")))?;
     let request = Request::read(word, arguments).map_err(said)?;
-    report.json(&ask(&Places::from_environment()?, name, request)?)
+    let places = Places::from_environment()?;
+    if relay {
+        record::find(&places, name)?;
+        return report.json(&control::exchange(name, &places.run_of(name), request)?);
+    }
+    report.json(&ask(&places, name, request)?)
 }
 
 fn ask(places: &Places, name: &str, request: Request) -> Result<Value, Failure> {

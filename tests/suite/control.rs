@@ -182,6 +182,7 @@ fn changes_an_iothread(vm: &Vm) {
     let refused = |words: &[&str]| complaint(vm.run(words).expect(1));
     let said = refused(&["iothread", "busy", "0", "--cpuset", "4000", "--poll-max-ns", "0"]);
     assert!(said.contains("CPU 4000 is none that this VM's process may use"), "{said}");
+    assert_eq!(said.matches("could not answer").count(), 1, "as if nobody had passed it on: {said}");
     let said = refused(&["iothread", "busy", "7"]);
     assert!(said.contains("no IOThread `7`, but iothread0, iothread1"), "{said}");
     vm.run(&["iothread", "busy", "0", "--cpuset", "x"]).expect(64);

@@ -129,9 +129,10 @@ struct Asked {
     arguments: Option<Value>,
 }
 
+/// What comes back, as it goes over the socket.
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
-enum Answer {
+pub enum Answer {
     Ok(Value),
     Error(String),
 }
@@ -190,6 +191,15 @@ pub enum AskError {
 
 /// Asks the run whose record is `directory`.
 pub fn ask(name: &str, directory: &Path, request: Request) -> Result<Value, AskError> {
+    let word = request.word();
+    match exchange(name, directory, request)? {
+        Answer::Ok(value) => Ok(value),
+        Answer::Error(reason) => Err(AskError::Refused { name: name.to_owned(), request: word, reason }),
+    }
+}
+
+/// The same with a refusal as it came: for whoever passes it on.
+pub fn exchange(name: &str, directory: &Path, request: Request) -> Result<Answer, AskError> {
     let exchange = || -> io::Result<String> {
         let (_keep, path) = short_path(directory)?;
         let mut connection = UnixStream::connect(path)?;
@@ -203,13 +213,7 @@ pub fn ask(name: &str, directory: &Path, request: Request) -> Result<Value, AskE
         Ok(answer)
     };
     let answer = exchange().map_err(|source| AskError::Io { name: name.to_owned(), source })?;
-    match serde_json::from_str(&answer) {
-        Ok(Answer::Ok(value)) => Ok(value),
-        Ok(Answer::Error(reason)) => {
-            Err(AskError::Refused { name: name.to_owned(), request: request.word(), reason })
-        }
-        Err(_) => Err(AskError::Answer { name: name.to_owned(), found: answer }),
-    }
+    serde_json::from_str(&answer).map_err(|_| AskError::Answer { name: name.to_owned(), found: answer })
 }
 
 /// A path to the socket that fits in sun_path's 108 bytes however long the directory's is: by way of an open directory,

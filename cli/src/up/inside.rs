@@ -22,7 +22,7 @@ use crate::lab::{Drive, EmulatedHost, Inside, Media, Shape, Start, pack};
 use crate::lower::{ROOT_SERIAL, milliseconds};
 use crate::progress::Stages;
 use crate::run::channels;
-use crate::run::control::{self, Answers, Request};
+use crate::run::control::{self, Answer, Answers, Request};
 use crate::run::conversation::{Event, Manners};
 use crate::run::record::{self, DiskInUse, Kept, OwnRecord, Run, State};
 use crate::run::relay;
@@ -405,14 +405,18 @@ impl Forwarded {
 
     fn pass_on(&self, request: &Request) -> Result<Value, String> {
         let mut argv: Vec<Bytes> =
-            [Inside::VMPROF, "ask", &self.name, request.word()].map(Bytes::from).into();
+            [Inside::VMPROF, "ask", "--relay", &self.name, request.word()].map(Bytes::from).into();
         argv.extend(request.arguments().map(|arguments| arguments.to_string().as_str().into()));
         let (answer, ran) = mpsc::channel();
         self.events.send(Event::RunAsked { argv, answer }).map_err(|_| OVER.to_owned())?;
         let ran =
             ran.recv_timeout(Duration::from_secs(50)).map_err(|_| "the lab did not answer".to_owned())?;
         match ran.status {
-            Ended::Exited(0) => serde_json::from_slice(&ran.stdout).map_err(|error| error.to_string()),
+            Ended::Exited(0) => match serde_json::from_slice(&ran.stdout) {
+                Ok(Answer::Ok(value)) => Ok(value),
+                Ok(Answer::Error(reason)) => Err(reason),
+                Err(error) => Err(error.to_string()),
+            },
             _ => Err(String::from_utf8_lossy(&ran.stderr).trim().to_owned()),
         }
     }
