@@ -30,6 +30,9 @@ pub struct Retuned {
     pub id: String,
     pub before: Tuning,
     pub after: Tuning,
+    /// Workers of io_uring, by their thread ids, that this kernel lets nobody move: they stay where they were until they end.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub unmoved_workers: Vec<i32>,
 }
 
 /// What can change.
@@ -64,7 +67,7 @@ impl IothreadSet {
 impl Retuned {
     /// A line for each value, and what became of it.
     pub fn text(&self) -> String {
-        let Retuned { id, before, after } = self;
+        let Retuned { id, before, after, unmoved_workers } = self;
         let unbound = |cpuset: &str| if cpuset.is_empty() { "any" } else { cpuset }.to_owned();
         let switch = |on| if on { "on" } else { "off" }.to_owned();
         let rows = [
@@ -78,7 +81,11 @@ impl Retuned {
             true => format!("  {what:<12} {before}\n"),
             false => format!("  {what:<12} {before} → {after}\n"),
         };
-        format!("{id}\n{}", rows.iter().map(row).collect::<String>())
+        let stays = |tid: &i32| {
+            format!("  iou-wrk {tid} stays where it was until it ends: this kernel lets nobody move it\n")
+        };
+        let stay: String = unmoved_workers.iter().map(stays).collect();
+        format!("{id}\n{}{stay}", rows.iter().map(row).collect::<String>())
     }
 }
 
@@ -104,10 +111,11 @@ mod tests {
         let before =
             Tuning { cpuset: String::new(), poll_max_ns: 0, poll_grow: 0, poll_shrink: 0, latency: false };
         let after = Tuning { cpuset: "3".into(), poll_max_ns: 32_768, ..before.clone() };
-        let text = Retuned { id: "iothread0".into(), before, after }.text();
+        let text = Retuned { id: "iothread0".into(), before, after, unmoved_workers: vec![170] }.text();
         assert_eq!(
             text,
-            "iothread0\n  cpuset       any → 3\n  poll-max-ns  0 → 32768\n  poll-grow    0\n  poll-shrink  0\n  latency      off\n"
+            "iothread0\n  cpuset       any → 3\n  poll-max-ns  0 → 32768\n  poll-grow    0\n  poll-shrink  0\n  latency      off\n  \
+             iou-wrk 170 stays where it was until it ends: this kernel lets nobody move it\n"
         );
     }
 }

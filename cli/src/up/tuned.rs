@@ -6,7 +6,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use vmprof_profiles::{CpuSet, Plan};
 use vmprof_vmm::config::IoThread;
-use vmprof_vmm::iothread::{Change, IoThreadError, Place};
+use vmprof_vmm::iothread::{Change, IoThreadError, Place, Unmoved};
 
 use crate::run::record::Kept;
 use crate::run::retune::{IothreadSet, Retuned, Tuning};
@@ -51,7 +51,7 @@ impl Tuned {
         &self,
         set: &IothreadSet,
         takes_times: impl Fn(u32) -> bool,
-        apply: impl FnOnce(u32, Change) -> Result<(), IoThreadError>,
+        apply: impl FnOnce(u32, Change) -> Result<Unmoved, IoThreadError>,
     ) -> Result<Retuned, String> {
         let _alone = lock(&self.changing);
         let InForce { plan, mut threads, mut iothreads } = self.in_force();
@@ -69,7 +69,8 @@ impl Tuned {
             latency: set.latency.filter(|latency| *latency != before.latency),
         };
         if change == Change::default() {
-            return Ok(Retuned { id: iothread.name.clone(), after: before.clone(), before });
+            let (id, unmoved_workers) = (iothread.name.clone(), Vec::new());
+            return Ok(Retuned { id, after: before.clone(), before, unmoved_workers });
         }
 
         if let Some(place) = &change.place {
@@ -94,14 +95,14 @@ impl Tuned {
         };
         hold(&held.or(&pinned(&threads)))
             .map_err(|error| format!("the run's record cannot be written: {error}"))?;
-        if let Err(error) = apply(id, change) {
+        let Unmoved(unmoved_workers) = apply(id, change).map_err(|error| {
             // Should that fail as well, others leave a CPU alone that they could have.
             let _ = hold(&held);
-            return Err(with_causes(&error));
-        }
+            with_causes(&error)
+        })?;
         let _ = hold(&pinned(&threads));
         *lock(&self.in_force) = InForce { plan, threads, iothreads };
-        Ok(Retuned { id: name, before, after })
+        Ok(Retuned { id: name, before, after, unmoved_workers })
     }
 
     fn usable(&self, text: &str) -> Result<CpuSet, String> {

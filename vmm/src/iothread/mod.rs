@@ -117,6 +117,11 @@ pub struct Change {
     pub latency: Option<bool>,
 }
 
+/// Of a thread that moved, the kernel's workers for its io_uring that the kernel lets nobody move, by their thread ids: they stay
+/// where they were until they end. Those that begin from now on are where the thread is.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Unmoved(pub Vec<i32>);
+
 /// Where a thread may run.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Place {
@@ -127,7 +132,7 @@ pub struct Place {
 }
 
 enum Command {
-    Change { change: Change, answer: mpsc::Sender<Result<(), IoThreadError>> },
+    Change { change: Change, answer: mpsc::Sender<Result<Unmoved, IoThreadError>> },
     Serve { key: QueueKey, begin: Begin, doorbell: EventFd, answer: mpsc::Sender<io::Result<()>> },
     Release { which: Queues, answer: mpsc::Sender<Positions> },
     Register { ram: Arc<GuestRam>, answer: mpsc::Sender<Result<(), IoThreadError>> },
@@ -248,7 +253,7 @@ impl Handle {
 
     /// Changes the thread while it serves. It does so itself, between two rounds; the pin is read back, and where one part cannot
     /// be had, all is as it was.
-    pub fn change(&self, change: Change) -> Result<(), IoThreadError> {
+    pub fn change(&self, change: Change) -> Result<Unmoved, IoThreadError> {
         let (answer, answered) = mpsc::channel();
         self.0.send(Command::Change { change, answer });
         let gone =

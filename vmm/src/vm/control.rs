@@ -5,7 +5,7 @@ use std::sync::{Arc, Weak};
 
 use crate::bus::Bus;
 use crate::exit::Exit;
-use crate::iothread::{Change, Handle, IoThreadError};
+use crate::iothread::{Change, Handle, IoThreadError, Unmoved};
 use crate::pause::{Pause, PauseError, PauseNews};
 use crate::stats::{ExitCounters, Stats, VcpuStats};
 use crate::virtio::blk::DiskStats;
@@ -74,7 +74,7 @@ impl Control {
     }
 
     /// Changes an IOThread while it serves; `None`: there is none of this number.
-    pub fn change_iothread(&self, id: u32, change: Change) -> Option<Result<(), IoThreadError>> {
+    pub fn change_iothread(&self, id: u32, change: Change) -> Option<Result<Unmoved, IoThreadError>> {
         let iothread = self.0.iothreads.iter().find(|iothread| iothread.id() == id)?;
         Some(iothread.change(change))
     }

@@ -77,13 +77,14 @@ fn a_change_is_in_the_plan_the_threads_and_the_record_and_while_it_moves_both_pl
             assert_eq!(stage.held().to_string(), "0-3");
             assert_eq!(stage.seen(), ["2", "2", "2"], "not before it is done");
             told.replace(Some((id, change)));
-            Ok(())
+            Ok(Unmoved(vec![7]))
         },
     );
     let retuned = retuned.unwrap();
     assert_eq!((retuned.id.as_str(), retuned.before.cpuset.as_str()), ("iothread1", "2"));
     assert_eq!((retuned.after.cpuset.as_str(), retuned.after.poll_max_ns), ("3", 5_000));
     assert!(retuned.after.latency && !retuned.before.latency);
+    assert_eq!(retuned.unmoved_workers, [7]);
     let (id, change) = told.into_inner().unwrap();
     assert_eq!((id, change.place.unwrap()), (1, Place { cpus: vec![3], shares_cpus: false }));
     assert_eq!((change.polling.unwrap().max_ns, change.latency), (5_000, Some(true)));
@@ -94,7 +95,7 @@ fn a_change_is_in_the_plan_the_threads_and_the_record_and_while_it_moves_both_pl
     // Onto the vCPU's CPU, where it has to see who gives way.
     let shared = |_, change: Change| {
         assert!(change.place.unwrap().shares_cpus);
-        Ok(())
+        Ok(Unmoved::default())
     };
     stage.tuned.change(&move_to("0,3"), |_| true, shared).unwrap();
     assert_eq!(stage.held().to_string(), "0-1", "one that has two CPUs holds none");
@@ -103,7 +104,7 @@ fn a_change_is_in_the_plan_the_threads_and_the_record_and_while_it_moves_both_pl
 #[test]
 fn what_cannot_be_is_refused_before_anything_is_done_and_what_fails_leaves_all_as_it_was() {
     let stage = stage();
-    let never = |_, _| panic!("applied");
+    let never = |_, _| -> Result<Unmoved, IoThreadError> { panic!("applied") };
     for (wrong, said) in [
         (move_to("4"), "CPU 4 is none that this VM's process may use, which are 0-3"),
         (move_to("2-9"), "CPU 4-9 is none"),
