@@ -12,8 +12,8 @@ pub use guests::{BuildArguments, LockArguments, Sources};
 pub use inside::{CpArguments, ExecArguments, Place};
 pub use profiles::{CheckArguments, FmtArguments, HostArguments, ImportVerb, PlanArguments, PlanFormat};
 pub use running::{
-    ConsoleArguments, FormatArguments, LogsArguments, NameArguments, NamedArguments, On, StatsArguments,
-    StatsFormat, StopArguments, UpArguments,
+    ConsoleArguments, FormatArguments, IothreadArguments, LogsArguments, NameArguments, NamedArguments, On,
+    StatsArguments, StatsFormat, StopArguments, Switch, TopArguments, UpArguments,
 };
 pub use store::StoreVerb;
 
@@ -96,6 +96,10 @@ pub enum Verb {
     Verify(NamedArguments),
     /// Counters of a running VM: per vCPU, per IOThread, per virtqueue, with what is in flight and why it is paused
     Stats(StatsArguments),
+    /// What running VMs do, live on this terminal: vCPUs, IOThreads and virtqueues with their rates
+    Top(TopArguments),
+    /// Show an IOThread of a running VM, or change where it runs and how long it polls
+    Iothread(IothreadArguments),
     /// Serve a disk to QEMU or another VMM, with vmprof's own IOThreads
     VhostUserBlk(VhostUserBlkArguments),
     /// Look into the content-addressed store
@@ -109,7 +113,15 @@ pub enum Verb {
     Man { verb: Option<String> },
     /// Ask a running VM through its control socket; the lab's emulated host is asked this way
     #[command(hide = true)]
-    Ask { name: String, request: String },
+    Ask {
+        /// Print what came over the socket, a refusal too, for whoever passes it on
+        #[arg(long)]
+        relay: bool,
+        name: String,
+        request: String,
+        /// Arguments of the request, as JSON
+        arguments: Option<String>,
+    },
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]

@@ -29,6 +29,7 @@ mod saved;
 mod stats;
 mod store;
 mod tasks;
+mod top;
 mod up;
 mod verify;
 mod vhost_user_blk;
@@ -91,11 +92,15 @@ fn run(verb: &Verb, report: Report) -> Result<(), Failure> {
         Verb::Resume(arguments) => running::resume(arguments, report),
         Verb::Verify(arguments) => running::verify(arguments, report),
         Verb::Stats(arguments) => running::stats(arguments, report),
+        Verb::Top(arguments) => top::top(arguments),
+        Verb::Iothread(arguments) => running::iothread(arguments, report),
         Verb::VhostUserBlk(arguments) => vhost_user_blk::serve(arguments, report),
         Verb::Store(verb) => store::store(verb, report),
         Verb::Explain(arguments) => explain::explain(arguments, report),
         Verb::Completions { shell } => manual::completions(*shell, report),
         Verb::Man { verb } => manual::page(verb.as_deref(), report),
-        Verb::Ask { name, request } => running::ask_and_print(name, request, report),
+        Verb::Ask { relay, name, request, arguments } => {
+            running::ask_and_print(name, request, arguments.as_deref(), *relay, report)
+        }
     }
 }

@@ -103,7 +103,13 @@ pub fn lost(name: &str, source: &io::Error) -> Failure {
     Failure::said(FailureKind::Failure, "vmprof::run::connection_lost", message, help)
 }
 
+const REFUSED: &str = "vmprof::run::guest_refused";
+
 /// The agent would not.
 pub fn refused(message: String) -> Failure {
-    Failure::said(FailureKind::Failure, "vmprof::run::guest_refused", message, "")
+    Failure::said(FailureKind::Failure, REFUSED, message, "")
+}
+
+pub fn is_refused(failure: &Failure) -> bool {
+    failure.problem.code().is_some_and(|code| code.to_string() == REFUSED)
 }

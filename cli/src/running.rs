@@ -1,14 +1,15 @@
-//! The verbs on running VMs: `ps`, `logs`, `stop`, `pause`, `resume`, `verify`, `stats`, and `ask`, through which the lab's are reached.
+//! The verbs on running VMs: `ps`, `logs`, `stop`, `pause`, `resume`, `verify`, `stats`, `iothread`, and `ask`, through which the lab's are reached.
 
 use std::io::ErrorKind;
 use std::thread;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
+use serde::de::DeserializeOwned;
 use serde_json::Value;
 
 use crate::args::{
-    Format, FormatArguments, LogsArguments, NameArguments, NamedArguments, StatsArguments, StatsFormat,
-    StopArguments,
+    Format, FormatArguments, IothreadArguments, LogsArguments, NameArguments, NamedArguments, StatsArguments,
+    StatsFormat, StopArguments, Switch,
 };
 use crate::failure::{Failure, Kind};
 use crate::places::Places;
@@ -16,6 +17,7 @@ use crate::report::Report;
 use crate::run::control::{self, Request};
 use crate::run::log::{Reading, last_lines};
 use crate::run::record::{self, Run};
+use crate::run::retune::{IothreadSet, Retuned};
 use crate::stats::Stats;
 use crate::verify::{Finding, table};
 
@@ -134,8 +136,7 @@ pub fn resume(arguments: &NameArguments, report: Report) -> Result<(), Failure> 
 
 pub fn verify(arguments: &NamedArguments, report: Report) -> Result<(), Failure> {
     let answer = ask(&Places::from_environment()?, &arguments.name, Request::Verify)?;
-    let findings: Vec<Finding> = serde_json::from_value(answer)
-        .map_err(|error| Failure::os("the answer of the running VM cannot be read", error.into()))?;
+    let findings: Vec<Finding> = read(answer)?;
     match arguments.format {
         Format::Json => report.json(&findings)?,
         Format::Text => report.data(&table(&findings))?,
@@ -158,6 +159,9 @@ pub fn verify(arguments: &NamedArguments, report: Report) -> Result<(), Failure>
 pub fn stats(arguments: &StatsArguments, report: Report) -> Result<(), Failure> {
     let places = Places::from_environment()?;
     let name = &arguments.name;
+    if let Some(switch) = arguments.latency {
+        return take_times(&places, name, switch, report);
+    }
     let first = read_stats(&places, name)?;
     match (arguments.format, arguments.watch) {
         (StatsFormat::Json, None) => report.json(&first),
@@ -176,10 +180,44 @@ pub fn stats(arguments: &StatsArguments, report: Report) -> Result<(), Failure> 
     }
 }
 
-fn read_stats(places: &Places, name: &str) -> Result<Stats, Failure> {
-    let answer = ask(places, name, Request::Stats)?;
+pub fn iothread(arguments: &IothreadArguments, report: Report) -> Result<(), Failure> {
+    let IothreadArguments { name, id, cpuset, poll_max_ns, poll_grow, poll_shrink, format } = arguments;
+    let set = IothreadSet {
+        id: id.clone(),
+        cpuset: cpuset.clone(),
+        poll_max_ns: *poll_max_ns,
+        poll_grow: *poll_grow,
+        poll_shrink: *poll_shrink,
+        latency: None,
+    };
+    let retuned: Retuned = read(ask(&Places::from_environment()?, name, Request::IothreadSet(set))?)?;
+    match format {
+        Format::Json => report.json(&retuned),
+        Format::Text => report.data(&retuned.text()),
+    }
+}
+
+/// Has all IOThreads of a VM take times, or leave it.
+fn take_times(places: &Places, name: &str, switch: Switch, report: Report) -> Result<(), Failure> {
+    let iothreads = read_stats(places, name)?.machine.iothreads;
+    for iothread in &iothreads {
+        let (id, latency) = (iothread.name.clone(), Some(switch == Switch::On));
+        ask(places, name, Request::IothreadSet(IothreadSet { id, latency, ..IothreadSet::default() }))?;
+    }
+    let names: Vec<&str> = iothreads.iter().map(|iothread| iothread.name.as_str()).collect();
+    let what = if switch == Switch::On { "taken" } else { "not taken any more" };
+    report.notice(format_args!("the times of requests are {what} on {}", names.join(", ")));
+    Ok(())
+}
+
+fn read<T: DeserializeOwned>(answer: Value) -> Result<T, Failure> {
     serde_json::from_value(answer)
         .map_err(|error| Failure::os("the answer of the running VM cannot be read", error.into()))
+}
+
+/// The answer to `stats`.
+pub fn read_stats(places: &Places, name: &str) -> Result<Stats, Failure> {
+    read(ask(places, name, Request::Stats)?)
 }
 
 /// Shows each answer with the one before, until the VM has ended or nobody reads, which `show` says.
@@ -229,18 +267,26 @@ fn is_running(places: &Places, run: &Run) -> bool {
     record::running(places).iter().any(|found| (&found.name, found.pid) == (&run.name, run.pid))
 }
 
-/// Prints the answer as JSON, whatever it is.
-pub fn ask_and_print(name: &str, word: &str, report: Report) -> Result<(), Failure> {
-    let Some(request) = Request::from_word(word) else {
-        let message = format!("`{word}` is nothing a running VM can be asked");
-        return Err(Failure::said(
-            Kind::Failure,
-            "vmprof::run::control",
-            message,
-            "plan, stats, query-iothreads, verify, stop, pause or resume",
-        ));
-    };
-    report.json(&ask(&Places::from_environment()?, name, request)?)
+/// Prints the answer as JSON, whatever it is; with `relay` also a refusal. `arguments` are JSON.
+pub fn ask_and_print(
+    name: &str,
+    word: &str,
+    arguments: Option<&str>,
+    relay: bool,
+    report: Report,
+) -> Result<(), Failure> {
+    let said =
+        |message| Failure::said(Kind::Failure, "vmprof::run::control", message, "docs/running.md lists them");
+    let arguments = arguments.map(serde_json::from_str).transpose();
+    let arguments =
+        arguments.map_err(|error| said(format!("the arguments of `{word}` are no JSON: {error}")))?;
+    let request = Request::read(word, arguments).map_err(said)?;
+    let places = Places::from_environment()?;
+    if relay {
+        record::find(&places, name)?;
+        return report.json(&control::exchange(name, &places.run_of(name), request)?);
+    }
+    report.json(&ask(&places, name, request)?)
 }
 
 fn ask(places: &Places, name: &str, request: Request) -> Result<Value, Failure> {

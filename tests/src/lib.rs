@@ -6,6 +6,7 @@ pub mod libvirt_schema;
 pub mod promises;
 pub mod qemu;
 pub mod server;
+pub mod terminal;
 pub mod writelog;
 
 use std::ffi::OsStr;

@@ -3,6 +3,7 @@
 mod boots;
 mod cli;
 mod console;
+mod control;
 mod detached;
 mod docs;
 mod durability;

@@ -72,12 +72,17 @@ where
 
 /// Pins the calling thread and reads the pin back.
 pub fn pin(name: &str, cpus: &[u32]) -> Result<(), ThreadError> {
+    pin_other(name, 0, cpus)
+}
+
+/// The same for the thread `tid` of this process.
+pub fn pin_other(name: &str, tid: i32, cpus: &[u32]) -> Result<(), ThreadError> {
     if cpus.is_empty() {
         return Ok(());
     }
     let refused = |source| ThreadError::Pin { name: name.to_owned(), asked: cpus.to_owned(), source };
-    affinity::pin_current_thread(cpus).map_err(refused)?;
-    let found = affinity::cpus_of_thread(0).map_err(refused)?;
+    affinity::pin_thread(tid, cpus).map_err(refused)?;
+    let found = affinity::cpus_of_thread(tid).map_err(refused)?;
     let mut asked = cpus.to_owned();
     asked.sort_unstable();
     asked.dedup();

@@ -1,4 +1,4 @@
-//! The verbs about running VMs: `up`, `ps`, `console`, `logs`, `stop`, `pause`, `resume`, `verify`, `stats`.
+//! The verbs about running VMs: `up`, `ps`, `console`, `logs`, `stop`, `pause`, `resume`, `verify`, `stats`, `top`, `iothread`.
 
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::OsStrExt;
@@ -9,6 +9,7 @@ use clap::builder::{OsStringValueParser, TypedValueParser};
 use clap::error::ErrorKind;
 use clap::{Args, CommandFactory, ValueEnum};
 use vmprof_document::{DurationError, parse_duration};
+use vmprof_profiles::CpuSet;
 
 use super::{Arguments, Format, Sources};
 use crate::lab::Shape;
@@ -148,7 +149,8 @@ pub enum StatsFormat {
 #[command(after_help = "Examples:\n  \
     vmprof stats db                            counts since the VM began\n  \
     vmprof stats db --watch                    what it does now: rates, each second\n  \
-    vmprof stats db --watch=10s --format json  a line of JSON with the counts, every ten seconds")]
+    vmprof stats db --watch=10s --format json  a line of JSON with the counts, every ten seconds\n  \
+    vmprof stats db --latency on               take the times of requests, to be shown by the above")]
 pub struct StatsArguments {
     /// Name of the running VM
     pub name: String,
@@ -157,6 +159,28 @@ pub struct StatsArguments {
     pub watch: Option<Duration>,
     #[arg(long, value_enum, default_value = "text")]
     pub format: StatsFormat,
+    /// Have its IOThreads take the times of requests from now on, or no longer: `stats` then shows how long requests waited in
+    /// the ring, were with the device, and took back to the driver
+    #[arg(long, value_enum, conflicts_with_all = ["watch", "format"])]
+    pub latency: Option<Switch>,
+}
+
+#[derive(Debug, Args)]
+#[command(
+    after_help = "Keys: q leaves, Tab and the arrows to the sides show another VM, up and down scroll, s sorts by load and back."
+)]
+pub struct TopArguments {
+    /// Name of the running VM to begin with [default: the first by name]
+    pub name: Option<String>,
+    /// How often it is asked: 500ms, 1s, 1m
+    #[arg(long, value_name = "D", value_parser = duration, default_value = "1s")]
+    pub every: Duration,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Switch {
+    On,
+    Off,
 }
 
 impl StatsArguments {
@@ -167,6 +191,42 @@ impl StatsArguments {
             return Err(Arguments::command().error(ErrorKind::ArgumentConflict, message));
         }
         Ok(())
+    }
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:\n  \
+    vmprof iothread db 0                          how it is\n  \
+    vmprof iothread db 0 --cpuset 5               have it run on CPU 5 alone\n  \
+    vmprof iothread db iothread0 --poll-max-ns 0  have it sleep at once when it has nothing to do\n\n\
+    Nothing is restarted. The plan in force follows: `verify`, `query-iothreads` and other VMs that are planned here.")]
+pub struct IothreadArguments {
+    /// Name of the running VM
+    pub name: String,
+    /// The IOThread: its number, or its name
+    pub id: String,
+    /// The CPUs that it may run on from now on, as in 5 or 4-5; the threads and workers of its engines go with it
+    #[arg(long, value_name = "LIST", value_parser = cpuset)]
+    pub cpuset: Option<String>,
+    /// How long it looks for work before it sleeps, in nanoseconds; 0 never polls
+    #[arg(long, value_name = "N")]
+    pub poll_max_ns: Option<u64>,
+    /// What its window grows by; 0 is the built-in factor
+    #[arg(long, value_name = "N")]
+    pub poll_grow: Option<u32>,
+    /// What its window shrinks by; 0 closes it at once
+    #[arg(long, value_name = "N")]
+    pub poll_shrink: Option<u32>,
+    #[arg(long, value_enum, default_value = "text")]
+    pub format: Format,
+}
+
+/// At least one CPU, as the kernel writes lists.
+fn cpuset(text: &str) -> Result<String, String> {
+    match text.parse::<CpuSet>() {
+        Ok(cpus) if cpus.is_empty() => Err("a CPU set has at least one CPU".to_owned()),
+        Ok(cpus) => Ok(cpus.to_string()),
+        Err(error) => Err(error.to_string()),
     }
 }
 
@@ -196,7 +256,7 @@ fn artifact(text: OsString) -> Result<Artifact, String> {
     match parts {
         Some((from, into)) if from.starts_with(b"/") && !into.is_empty() => {
             let path = |bytes| PathBuf::from(OsStr::from_bytes(bytes));
-            Ok(Artifact { from: path(from), into: path(into) })
+            Ok(Artifact { named: path(from), from: path(from), into: path(into) })
         }
         _ => Err("write GUESTPATH=DIR, the first an absolute path in the guest, as in /var/log=logs".into()),
     }

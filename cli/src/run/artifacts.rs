@@ -15,7 +15,9 @@ use crate::run::supervise::Collect;
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Artifact {
-    /// Where it lies in the guest.
+    /// Where its user has it.
+    pub named: PathBuf,
+    /// Where it lies in the machine that it is copied out of.
     pub from: PathBuf,
     /// The directory here that it goes into, which is made where it is missing.
     pub into: PathBuf,
@@ -41,10 +43,15 @@ impl Artifacts {
     /// All of them from the machine of the run `name`, one after the other.
     fn collect(&self, places: &Places, name: &str) -> Vec<Collected> {
         let one = |artifact: &Artifact| {
-            let failure = self.fetch_one(places, name, artifact).err().map(|failure| failure.told());
-            Collected { artifact: artifact.clone(), failure }
+            let failure = match self.fetch_one(places, name, artifact) {
+                Ok(true) => None,
+                // The vmprof inside has said why.
+                Ok(false) => return None,
+                Err(failure) => Some(failure.told()),
+            };
+            Some(Collected { artifact: artifact.clone(), failure })
         };
-        self.wanted.iter().map(one).collect()
+        self.wanted.iter().filter_map(one).collect()
     }
 
     /// What collects them; `None` where nothing is wanted.
@@ -56,13 +63,24 @@ impl Artifacts {
         Ok(Some(Arc::new(move || self.collect(&places, &name))))
     }
 
-    fn fetch_one(&self, places: &Places, name: &str, artifact: &Artifact) -> Result<(), Failure> {
-        let Artifact { from, into } = artifact;
+    /// `false`: half of the way it was lost, and that was told there.
+    fn fetch_one(&self, places: &Places, name: &str, artifact: &Artifact) -> Result<bool, Failure> {
+        let Artifact { from, into, .. } = artifact;
+        let mut stream = reach::machine(places, name)?;
+        let is_new = !into.exists();
         let unmade = |error| Failure::os(format!("the directory {} cannot be made", into.display()), error);
         fs::create_dir_all(into).map_err(unmade)?;
-        let mut stream = reach::machine(places, name)?;
         let target = Target { path: into.clone(), is_name: self.are_unpacked, keep_modes: false };
-        fetch(&mut stream, name, from, &target, &mut |_| {}).map(drop)
+        let fetched = fetch(&mut stream, name, from, &target, &mut |_| {});
+        if is_new && fetched.is_err() {
+            // One that holds something stays.
+            let _ = fs::remove_dir(into);
+        }
+        match fetched {
+            Ok(_) => Ok(true),
+            Err(refused) if self.are_unpacked && reach::is_refused(&refused) => Ok(false),
+            Err(failure) => Err(failure),
+        }
     }
 
     /// What the vmprof inside an emulated host is to copy out of its guest, each into a directory of its own below `place`,
@@ -70,10 +88,9 @@ impl Artifacts {
     pub fn by_way_of(&self, place: &Path) -> (Vec<Artifact>, Artifacts) {
         let own = |number: usize| place.join(number.to_string());
         let inside = self.wanted.iter().enumerate();
-        let inside = inside.map(|(number, wanted)| Artifact { from: wanted.from.clone(), into: own(number) });
+        let inside = inside.map(|(number, wanted)| Artifact { into: own(number), ..wanted.clone() });
         let outside = self.wanted.iter().enumerate();
-        let outside =
-            outside.map(|(number, wanted)| Artifact { from: own(number), into: wanted.into.clone() });
+        let outside = outside.map(|(number, wanted)| Artifact { from: own(number), ..wanted.clone() });
         (inside.collect(), Artifacts { wanted: outside.collect(), are_unpacked: true })
     }
 }
@@ -84,12 +101,16 @@ mod tests {
 
     #[test]
     fn what_comes_by_way_of_another_machine_ends_where_it_was_wanted() {
-        let artifact = |from: &str, into: &str| Artifact { from: from.into(), into: into.into() };
-        let wanted = vec![artifact("/var/log", "logs"), artifact("/out", "out")];
+        let artifact = |named: &str, from: &str, into: &str| Artifact {
+            named: named.into(),
+            from: from.into(),
+            into: into.into(),
+        };
+        let wanted = vec![artifact("/var/log", "/var/log", "logs"), artifact("/out", "/out", "out")];
         let artifacts = Artifacts { wanted, are_unpacked: false };
         let (inside, outside) = artifacts.by_way_of("/a".as_ref());
-        assert_eq!(inside, [artifact("/var/log", "/a/0"), artifact("/out", "/a/1")]);
-        assert_eq!(outside.wanted, [artifact("/a/0", "logs"), artifact("/a/1", "out")]);
+        assert_eq!(inside, [artifact("/var/log", "/var/log", "/a/0"), artifact("/out", "/out", "/a/1")]);
+        assert_eq!(outside.wanted, [artifact("/var/log", "/a/0", "logs"), artifact("/out", "/a/1", "out")]);
         assert!(outside.are_unpacked);
     }
 }

@@ -11,23 +11,29 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+use super::retune::IothreadSet;
 use super::sockets::{self, CONTROL};
 
-/// The longest request line; there are only words in it.
-const REQUEST_BYTES: u64 = 4096;
+/// The longest request line: a CPU set of a large host is its longest word.
+const REQUEST_BYTES: u64 = 64 << 10;
 /// How long an answer may take: an emulated host starts a process for it.
 const ANSWER_WITHIN: Duration = Duration::from_secs(60);
 
 /// What a run can be asked.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Request {
     /// The plan in force, as `plan --format json` has it.
     Plan,
     /// Counters per vCPU, IOThread and virtqueue.
     Stats,
+    /// How far the run is, and whether and why its guest stands still.
+    Status,
     /// The IOThreads as QEMU's command of that name tells of its own.
     QueryIothreads,
+    /// The disks' counts as QEMU's command of that name tells of its own.
+    QueryBlockstats,
+    /// Change an IOThread while it serves.
+    IothreadSet(IothreadSet),
     /// What was planned, with what is found of it.
     Verify,
     /// End the run cleanly.
@@ -38,12 +44,30 @@ pub enum Request {
     Resume,
 }
 
+/// Those that take no arguments, which is why they can be told by their word alone.
+const WITHOUT_ARGUMENTS: [Request; 9] = [
+    Request::Plan,
+    Request::Stats,
+    Request::Status,
+    Request::QueryIothreads,
+    Request::QueryBlockstats,
+    Request::Verify,
+    Request::Stop,
+    Request::Pause,
+    Request::Resume,
+];
+
+const IOTHREAD_SET: &str = "iothread-set";
+
 impl Request {
-    pub fn word(self) -> &'static str {
+    pub fn word(&self) -> &'static str {
         match self {
             Request::Plan => "plan",
             Request::Stats => "stats",
+            Request::Status => "status",
             Request::QueryIothreads => "query-iothreads",
+            Request::QueryBlockstats => "query-blockstats",
+            Request::IothreadSet(_) => IOTHREAD_SET,
             Request::Verify => "verify",
             Request::Stop => "stop",
             Request::Pause => "pause",
@@ -51,11 +75,41 @@ impl Request {
         }
     }
 
-    pub fn from_word(word: &str) -> Option<Request> {
-        use Request::{Pause, Plan, QueryIothreads, Resume, Stats, Stop, Verify};
-        [Plan, Stats, QueryIothreads, Verify, Stop, Pause, Resume]
-            .into_iter()
-            .find(|request| request.word() == word)
+    /// Every word, as messages list them.
+    pub fn words() -> Vec<&'static str> {
+        WITHOUT_ARGUMENTS.iter().map(Request::word).chain([IOTHREAD_SET]).collect()
+    }
+
+    /// What goes with the word.
+    pub fn arguments(&self) -> Option<Value> {
+        match self {
+            // Strings and numbers: what has no JSON is not among them.
+            Request::IothreadSet(set) => serde_json::to_value(set).ok(),
+            _ => None,
+        }
+    }
+
+    /// The request of a word with its arguments; an error says what is wrong with either.
+    pub fn read(word: &str, arguments: Option<Value>) -> Result<Request, String> {
+        if word == IOTHREAD_SET {
+            let arguments = arguments.ok_or_else(|| format!("`{word}` has arguments: at least `id`"))?;
+            let set = serde_json::from_value(arguments);
+            return set
+                .map(Request::IothreadSet)
+                .map_err(|error| format!("the arguments of `{word}`: {error}"));
+        }
+        let found =
+            WITHOUT_ARGUMENTS.into_iter().find(|request| request.word() == word).ok_or_else(|| {
+                format!(
+                    "`{word}` is nothing a running VM can be asked; it can be {}",
+                    Request::words().join(", ")
+                )
+            })?;
+        match arguments {
+            None => Ok(found),
+            Some(Value::Object(none)) if none.is_empty() => Ok(found),
+            Some(arguments) => Err(format!("`{word}` takes no arguments, and was given {arguments}")),
+        }
     }
 }
 
@@ -96,7 +150,7 @@ impl Answers for Successive {
         match current {
             // The run's, whichever machine it has.
             Some(Current { answers, is_over })
-                if !is_over || matches!(request, Request::Plan | Request::Stop) =>
+                if !is_over || matches!(request, Request::Plan | Request::Status | Request::Stop) =>
             {
                 answers.answer(request)
             }
@@ -106,14 +160,18 @@ impl Answers for Successive {
 }
 
 #[derive(Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 struct Asked {
     vmprof_control: u32,
-    request: Request,
+    request: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    arguments: Option<Value>,
 }
 
+/// What comes back, as it goes over the socket.
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
-enum Answer {
+pub enum Answer {
     Ok(Value),
     Error(String),
 }
@@ -144,13 +202,13 @@ fn serve_one(mut connection: UnixStream, answers: &dyn Answers) -> io::Result<()
     let mut line = String::new();
     BufReader::new(connection.try_clone()?).take(REQUEST_BYTES).read_line(&mut line)?;
     let answer = match serde_json::from_str(&line) {
-        Ok(Asked { vmprof_control: 1, request }) => {
-            answers.answer(request).map_or_else(Answer::Error, Answer::Ok)
-        }
+        Ok(Asked { vmprof_control: 1, request, arguments }) => Request::read(&request, arguments)
+            .and_then(|request| answers.answer(request))
+            .map_or_else(Answer::Error, Answer::Ok),
         Ok(Asked { vmprof_control, .. }) => {
             Answer::Error(format!("control version {vmprof_control} is not 1"))
         }
-        Err(error) => Answer::Error(format!("no request that is known here: {error}")),
+        Err(error) => Answer::Error(format!("no request that can be read: {error}")),
     };
     let mut text = serde_json::to_vec(&answer)?;
     text.push(b'\n');
@@ -172,10 +230,20 @@ pub enum AskError {
 
 /// Asks the run whose record is `directory`.
 pub fn ask(name: &str, directory: &Path, request: Request) -> Result<Value, AskError> {
+    let word = request.word();
+    match exchange(name, directory, request)? {
+        Answer::Ok(value) => Ok(value),
+        Answer::Error(reason) => Err(AskError::Refused { name: name.to_owned(), request: word, reason }),
+    }
+}
+
+/// The same with a refusal as it came: for whoever passes it on.
+pub fn exchange(name: &str, directory: &Path, request: Request) -> Result<Answer, AskError> {
     let exchange = || -> io::Result<String> {
         let mut connection = sockets::connect(directory, CONTROL)?;
         connection.set_read_timeout(Some(ANSWER_WITHIN))?;
-        let mut text = serde_json::to_vec(&Asked { vmprof_control: 1, request })?;
+        let (word, arguments) = (request.word().to_owned(), request.arguments());
+        let mut text = serde_json::to_vec(&Asked { vmprof_control: 1, request: word, arguments })?;
         text.push(b'\n');
         connection.write_all(&text)?;
         let mut answer = String::new();
@@ -183,13 +251,7 @@ pub fn ask(name: &str, directory: &Path, request: Request) -> Result<Value, AskE
         Ok(answer)
     };
     let answer = exchange().map_err(|source| AskError::Io { name: name.to_owned(), source })?;
-    match serde_json::from_str(&answer) {
-        Ok(Answer::Ok(value)) => Ok(value),
-        Ok(Answer::Error(reason)) => {
-            Err(AskError::Refused { name: name.to_owned(), request: request.word(), reason })
-        }
-        Err(_) => Err(AskError::Answer { name: name.to_owned(), found: answer }),
-    }
+    serde_json::from_str(&answer).map_err(|_| AskError::Answer { name: name.to_owned(), found: answer })
 }
 
 #[cfg(test)]
@@ -202,8 +264,40 @@ mod tests {
         fn answer(&self, request: Request) -> Result<Value, String> {
             match request {
                 Request::Stop => Err("not now".into()),
+                Request::IothreadSet(set) => Ok(format!("{set:?}").into()),
                 other => Ok(other.word().into()),
             }
+        }
+    }
+
+    fn answer_to(directory: &Path, line: &str) -> String {
+        let mut connection = sockets::connect(directory, CONTROL).unwrap();
+        // The server may stop reading before all of it is written.
+        let _ = connection.write_all(line.as_bytes());
+        let _ = connection.shutdown(std::net::Shutdown::Write);
+        let mut answer = String::new();
+        let _ = connection.read_to_string(&mut answer);
+        answer
+    }
+
+    #[test]
+    fn fields_and_arguments_that_nobody_knows_are_refused_by_name() {
+        let keep = tempfile::tempdir().unwrap();
+        serve(keep.path(), Arc::new(Echo)).unwrap();
+        let asked = |rest: &str| answer_to(keep.path(), &format!("{{\"vmprof_control\":1,{rest}}}\n"));
+        for fine in [r#""request":"stats""#, r#""request":"stats","arguments":{}"#] {
+            assert_eq!(asked(fine), "{\"ok\":\"stats\"}\n");
+        }
+        for (wrong, named) in [
+            (r#""request":"stats","argument":{}"#, "unknown field `argument`"),
+            (r#""request":"stats","arguments":{"id":"iothread0"}"#, "takes no arguments"),
+            (r#""request":"stats","arguments":7"#, "takes no arguments"),
+            (r#""request":"statistics""#, "`statistics` is nothing"),
+            (r#""request":"iothread-set""#, "has arguments"),
+            (r#""request":"iothread-set","arguments":{"id":"0","pin":"1"}"#, "unknown field `pin`"),
+        ] {
+            let answer = asked(wrong);
+            assert!(answer.starts_with("{\"error\":") && answer.contains(named), "{answer}");
         }
     }
 
@@ -214,6 +308,8 @@ mod tests {
         std::fs::create_dir(&directory).unwrap();
         serve(&directory, Arc::new(Echo)).unwrap();
         assert_eq!(ask("db", &directory, Request::Stats).unwrap(), "stats");
+        let set = IothreadSet { id: "iothread0".into(), poll_grow: Some(3), ..IothreadSet::default() };
+        assert_eq!(ask("db", &directory, Request::IothreadSet(set.clone())).unwrap(), format!("{set:?}"));
         let error = ask("db", &directory, Request::Stop).unwrap_err();
         assert!(error.to_string().contains("not now"), "{error}");
     }
@@ -239,12 +335,7 @@ mod tests {
         for nonsense in
             ["", "\n", "{}\n", "{\"vmprof_control\":2,\"request\":\"stats\"}\n", &"x".repeat(100_000)]
         {
-            let mut connection = sockets::connect(keep.path(), CONTROL).unwrap();
-            // The server may stop reading before all of it is written.
-            let _ = connection.write_all(nonsense.as_bytes());
-            let _ = connection.shutdown(std::net::Shutdown::Write);
-            let mut answer = String::new();
-            let _ = connection.read_to_string(&mut answer);
+            let answer = answer_to(keep.path(), nonsense);
             assert!(answer.is_empty() || answer.starts_with("{\"error\":"), "{answer}");
         }
         assert_eq!(ask("db", keep.path(), Request::Plan).unwrap(), "plan");

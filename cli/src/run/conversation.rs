@@ -305,7 +305,7 @@ pub fn hold(
                 collecting = Some(false);
                 for Collected { artifact, failure } in collected {
                     if let Some(why) = &failure {
-                        account.uncollected.push(format!("{}: {why}", artifact.from.display()));
+                        account.uncollected.push(format!("{}: {why}", artifact.named.display()));
                     }
                     tell(News::Collected { artifact, failure });
                 }

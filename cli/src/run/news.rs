@@ -108,11 +108,10 @@ impl Teller {
             }
             News::Paused { failure: None } => Some(format!("{name} is paused, until `vmprof resume {name}`")),
             News::Resumed => Some(format!("{name} goes on")),
-            // Half of the way, of which the vmprof inside tells, and the verdict where it failed.
-            News::Collected { .. } if matches!(self.ran, Ran::Inside { .. }) => None,
+            // The verdict tells of it.
             News::Collected { failure: Some(_), .. } => None,
             News::Collected { artifact, failure: None } => {
-                Some(format!("{} is in {}", artifact.from.display(), artifact.into.display()))
+                Some(format!("{} is in {}", artifact.named.display(), artifact.into.display()))
             }
             News::CannotStopPaused => Some(format!(
                 "{name} is paused and cannot end cleanly: `vmprof resume {name}` lets it, Ctrl-C again ends it at once"

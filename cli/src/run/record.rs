@@ -7,6 +7,7 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use miette::Diagnostic;
@@ -220,9 +221,37 @@ impl Keeper {
         self.write();
     }
 
+    /// That its pinned threads hold these CPUs from now on. Others plan by it: what cannot be written is an error, and changes
+    /// nothing.
+    pub fn holds(&mut self, cpus: String) -> io::Result<()> {
+        let run = Run { cpus, ..self.run.clone() };
+        write(&self.directory, &run)?;
+        self.run = run;
+        Ok(())
+    }
+
     fn write(&self) {
         // Whoever reads the record sees an older state then: nothing of the run depends on it.
         let _ = write(&self.directory, &self.run);
+    }
+}
+
+/// A keeper for all who have a part in the run: its news are told on one thread, and the control socket is served on others.
+#[derive(Debug, Clone)]
+pub struct Kept(Arc<Mutex<Keeper>>);
+
+impl Kept {
+    pub fn new(keeper: Keeper) -> Kept {
+        Kept(Arc::new(Mutex::new(keeper)))
+    }
+
+    pub fn keeper(&self) -> MutexGuard<'_, Keeper> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What the record says now.
+    pub fn run(&self) -> Run {
+        self.keeper().run.clone()
     }
 }
 

@@ -1,5 +1,7 @@
 //! What a running VM has done, and what its process holds: the answer to `stats`.
 
+mod blockstats;
+mod latency;
 mod prometheus;
 mod rates;
 mod text;
@@ -11,6 +13,9 @@ use rustix::time::{ClockId, clock_gettime};
 use serde::{Deserialize, Serialize};
 use vmprof_vmm::stats::Stats as Machine;
 
+pub use blockstats::as_qemu_counts;
+pub use rates::Section;
+pub use text::table;
 pub use threads::Thread;
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -88,6 +93,9 @@ impl Stats {
 }
 
 #[cfg(test)]
+pub use tests::stats as stats_of_a_vm;
+
+#[cfg(test)]
 mod tests {
     use vmprof_vmm::iothread::counters::{IoThreadSnapshot, QueueSnapshot};
     use vmprof_vmm::stats::VcpuStats;
@@ -96,7 +104,7 @@ mod tests {
     use super::*;
 
     /// Of a VM with a vCPU, an IOThread and a disk of two virtqueues.
-    pub(super) fn stats() -> Stats {
+    pub fn stats() -> Stats {
         let queue = |vq| QueueSnapshot {
             vq,
             iothread: Some(0),
@@ -104,15 +112,12 @@ mod tests {
             writes: 5,
             flushes: 1,
             others: 1,
-            discards: 0,
-            write_zeroes: 0,
             read_bytes: 40_960,
             written_bytes: 20_480,
-            errors: 0,
             kicks: 3,
             interrupts: 4,
             in_flight: 2,
-            oldest: None,
+            ..QueueSnapshot::default()
         };
         let iothread = IoThreadSnapshot {
             id: 0,
@@ -124,6 +129,7 @@ mod tests {
             poll_misses: 0,
             looks: 0,
             batch: false,
+            latency: false,
         };
         let thread = |name: &str, tid| Thread {
             name: name.into(),

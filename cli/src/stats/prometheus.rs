@@ -103,6 +103,7 @@ impl Stats {
             }
         }
         self.queues(&mut text, vm);
+        self.latencies(&mut text, vm);
         text.0
     }
 
@@ -163,11 +164,77 @@ impl Stats {
     }
 }
 
+/// The bounds of what Prometheus gets, as powers of two of nanoseconds: 256 ns to 17 s. No bucket of a histogram lies across one.
+const BOUNDS: std::ops::RangeInclusive<u32> = 8..=34;
+
+impl Stats {
+    fn latencies(&self, text: &mut Text, vm: &dyn Display) {
+        let disks = &self.machine.disks;
+        let timed = disks.iter().flat_map(|disk| disk.virtqueues.iter().map(move |queue| (disk, queue)));
+        let timed = timed.filter_map(|(disk, queue)| Some((disk, queue, queue.latency.as_ref()?)));
+        let stages = timed.flat_map(|(disk, queue, latency)| {
+            latency.stages().map(|(stage, histogram)| (disk, queue, stage, histogram))
+        });
+        let mut stages = stages.peekable();
+        if stages.peek().is_none() {
+            return;
+        }
+        let name = "vmprof_queue_latency_seconds";
+        text.metric(
+            name,
+            "histogram",
+            "Time of a request in the queue, with the device and in its completion.",
+        );
+        for (disk, queue, stage, histogram) in stages {
+            let labels: [(&str, &dyn Display); 4] =
+                [("vm", vm), ("disk", &disk.name), ("vq", &queue.vq), ("stage", &stage)];
+            let mut bucket = |le: &dyn Display, count: u64| {
+                text.sample(&format!("{name}_bucket"), &[&labels[..], &[("le", le)]].concat(), count);
+            };
+            for bound in BOUNDS {
+                let within = histogram.buckets.iter().filter(|(longest, _)| *longest <= 1 << bound);
+                bucket(&seconds(1 << bound), within.map(|(_, count)| count).sum());
+            }
+            bucket(&"+Inf", histogram.count());
+            text.sample(&format!("{name}_sum"), &labels, seconds(histogram.sum_ns));
+            text.sample(&format!("{name}_count"), &labels, histogram.count());
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use std::collections::BTreeSet;
 
+    use vmprof_vmm::iothread::latency::{HistogramSnapshot, LatencySnapshot};
+
     use super::super::tests::stats;
+
+    #[test]
+    fn a_histogram_counts_up_to_each_bound() {
+        assert!(!stats().prometheus("db").contains("latency"), "nothing was timed");
+        let mut timed = stats();
+        let device = HistogramSnapshot {
+            sum_ns: 2_500,
+            max_ns: 1_500,
+            buckets: vec![(256, 2), (1_024, 1), (1_536, 1), (1 << 36, 1)],
+        };
+        timed.machine.disks[0].virtqueues[1].latency =
+            Some(LatencySnapshot { device, ..LatencySnapshot::default() });
+        let text = timed.prometheus("db");
+        let labels = r#"vm="db",disk="data",vq="1",stage="device""#;
+        for (sample, value) in [
+            (format!("bucket{{{labels},le=\"0.000000256\"}}"), "2"),
+            (format!("bucket{{{labels},le=\"0.000001024\"}}"), "3"),
+            (format!("bucket{{{labels},le=\"0.000002048\"}}"), "4"),
+            (format!("bucket{{{labels},le=\"+Inf\"}}"), "5"),
+            (format!("sum{{{labels}}}"), "0.0000025"),
+            (format!("count{{{labels}}}"), "5"),
+        ] {
+            let line = format!("vmprof_queue_latency_seconds_{sample} {value}");
+            assert!(text.lines().any(|found| found == line), "{line} is not in {text}");
+        }
+    }
 
     #[test]
     fn every_sample_follows_its_metric_and_no_metric_comes_twice() {

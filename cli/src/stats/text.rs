@@ -4,6 +4,7 @@ use vmprof_vmm::iothread::counters::Oldest;
 use vmprof_vmm::pause::PauseSnapshot;
 
 use super::Stats;
+use super::latency::{LATENCY_HEADS, latencies};
 
 impl Stats {
     /// For a person: a table a kind.
@@ -72,6 +73,10 @@ impl Stats {
             "in flight",
         ];
         text += &table(&heads, queues);
+        let timed = latencies(&machine.disks, None);
+        if !timed.is_empty() {
+            text += &table(LATENCY_HEADS, timed.into_iter().map(|row| row.cells));
+        }
         for disk in &machine.disks {
             let old = disk.virtqueues.iter().filter_map(|queue| Some((queue.vq, queue.oldest.as_ref()?)));
             for (vq, oldest) in old.filter(|(_, oldest)| oldest.age_ms >= OLD_MS) {
@@ -123,7 +128,7 @@ pub(super) fn row(name: &str, numbers: impl IntoIterator<Item = u64>) -> Vec<Str
 }
 
 /// Columns as wide as they need to be, the first one to the left.
-pub(super) fn table(heads: &[&str], rows: impl Iterator<Item = Vec<String>>) -> String {
+pub fn table(heads: &[&str], rows: impl Iterator<Item = Vec<String>>) -> String {
     let rows: Vec<Vec<String>> = rows.collect();
     let width = |column: usize| {
         let cells = rows.iter().filter_map(|row| row.get(column)).map(String::len);

@@ -25,11 +25,12 @@ use crate::lower::{ROOT_SERIAL, milliseconds};
 use crate::progress::Stages;
 use crate::run::artifacts::Artifact;
 use crate::run::channels;
-use crate::run::control::{self, Answers, Request};
+use crate::run::control::{self, Answer, Answers, Request};
 use crate::run::conversation::{Event, Manners};
-use crate::run::record::{self, DiskInUse, Keeper, OwnRecord, Run};
+use crate::run::record::{self, DiskInUse, Kept, OwnRecord, Run, State};
 use crate::run::relay;
 use crate::run::sockets::{self, VSOCK};
+use crate::run::status::Status;
 use crate::run::supervise::{Input, Supervision};
 use crate::run::terminal::{self, RawTerminal};
 use crate::run::verdict::{MachineEnd, Ran};
@@ -59,7 +60,7 @@ pub fn up(upping: &Upping) -> Result<u8, Failure> {
     let _held = using.hold(&upping.name, of_the_lab.chain(emulator.argv.iter().map(Path::new)))?;
     drop(using);
 
-    let mut claimed = if dry { None } else { Some(claim(upping, &paths)?) };
+    let claimed = if dry { None } else { Some(claim(upping, &paths)?) };
     // Made here and not inside, where the copy would be in memory: it hangs from the emulated host as a drive to write to.
     let (image, _private_root) = match guest {
         Some(Guest { image, .. }) => {
@@ -132,8 +133,9 @@ pub fn up(upping: &Upping) -> Result<u8, Failure> {
     };
     let mut supervision = Supervision::new(manners, artifacts.collector(&upping.name)?);
     relay::listen(state_inside, supervision.events.clone()).map_err(no_channels)?;
-    if let Some(Claimed { own, .. }) = &claimed {
-        let answers = Forwarded { name: upping.name.clone(), events: supervision.events.clone() };
+    if let Some(Claimed { own, kept, .. }) = &claimed {
+        let (name, kept) = (upping.name.clone(), kept.clone());
+        let answers = Forwarded { name, kept, events: supervision.events.clone() };
         control::serve(own.directory(), Arc::new(answers))
             .map_err(|error| Failure::os("the control socket cannot be opened", error))?;
     }
@@ -151,9 +153,9 @@ pub fn up(upping: &Upping) -> Result<u8, Failure> {
         MachineEnd::LabGone(words.last_words())
     };
     let ran = Ran::Inside { with_command: upping.with_command() };
-    let keeper = claimed.as_mut().and_then(|claimed| claimed.keeper.take());
+    let kept = claimed.as_ref().map(|claimed| claimed.kept.clone());
     let telling = upping.telling(ran, image.as_ref());
-    let mut tell = telling.teller(report, keeper, upping.detached.clone(), raw.is_some());
+    let mut tell = telling.teller(report, kept, upping.detached.clone(), raw.is_some());
     let outcome = supervision
         .run(ours, input, started, move || handle.kill(), wait, &mut tell)
         .map_err(|error| Failure::os("the lab cannot be supervised", error))?;
@@ -168,7 +170,7 @@ pub fn up(upping: &Upping) -> Result<u8, Failure> {
 /// What this run has to itself, to its end.
 struct Claimed {
     own: OwnRecord,
-    keeper: Option<Keeper>,
+    kept: Kept,
     /// The emulator's own locks do not say who has the disk.
     _locks: Vec<File>,
 }
@@ -179,9 +181,9 @@ fn claim(upping: &Upping, paths: &[PathBuf]) -> Result<Claimed, Failure> {
     let own = OwnRecord::claim(&upping.places, &upping.name)?;
     record::refuse_shared_disks(&upping.places, &disks)?;
     let run = Run::new(&upping.name, &upping.path, "lab", String::new(), disks.clone());
-    let keeper = Some(own.write(run)?);
+    let kept = Kept::new(own.write(run)?);
     let locks = lock_all(upping, paths, &disks)?;
-    Ok(Claimed { own, keeper, _locks: locks })
+    Ok(Claimed { own, kept, _locks: locks })
 }
 
 /// A failure to make the lab is the lab's, unless it is a wrong hash.
@@ -213,7 +215,7 @@ fn job(
             argv.push(word.into());
         }
     }
-    for Artifact { from, into } in artifacts {
+    for Artifact { from, into, .. } in artifacts {
         let both = [from.as_os_str().as_bytes(), into.as_os_str().as_bytes()].join(&b'=');
         argv.extend(["--artifact".into(), both.as_slice().into()]);
     }
@@ -413,23 +415,53 @@ fn lock_all(upping: &Upping, paths: &[PathBuf], disks: &[DiskInUse]) -> Result<V
 /// Requests are the inner vmprof's to answer.
 struct Forwarded {
     name: String,
+    kept: Kept,
     events: Sender<Event>,
 }
 
-impl Answers for Forwarded {
-    fn answer(&self, request: Request) -> Result<Value, String> {
-        let over = || "the run is ending already".to_owned();
-        if request == Request::Stop {
-            return self.events.send(Event::StopAsked).map(|()| Value::Bool(true)).map_err(|_| over());
+impl Forwarded {
+    /// The guest is the inner vmprof's to tell of, the process and the profile are ours.
+    fn status(&self) -> Result<Value, String> {
+        let run = self.kept.run();
+        let as_json = |status: Status| serde_json::to_value(status).map_err(|error| error.to_string());
+        // The emulated host may not have a VM yet, or no vmprof that answers.
+        if run.state == State::Starting {
+            return as_json(Status::of(run, None, None));
         }
+        let inner: Status =
+            serde_json::from_value(self.pass_on(&Request::Status)?).map_err(|error| error.to_string())?;
+        as_json(Status::of(run, inner.paused, inner.plan_digest))
+    }
+
+    fn pass_on(&self, request: &Request) -> Result<Value, String> {
+        let mut argv: Vec<Bytes> =
+            [Inside::VMPROF, "ask", "--relay", &self.name, request.word()].map(Bytes::from).into();
+        argv.extend(request.arguments().map(|arguments| arguments.to_string().as_str().into()));
         let (answer, ran) = mpsc::channel();
-        let argv = [Inside::VMPROF, "ask", &self.name, request.word()].map(Bytes::from).into();
-        self.events.send(Event::RunAsked { argv, answer }).map_err(|_| over())?;
+        self.events.send(Event::RunAsked { argv, answer }).map_err(|_| OVER.to_owned())?;
         let ran =
             ran.recv_timeout(Duration::from_secs(50)).map_err(|_| "the lab did not answer".to_owned())?;
         match ran.status {
-            Ended::Exited(0) => serde_json::from_slice(&ran.stdout).map_err(|error| error.to_string()),
+            Ended::Exited(0) => match serde_json::from_slice(&ran.stdout) {
+                Ok(Answer::Ok(value)) => Ok(value),
+                Ok(Answer::Error(reason)) => Err(reason),
+                Err(error) => Err(error.to_string()),
+            },
             _ => Err(String::from_utf8_lossy(&ran.stderr).trim().to_owned()),
+        }
+    }
+}
+
+const OVER: &str = "the run is ending already";
+
+impl Answers for Forwarded {
+    fn answer(&self, request: Request) -> Result<Value, String> {
+        match request {
+            Request::Stop => {
+                self.events.send(Event::StopAsked).map(|()| Value::Bool(true)).map_err(|_| OVER.to_owned())
+            }
+            Request::Status => self.status(),
+            request => self.pass_on(&request),
         }
     }
 }

@@ -12,11 +12,12 @@ use std::time::Instant;
 use serde_json::{Value, json};
 use signal_hook::consts::SIGPIPE;
 use vmprof_job::ToGuest;
-use vmprof_profiles::Plan;
-use vmprof_sys::program;
+use vmprof_profiles::{CpuSet, Plan};
+use vmprof_sys::{affinity, program};
 use vmprof_vmm::backing::{DiskError, DiskLock};
 use vmprof_vmm::config::{IoThread, VmConfig};
 use vmprof_vmm::exit::Exit;
+use vmprof_vmm::iothread::IoThreadError;
 use vmprof_vmm::kvm::{self, Usable};
 use vmprof_vmm::pause::PauseNews;
 use vmprof_vmm::vm::{Control, Running, StartError};
@@ -24,6 +25,7 @@ use vmprof_vmm::{BuildError, Channels, Port, Vm, thread};
 
 use super::handover::Handover;
 use super::lease::{Lease, Leased};
+use super::tuned::{InForce, Tuned};
 use crate::failure::{Failure, Kind};
 use crate::lower::milliseconds;
 use crate::report::Report;
@@ -35,12 +37,14 @@ use crate::run::conversation::{Event, Manners};
 use crate::run::detached::Detached;
 use crate::run::news::News;
 use crate::run::reboots::{After, Reboots};
+use crate::run::record::Kept;
 use crate::run::sockets::{self, CONSOLE, VSOCK};
+use crate::run::status::Status;
 use crate::run::supervise::{self, Input, Supervision};
 use crate::run::terminal::{self, RawTerminal};
 use crate::run::verdict::MachineEnd;
-use crate::stats::Stats;
-use crate::verify::{self, Finding, PlannedThread};
+use crate::stats::{Stats, as_qemu_counts};
+use crate::verify::{self, Finding};
 
 /// The kernel names a process that begins as /proc/self/exe by that.
 const NAME: &std::ffi::CStr = c"vmprof";
@@ -92,6 +96,8 @@ fn run_machine(report: Report, handover: Handover, detached: Option<&Detached>) 
     let os = |what: &'static str| move |error: io::Error| Failure::os(what, error);
     supervise::may_lose_readers().map_err(os("a signal's handler cannot be installed"))?;
     rustix::thread::set_name(NAME).map_err(|error| os("this thread cannot be named")(error.into()))?;
+    // What it was given, before the next lines take less of it.
+    let allowed = affinity::cpus_of_thread(0).map_err(os("the CPUs of this process cannot be read"))?;
     let kvm = kvm::probe().map_err(|found| super::no_kvm(&found))?;
     // This thread, and with it everything that is no vCPU and no IOThread, belongs where the plan has the emulator.
     thread::pin("vmprof", &config.emulator_cpus).map_err(|error| not_started(error.into()))?;
@@ -113,19 +119,20 @@ fn run_machine(report: Report, handover: Handover, detached: Option<&Detached>) 
         .map_err(os("the console cannot be opened"))?;
     let locks = config.disks.iter().map(DiskLock::take).collect::<Result<_, _>>();
     let locks = locks.map_err(|error| not_built(error.into()))?;
-    let iothreads: Arc<[IoThread]> = config.iothreads.as_slice().into();
+    let kept = Kept::new(keeper);
+    let in_force = InForce { plan, threads, iothreads: config.iothreads.clone() };
+    let tuned = Arc::new(Tuned::new(in_force, allowed.into_iter().collect::<CpuSet>(), kept.clone()));
     let vsock = sockets::listen(&record, VSOCK).map_err(os("the guest's socket cannot be opened"))?;
     let machines = Machines { kvm, config, locks, vsock, job };
-    let (plan, threads): (Arc<str>, Arc<[PlannedThread]>) = (plan.into(), threads.into());
     let answers = Arc::new(Successive::default());
     let mut reboots = Reboots::new(reboots);
 
     let began = Instant::now();
-    let (mut tell, mut keeper) = (None, Some(keeper));
+    let mut tell = None;
     let outcome = loop {
         let (ours, ends) = channels::open().map_err(os("the channels to the guest cannot be opened"))?;
         let started = Instant::now();
-        let vm = machines.start(ends, &serial).map_err(|failure| match tell {
+        let vm = machines.start(&tuned, ends, &serial).map_err(|failure| match tell {
             None => failure,
             // A guest has run: what the host lacks now has failed it.
             Some(_) => Failure { kind: Kind::Failure, ..failure },
@@ -143,9 +150,8 @@ fn run_machine(report: Report, handover: Handover, detached: Option<&Detached>) 
             let _ = events.send(event);
         });
         answers.next(Arc::new(Here {
-            plan: plan.clone(),
-            threads: threads.clone(),
-            iothreads: iothreads.clone(),
+            tuned: tuned.clone(),
+            kept: kept.clone(),
             control: control.clone(),
             events: supervision.events.clone(),
         }));
@@ -157,7 +163,7 @@ fn run_machine(report: Report, handover: Handover, detached: Option<&Detached>) 
         }
         // Made once the first machine runs, which it tells of.
         let tell = tell.get_or_insert_with(|| {
-            telling.teller(report, keeper.take(), detached.cloned(), serial.raw.is_some())
+            telling.teller(report, Some(kept.clone()), detached.cloned(), serial.raw.is_some())
         });
         let input = if with_command && !telling.console { Input::Stdin } else { Input::Nothing };
         let readiness = serial.console.readiness();
@@ -202,7 +208,8 @@ struct Machines {
 }
 
 impl Machines {
-    fn start(&self, ends: Vec<PortEnd>, serial: &Serial) -> Result<Vm<Running>, Failure> {
+    /// With its IOThreads as they are by now.
+    fn start(&self, tuned: &Tuned, ends: Vec<PortEnd>, serial: &Serial) -> Result<Vm<Running>, Failure> {
         let (out, input) =
             serial.plug().map_err(|error| Failure::os("the console cannot be opened", error))?;
         let vsock = self.vsock.try_clone();
@@ -216,7 +223,8 @@ impl Machines {
             serial_out: out,
             serial_in: Some(input),
         };
-        let built = Vm::build_locked(&self.kvm, &self.config, &self.locks, channels, &self.job);
+        let config = VmConfig { iothreads: tuned.in_force().iothreads, ..self.config.clone() };
+        let built = Vm::build_locked(&self.kvm, &config, &self.locks, channels, &self.job);
         let built = built.map_err(not_built)?;
         // Where the kernel keeps the pages, since they are locked in memory, the machine runs as well.
         let _ = program::let_go_of_code();
@@ -339,23 +347,23 @@ fn as_qemu_tells(iothread: &IoThread, tid: i32) -> Value {
 
 /// What one machine answers.
 struct Here {
-    plan: Arc<str>,
-    threads: Arc<[PlannedThread]>,
-    iothreads: Arc<[IoThread]>,
+    tuned: Arc<Tuned>,
+    kept: Kept,
     control: Control,
     events: Sender<Event>,
 }
 
 impl Here {
     fn verify(&self) -> Result<Vec<Finding>, String> {
-        let plan: Plan = serde_json::from_str(&self.plan).map_err(|error| error.to_string())?;
+        let in_force = self.tuned.in_force();
+        let plan: Plan = serde_json::from_str(&in_force.plan).map_err(|error| error.to_string())?;
         let open = self.control.disks_open_as().map_err(|error| error.to_string())?;
         let guest = match plan.disks.is_empty() {
             true => Ok(Vec::new()),
             false => verify::schedulers::ask(&self.events, self.control.stats().paused.is_some()),
         };
         let guest = guest.as_deref().map_err(String::as_str);
-        Ok(verify::read_back(&plan, &self.threads, &open, guest, verify::Host::this_one()))
+        Ok(verify::read_back(&plan, &in_force.threads, &open, guest, verify::Host::this_one()))
     }
 }
 
@@ -363,16 +371,34 @@ impl Answers for Here {
     fn answer(&self, request: Request) -> Result<Value, String> {
         let as_json = |value: serde_json::Result<Value>| value.map_err(|error| error.to_string());
         match request {
-            Request::Plan => as_json(serde_json::from_str(&self.plan)),
+            Request::Plan => as_json(serde_json::from_str(&self.tuned.in_force().plan)),
+            Request::Status => {
+                let plan: Value =
+                    serde_json::from_str(&self.tuned.in_force().plan).map_err(|error| error.to_string())?;
+                let digest = plan["digest"].as_str().map(str::to_owned);
+                let paused = self.control.stats().paused;
+                as_json(serde_json::to_value(Status::of(self.kept.run(), paused, digest)))
+            }
             Request::QueryIothreads => {
                 let running = self.control.stats().iothreads;
-                let told = self.iothreads.iter().filter_map(|iothread| {
+                let iothreads = self.tuned.in_force().iothreads;
+                let told = iothreads.iter().filter_map(|iothread| {
                     let thread = running.iter().find(|thread| thread.id == iothread.id)?;
                     Some(as_qemu_tells(iothread, thread.tid))
                 });
                 Ok(told.collect())
             }
+            Request::QueryBlockstats => Ok(as_qemu_counts(&self.control.stats().disks)),
             Request::Stats => as_json(serde_json::to_value(Stats::of(self.control.stats()))),
+            Request::IothreadSet(set) => {
+                let snapshot = |id| self.control.stats().iothreads.into_iter().find(|thread| thread.id == id);
+                let takes_times = |id| snapshot(id).is_some_and(|thread| thread.latency);
+                let gone = |id| {
+                    Err(IoThreadError::Ended { name: format!("iothread{id}"), how: "it is not there".into() })
+                };
+                let apply = |id, change| self.control.change_iothread(id, change).unwrap_or_else(|| gone(id));
+                as_json(serde_json::to_value(self.tuned.change(&set, takes_times, apply)?))
+            }
             Request::Verify => as_json(serde_json::to_value(self.verify()?)),
             Request::Pause => {
                 self.control.pause().map(|()| Value::Bool(true)).map_err(|error| error.to_string())

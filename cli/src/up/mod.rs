@@ -13,6 +13,7 @@ pub mod promises;
 mod root;
 mod sources;
 mod telling;
+mod tuned;
 mod work;
 
 use std::io;
@@ -177,7 +178,7 @@ impl Upping {
     fn artifacts(&self) -> Result<Artifacts, Failure> {
         let absolute = |artifact: &Artifact| {
             let into = std::path::absolute(&artifact.into)?;
-            Ok(Artifact { from: artifact.from.clone(), into })
+            Ok(Artifact { into, ..artifact.clone() })
         };
         let wanted: io::Result<_> = self.arguments.artifact.iter().map(absolute).collect();
         let wanted =

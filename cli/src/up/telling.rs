@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use crate::report::Report;
 use crate::run::detached::Detached;
 use crate::run::news::{News, Teller};
-use crate::run::record::{Keeper, State};
+use crate::run::record::{Kept, State};
 use crate::run::relay::Relay;
 use crate::run::supervise::Outcome;
 use crate::run::verdict::{Ran, verdict};
@@ -34,7 +34,7 @@ impl Telling {
     pub fn teller(
         &self,
         report: Report,
-        mut keeper: Option<Keeper>,
+        kept: Option<Kept>,
         detached: Option<Detached>,
         raw: bool,
     ) -> impl FnMut(News) + Send + use<> {
@@ -47,13 +47,14 @@ impl Telling {
             stop_within: self.stop_within,
         };
         let end = if raw { "\r" } else { "" };
+        let is_inside = self.is_inside;
         let mut relay = self.is_inside.then(Relay::open).flatten();
         // There is something to tell of: the machine runs.
         relay.iter_mut().for_each(|relay| relay.tell(State::Starting));
         move |news| {
             // The record first: whoever reads the line may look there.
             if let Some(state) = teller.state(&news) {
-                keeper.iter_mut().for_each(|keeper| keeper.is_at(state));
+                kept.iter().for_each(|kept| kept.keeper().is_at(state));
                 relay.iter_mut().for_each(|relay| relay.tell(state));
                 match (&detached, state) {
                     // In the lab: here it had run before this was made.
@@ -62,14 +63,16 @@ impl Telling {
                     _ => {}
                 }
             }
-            match (&mut keeper, &news) {
-                (Some(keeper), News::Paused { failure }) => {
-                    keeper.is_paused(Some(failure.clone().unwrap_or_default()));
+            match (&kept, &news) {
+                (Some(kept), News::Paused { failure }) => {
+                    kept.keeper().is_paused(Some(failure.clone().unwrap_or_default()));
                 }
-                (Some(keeper), News::Resumed) => keeper.is_paused(None),
+                (Some(kept), News::Resumed) => kept.keeper().is_paused(None),
                 _ => {}
             }
-            if let Some(line) = teller.line(&news) {
+            // To the vmprof outside it is half of the way.
+            let is_told_outside = is_inside && matches!(news, News::Collected { .. });
+            if !is_told_outside && let Some(line) = teller.line(&news) {
                 report.notice(format_args!("{line}{end}"));
             }
         }

@@ -48,12 +48,12 @@ impl Verdict {
         self.ratio.marked || between(self.least) || between(self.most)
     }
 
-    /// `1.31 (>= 1.25) holds`.
+    /// `1.31 (>= 1.25) holds`, or the ratio alone where nothing is asked.
     fn cell(&self) -> String {
         let asked = match (self.least, self.most) {
             (Some(least), _) => format!(">= {least}"),
             (None, Some(most)) => format!("<= {most}"),
-            (None, None) => String::new(),
+            (None, None) => return format!("{:.3}", self.ratio.middle.median),
         };
         format!("{:.2} ({asked}) {}", self.ratio.middle.median, self.word())
     }

@@ -32,14 +32,22 @@ fn the_engine_is_measured_against_both_loops_and_every_read_is_right() {
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     let report: Value = serde_json::from_slice(&std::fs::read(&json).unwrap()).unwrap();
     let measurements = report["measurements"].as_array().unwrap();
-    assert_eq!(measurements.len(), 2 * 4, "two depths, four subjects");
+    assert_eq!(measurements.len(), 2 * 5, "two depths, five subjects");
     for measurement in measurements {
         assert!(measurement["requests"].as_u64().unwrap() > 0, "{measurement}");
         assert!(measurement["cpu_us"].as_f64().unwrap() > 0.0, "{measurement}");
         assert!(measurement["syscalls"].as_f64().unwrap() > 0.0, "{measurement}");
     }
     let shown = String::from_utf8_lossy(&output.stdout);
-    for word in ["epoll loop", "bare io_uring", "IOThread", "IOPS / bare", "governor", "io scheduler"] {
+    for word in [
+        "epoll loop",
+        "bare io_uring",
+        "IOThread, timed",
+        "CPU / untimed",
+        "IOPS / bare",
+        "governor",
+        "io scheduler",
+    ] {
         assert!(shown.contains(word), "{shown}");
     }
 }

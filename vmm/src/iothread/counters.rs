@@ -2,8 +2,11 @@
 //! has one writer; a snapshot may tear between counters, never within one.
 
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 
 use serde::{Deserialize, Serialize};
+
+use super::latency::{Latency, LatencySnapshot};
 
 /// A number that one thread raises.
 #[derive(Debug, Default)]
@@ -29,6 +32,8 @@ pub struct IoThreadCounters {
     pub looks: Counter,
     /// Whether it is under SCHED_BATCH now.
     pub batch: AtomicBool,
+    /// Whether it takes the times of requests.
+    pub latency: AtomicBool,
 }
 
 /// See the fields of [`IoThreadCounters`].
@@ -50,6 +55,9 @@ pub struct IoThreadSnapshot {
     /// Whether it is under SCHED_BATCH, and so leaves the CPUs that it shares to the vCPUs until these sleep.
     #[serde(default)]
     pub batch: bool,
+    /// Whether it takes the times of its requests now.
+    #[serde(default)]
+    pub latency: bool,
 }
 
 /// What one thread did for one virtqueue. The thread that serves the queue writes its own id here, so that the counts say
@@ -65,9 +73,18 @@ pub struct QueueCounters {
     pub write_zeroes: Counter,
     pub read_bytes: Counter,
     pub written_bytes: Counter,
+    pub discarded_bytes: Counter,
+    pub zeroed_bytes: Counter,
     pub errors: Counter,
+    pub failed_reads: Counter,
+    pub failed_writes: Counter,
+    pub failed_flushes: Counter,
+    pub failed_discards: Counter,
+    pub failed_write_zeroes: Counter,
     pub kicks: Counter,
     pub interrupts: Counter,
+    /// Made when times are taken for the first time.
+    pub latency: OnceLock<Arc<Latency>>,
 }
 
 const NOBODY: i64 = -1;
@@ -85,9 +102,17 @@ impl Default for QueueCounters {
             write_zeroes: zero(),
             read_bytes: zero(),
             written_bytes: zero(),
+            discarded_bytes: zero(),
+            zeroed_bytes: zero(),
             errors: zero(),
+            failed_reads: zero(),
+            failed_writes: zero(),
+            failed_flushes: zero(),
+            failed_discards: zero(),
+            failed_write_zeroes: zero(),
             kicks: zero(),
             interrupts: zero(),
+            latency: OnceLock::new(),
         }
     }
 }
@@ -110,17 +135,27 @@ impl QueueCounters {
             write_zeroes: self.write_zeroes.get(),
             read_bytes: self.read_bytes.get(),
             written_bytes: self.written_bytes.get(),
+            discarded_bytes: self.discarded_bytes.get(),
+            zeroed_bytes: self.zeroed_bytes.get(),
             errors: self.errors.get(),
+            failed: FailedSnapshot {
+                reads: self.failed_reads.get(),
+                writes: self.failed_writes.get(),
+                flushes: self.failed_flushes.get(),
+                discards: self.failed_discards.get(),
+                write_zeroes: self.failed_write_zeroes.get(),
+            },
             kicks: self.kicks.get(),
             interrupts: self.interrupts.get(),
             in_flight: 0,
             oldest: None,
+            latency: self.latency.get().map(|latency| latency.snapshot()),
         }
     }
 }
 
 /// One virtqueue of a disk at a moment.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct QueueSnapshot {
     /// The virtqueue's index, as the plan has it.
     pub vq: u16,
@@ -139,8 +174,16 @@ pub struct QueueSnapshot {
     /// Bytes of reads and writes that ended well.
     pub read_bytes: u64,
     pub written_bytes: u64,
+    /// Bytes of the ranges of discards and of write zeroes that ended well.
+    #[serde(default)]
+    pub discarded_bytes: u64,
+    #[serde(default)]
+    pub zeroed_bytes: u64,
     /// Requests that failed, whatever the driver was told of it, or were not supported.
     pub errors: u64,
+    /// Of these, those that the driver was told of, by kind; they are among the requests that ended, too.
+    #[serde(default)]
+    pub failed: FailedSnapshot,
     /// Doorbells heard, and interrupts sent.
     pub kicks: u64,
     pub interrupts: u64,
@@ -149,6 +192,9 @@ pub struct QueueSnapshot {
     pub in_flight: u64,
     #[serde(default)]
     pub oldest: Option<Oldest>,
+    /// Where requests spent their time, of all since times were taken for the first time; `None` before that.
+    #[serde(default)]
+    pub latency: Option<LatencySnapshot>,
 }
 
 impl QueueSnapshot {
@@ -156,6 +202,16 @@ impl QueueSnapshot {
     pub fn requests(&self) -> u64 {
         self.reads + self.writes + self.flushes + self.others + self.discards + self.write_zeroes
     }
+}
+
+/// Requests that ended with another status than OK.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FailedSnapshot {
+    pub reads: u64,
+    pub writes: u64,
+    pub flushes: u64,
+    pub discards: u64,
+    pub write_zeroes: u64,
 }
 
 /// The request that has been in flight for longest.

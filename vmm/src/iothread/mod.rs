@@ -12,11 +12,12 @@ use vmprof_sys::memory::GuestRam;
 use vmprof_sys::ring::{Completions, RegisterError, SetupError};
 use vmprof_sys::vring::Position;
 
-use crate::config::{self, Engine};
+use crate::config::{self, Engine, Polling};
 use crate::thread::{self, Thread, ThreadError};
 
 pub mod counters;
 mod engines;
+pub mod latency;
 mod poll;
 mod preempting;
 pub mod service;
@@ -53,6 +54,8 @@ pub enum IoThreadError {
         "iothread `{name}` was to run on cpus {asked:?} alone, and the kernel refused to keep its io_uring workers there"
     )]
     Workers { name: String, asked: Vec<u32>, source: io::Error },
+    #[error("iothread `{name}` cannot move, and stays where it was")]
+    Moved { name: String, source: ThreadError },
     #[error("iothread `{name}` could not be given its eventfd")]
     EventFd { name: String, source: io::Error },
     #[error("iothread `{name}` ended before it was told to: {how}")]
@@ -105,7 +108,31 @@ impl Queues {
 /// Queues that were released, each with where its ring stands. Broken ones are not among them.
 pub type Positions = Vec<(u16, Position)>;
 
+/// What of a running IOThread is to change; `None` leaves a part as it is.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Change {
+    pub place: Option<Place>,
+    pub polling: Option<Polling>,
+    /// Whether the times of its requests are taken ([`latency`]).
+    pub latency: Option<bool>,
+}
+
+/// Of a thread that moved, the kernel's workers for its io_uring that the kernel lets nobody move, by their thread ids: they stay
+/// where they were until they end. Those that begin from now on are where the thread is.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Unmoved(pub Vec<i32>);
+
+/// Where a thread may run.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Place {
+    /// At least one.
+    pub cpus: Vec<u32>,
+    /// Whether vCPUs may run there too, as in [`config::IoThread`].
+    pub shares_cpus: bool,
+}
+
 enum Command {
+    Change { change: Change, answer: mpsc::Sender<Result<Unmoved, IoThreadError>> },
     Serve { key: QueueKey, begin: Begin, doorbell: EventFd, answer: mpsc::Sender<io::Result<()>> },
     Release { which: Queues, answer: mpsc::Sender<Positions> },
     Register { ram: Arc<GuestRam>, answer: mpsc::Sender<Result<(), IoThreadError>> },
@@ -224,6 +251,16 @@ impl Handle {
         answered.recv().unwrap_or_else(|_| Err(gone()))
     }
 
+    /// Changes the thread while it serves. It does so itself, between two rounds; the pin is read back, and where one part cannot
+    /// be had, all is as it was.
+    pub fn change(&self, change: Change) -> Result<Unmoved, IoThreadError> {
+        let (answer, answered) = mpsc::channel();
+        self.0.send(Command::Change { change, answer });
+        let gone =
+            || IoThreadError::Ended { name: self.0.name.clone(), how: "before it could change".into() };
+        answered.recv().unwrap_or_else(|_| Err(gone()))
+    }
+
     /// Has the thread serve queue `queue` of the device until it is released. The doorbell may have been rung already: the
     /// thread looks once before it waits.
     pub fn serve(
@@ -289,6 +326,7 @@ impl Handle {
             poll_misses: counters.poll_misses.get(),
             looks: counters.looks.get(),
             batch: counters.batch.load(Ordering::Relaxed),
+            latency: counters.latency.load(Ordering::Relaxed),
         }
     }
 }

@@ -184,6 +184,16 @@ impl Preempting {
         Preempting { trials: may.then(|| Trials::new(now())), now: Policy::Other, requests: 0 }
     }
 
+    /// The calling thread has other CPUs from here on: it begins anew, under the policy that it began with.
+    pub(super) fn moved(&mut self, shares_cpus: bool) {
+        if self.now == Policy::Batch && set_policy(Policy::Other).is_ok() {
+            self.now = Policy::Other;
+        }
+        if self.now == Policy::Other {
+            *self = Preempting { requests: self.requests, ..Preempting::new(shares_cpus) };
+        }
+    }
+
     /// A request was done.
     pub(super) fn done(&mut self) {
         self.requests += 1;
@@ -301,6 +311,20 @@ mod tests {
             (told, policy().unwrap())
         });
         assert_eq!(found.join().unwrap(), (true, Some(Policy::Batch)));
+    }
+
+    #[test]
+    fn a_thread_that_moves_leaves_what_it_was_under_and_tries_where_it_shares() {
+        let found = std::thread::spawn(|| {
+            let mut own = Preempting::new(true);
+            set_policy(Policy::Batch).unwrap();
+            own.now = Policy::Batch;
+            own.moved(false);
+            let alone = (policy().unwrap(), own.trials.is_some());
+            own.moved(true);
+            (alone, own.trials.is_some())
+        });
+        assert_eq!(found.join().unwrap(), ((Some(Policy::Other), false), true));
     }
 
     #[test]

@@ -33,12 +33,20 @@ pub struct Io<'engines> {
     pub(super) engines: &'engines mut Engines,
     pub(super) slot: usize,
     pub(super) iothread: u32,
+    /// When the completion that is being told of was found; 0 for all else, and where no times are taken.
+    pub(super) found_ns: u64,
 }
 
 impl Io<'_> {
     /// The id of the thread this runs on.
     pub fn iothread(&self) -> u32 {
         self.iothread
+    }
+
+    /// When the completion was found that [`QueueService::completed`] tells of, by [`latency::now`](super::latency::now), where
+    /// times are taken.
+    pub fn found_ns(&self) -> u64 {
+        self.found_ns
     }
 
     /// Makes a file known to `engine`, which carries out what is started on it. An error: this thread has no such engine.
@@ -103,6 +111,10 @@ pub trait QueueService: std::fmt::Debug {
     fn position(&self) -> Position;
     /// The driver broke the queue: nothing but `resume`, `completed` and `end` follows.
     fn broken(&mut self, error: RingError);
+    /// Whether to take the times of requests from here on.
+    fn take_times(&mut self, _take: bool) {}
+    /// Times are taken, and at this moment all that was started is being handed over to its engine.
+    fn handed_over(&mut self, _at_ns: u64) {}
     /// After the last request ended: the queue is about to be dropped.
     fn end(&mut self, io: &mut Io<'_>);
 }

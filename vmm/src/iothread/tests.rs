@@ -2,6 +2,7 @@
 
 use std::sync::mpsc::{Receiver, Sender, channel};
 
+use vmprof_sys::affinity::cpus_of_thread;
 use vmprof_sys::ring::Buffers;
 use vmprof_sys::vring::{Position, RingError};
 
@@ -254,7 +255,7 @@ fn a_queue_that_rests_costs_no_looks_and_its_doorbell_wakes_it() {
 
 #[test]
 fn a_thread_that_polls_counts_what_it_met() {
-    let polling = config::Polling { max_ns: 1_000_000_000, ..config::Polling::default() };
+    let polling = Polling { max_ns: 1_000_000_000, ..Polling::default() };
     let thread = IoThread::spawn(&config::IoThread { polling, ..config(0) }).unwrap();
     let (bell, seen) = serve(&thread, DeviceId::unique(), "one", false);
     loop {
@@ -265,4 +266,58 @@ fn a_thread_that_polls_counts_what_it_met() {
             break;
         }
     }
+}
+
+fn place(cpu: u32) -> Change {
+    let place = Place { cpus: vec![cpu], shares_cpus: false };
+    Change { place: Some(place), ..Change::default() }
+}
+
+fn moved_and_not_moved() {
+    let here = cpus_of_thread(0).unwrap();
+    let (first, last) = (here[0], *here.last().unwrap());
+    let thread = IoThread::spawn(&config::IoThread { cpus: vec![first], ..config(4) }).unwrap();
+    let cpus = || cpus_of_thread(thread.tid()).unwrap();
+    assert_eq!(cpus(), [first]);
+    thread.change(place(last)).unwrap();
+    assert_eq!(cpus(), [last]);
+    let refused = Change { latency: Some(true), ..place(60_000) };
+    let error = thread.change(refused).unwrap_err();
+    assert!(matches!(error, IoThreadError::Moved { .. }), "{error}");
+    assert_eq!((cpus(), thread.snapshot().latency), (vec![last], false));
+    // It serves as before.
+    let (bell, seen) = serve(&thread, DeviceId::unique(), "one", false);
+    bell.write(1).unwrap();
+    assert_eq!(seen.recv().unwrap(), ("one", "kicked"));
+    thread.stop().unwrap();
+    assert!(matches!(thread.change(place(first)), Err(IoThreadError::Ended { .. })));
+}
+
+#[test]
+fn a_running_thread_moves_and_a_move_that_is_refused_changes_nothing() {
+    moved_and_not_moved();
+    tested::over_other_engines(&[("moves", moved_and_not_moved as fn())]);
+}
+
+#[test]
+fn a_thread_begins_to_poll_and_leaves_it_while_it_serves() {
+    let thread = IoThread::spawn(&config(0)).unwrap();
+    let (bell, seen) = serve(&thread, DeviceId::unique(), "one", false);
+    let ring = || {
+        bell.write(1).unwrap();
+        assert_eq!(seen.recv().unwrap(), ("one", "kicked"));
+        let counts = thread.snapshot();
+        (counts.poll_hits, counts.poll_misses)
+    };
+    assert_eq!(ring(), (0, 0));
+    let polling =
+        |max_ns| Change { polling: Some(Polling { max_ns, ..Polling::default() }), ..Change::default() };
+    thread.change(polling(1_000_000_000)).unwrap();
+    while ring().0 == 0 {}
+    thread.change(polling(0)).unwrap();
+    let before = thread.snapshot().poll_hits;
+    for _ in 0..8 {
+        ring();
+    }
+    assert_eq!(thread.snapshot().poll_hits, before);
 }

@@ -22,8 +22,10 @@ use super::engines::{Engines, Watch};
 use super::poll::Windows;
 use super::preempting::Preempting;
 use super::service::{Begin, Drained, Io, QueueService, Token};
-use super::{Command, IoThreadError, Positions, QueueKey, Queues};
+use super::{Command, IoThreadError, Positions, QueueKey, Queues, latency};
 use crate::config;
+
+mod changing;
 
 /// Requests taken from one queue before the next has its turn.
 const QUOTA: usize = 8;
@@ -79,6 +81,7 @@ pub(super) struct Worker {
     /// wait in `leaving` and behind `commands` learn that their queues are gone.
     engines: Engines,
     id: u32,
+    name: String,
     queues: Vec<Option<Served>>,
     /// The places of those that are awake.
     awake: Vec<usize>,
@@ -93,6 +96,8 @@ pub(super) struct Worker {
     /// How many operations are handed over at once, and the rounds since any were.
     batch: usize,
     held_for: u32,
+    /// Whether the times of requests are taken.
+    takes_times: bool,
     counters: Arc<IoThreadCounters>,
     done: Vec<Completion<Token>>,
 }
@@ -110,6 +115,7 @@ impl Worker {
         Ok(Worker {
             engines,
             id: config.id,
+            name: config.name.clone(),
             queues: Vec::new(),
             awake: Vec::new(),
             turn: 0,
@@ -121,6 +127,7 @@ impl Worker {
             preempting: Preempting::new(config.shares_cpus),
             batch: FIRST_BATCH,
             held_for: 0,
+            takes_times: false,
             counters,
             done: Vec::new(),
         })
@@ -174,7 +181,7 @@ impl Worker {
         for step in 0..count {
             let Some(&slot) = self.awake.get((self.turn + step) % count) else { continue };
             let Some(Some(served)) = self.queues.get_mut(slot) else { continue };
-            let mut io = Io { engines: &mut self.engines, slot, iothread: self.id };
+            let mut io = Io { engines: &mut self.engines, slot, iothread: self.id, found_ns: 0 };
             let drained = match served.state {
                 State::Live => served.service.drain(QUOTA, &mut io),
                 State::Broken | State::Leaving => Ok(served.service.resume(&mut io)),
@@ -248,8 +255,22 @@ impl Worker {
     fn submit(&mut self) -> io::Result<()> {
         self.held_for = 0;
         if self.engines.wants_enter() {
-            self.counters.enters.add(self.engines.enter(Wait::Never)?);
+            self.enter(Wait::Never)?;
         }
+        Ok(())
+    }
+
+    fn enter(&mut self, wait: Wait) -> io::Result<()> {
+        if self.takes_times && self.engines.started() > 0 {
+            // Before the call, which may carry some of it out. What started something is awake.
+            let now = latency::now();
+            for slot in &self.awake {
+                if let Some(Some(served)) = self.queues.get_mut(*slot) {
+                    served.service.handed_over(now);
+                }
+            }
+        }
+        self.counters.enters.add(self.engines.enter(wait)?);
         Ok(())
     }
 
@@ -304,7 +325,7 @@ impl Worker {
             return self.hand_over();
         }
         (self.batch, self.held_for) = (FIRST_BATCH, 0);
-        self.counters.enters.add(self.engines.enter(wait)?);
+        self.enter(wait)?;
         self.counters.wakeups.add(1);
         self.counters.batch.store(self.preempting.woke(), Ordering::Relaxed);
         // What is armed stays so until it is heard of.
@@ -344,6 +365,7 @@ impl Worker {
     /// Takes what ended, each to the queue it belongs to.
     fn complete(&mut self) -> io::Result<()> {
         self.engines.reap(&mut self.done);
+        let found_ns = if self.takes_times && !self.done.is_empty() { latency::now() } else { 0 };
         let mut done = std::mem::take(&mut self.done);
         for completion in done.drain(..) {
             match completion {
@@ -351,7 +373,7 @@ impl Worker {
                     self.preempting.done();
                     self.wake(slot);
                     if let Some(Some(served)) = self.queues.get_mut(slot) {
-                        let mut io = Io { engines: &mut self.engines, slot, iothread: self.id };
+                        let mut io = Io { engines: &mut self.engines, slot, iothread: self.id, found_ns };
                         served.service.completed(tag, result, buffers, &mut io);
                     }
                 }
@@ -408,6 +430,9 @@ impl Worker {
                 Ok(Command::Register { ram, answer }) => {
                     let _ = answer.send(self.engines.register_memory(&ram));
                 }
+                Ok(Command::Change { change, answer }) => {
+                    let _ = answer.send(self.change(change));
+                }
                 Ok(Command::Stop) | Err(TryRecvError::Disconnected) => {
                     self.stopping = true;
                     self.release(|_| true);
@@ -421,8 +446,11 @@ impl Worker {
     fn serve(&mut self, key: QueueKey, begin: Begin, doorbell: EventFd) -> io::Result<()> {
         let free = self.queues.iter().position(Option::is_none);
         let slot = free.unwrap_or(self.queues.len());
-        let mut io = Io { engines: &mut self.engines, slot, iothread: self.id };
+        let mut io = Io { engines: &mut self.engines, slot, iothread: self.id, found_ns: 0 };
         let mut service = begin(&mut io)?;
+        if self.takes_times {
+            service.take_times(true);
+        }
         // From here on each ring of the bell is heard. The round that follows this command looks at the queue, for what
         // came before.
         let watch = match io.engines.watch(doorbell, Token::Doorbell { slot }) {
@@ -464,7 +492,12 @@ impl Worker {
                 && let Some(mut served) = self.queues[slot].take()
             {
                 self.awake.retain(|other| *other != slot);
-                served.service.end(&mut Io { engines: &mut self.engines, slot, iothread: self.id });
+                served.service.end(&mut Io {
+                    engines: &mut self.engines,
+                    slot,
+                    iothread: self.id,
+                    found_ns: 0,
+                });
                 let awaited = self.leaving.iter_mut().filter(|leaving| leaving.which.contain(served.key));
                 for leaving in awaited.filter(|_| !served.broken) {
                     leaving.gone.push((served.key.queue, served.service.position()));

@@ -6,7 +6,7 @@ use std::sync::{Arc, Weak};
 
 use crate::bus::Bus;
 use crate::exit::Exit;
-use crate::iothread::Handle;
+use crate::iothread::{Change, Handle, IoThreadError, Unmoved};
 use crate::pause::{Pause, PauseError, PauseNews};
 use crate::stats::{ExitCounters, Stats, VcpuStats};
 use crate::virtio::blk::{DiskStats, OpenAs};
@@ -77,6 +77,12 @@ impl Control {
     /// How each disk is open, in the order of the configuration.
     pub fn disks_open_as(&self) -> io::Result<Vec<OpenAs>> {
         self.0.disk_stats.iter().map(DiskStats::open_as).collect()
+    }
+
+    /// Changes an IOThread while it serves; `None`: there is none of this number.
+    pub fn change_iothread(&self, id: u32, change: Change) -> Option<Result<Unmoved, IoThreadError>> {
+        let iothread = self.0.iothreads.iter().find(|iothread| iothread.id() == id)?;
+        Some(iothread.change(change))
     }
 
     pub fn stats(&self) -> Stats {

@@ -145,8 +145,12 @@ fn a_machine_after_another_has_its_disks_and_channels_and_nothing_of_the_first_i
         let outside = Outside::default();
         let (mut keys, input) = std::os::unix::net::UnixStream::pair().unwrap();
         input.set_nonblocking(true).unwrap();
-        let channels =
-            Channels { ports: vec![], serial_out: Box::new(outside.clone()), serial_in: Some(input.into()) };
+        let channels = Channels {
+            ports: vec![],
+            vsock: None,
+            serial_out: Box::new(outside.clone()),
+            serial_in: Some(input.into()),
+        };
         let built = Vm::build_with(&host, &config, &locks, channels, Start::RealMode { code: &code });
         let vm = built.unwrap().start().unwrap();
         let control = vm.control();

@@ -12,9 +12,14 @@ const MOST_CPUS: usize = 1 << 16;
 
 /// Lets the calling thread run on `cpus` alone. An empty set, or one with no CPU that is online and allowed, is EINVAL.
 pub fn pin_current_thread(cpus: &[u32]) -> io::Result<()> {
+    pin_thread(0, cpus)
+}
+
+/// The same for the thread `tid` of this process; 0 is the calling thread, and ESRCH one that has ended.
+pub fn pin_thread(tid: i32, cpus: &[u32]) -> io::Result<()> {
     let mask = mask(cpus);
-    // SAFETY: `mask` outlives the call and its length in bytes is what we pass; pid 0 is the calling thread.
-    let result = unsafe { libc::sched_setaffinity(0, size_of_val(&mask[..]), mask.as_ptr().cast()) };
+    // SAFETY: `mask` outlives the call, which reads it alone, and its length in bytes is what we pass.
+    let result = unsafe { libc::sched_setaffinity(tid, size_of_val(&mask[..]), mask.as_ptr().cast()) };
     if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 

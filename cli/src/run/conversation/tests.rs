@@ -101,7 +101,11 @@ fn what_services_do_is_told_as_it_happens_and_so_are_readiness_and_the_stop() {
 fn what_is_to_outlive_the_guest_is_copied_out_before_it_is_let_go() {
     let (ours, theirs) = UnixStream::pair().unwrap();
     let (events, heard) = mpsc::channel();
-    let artifact = |from: &str| super::super::artifacts::Artifact { from: from.into(), into: "/tmp".into() };
+    let artifact = |from: &str| super::super::artifacts::Artifact {
+        named: from.into(),
+        from: from.into(),
+        into: "/tmp".into(),
+    };
     let collected = vec![
         Collected { artifact: artifact("/here"), failure: None },
         Collected { artifact: artifact("/gone"), failure: Some("it is not there".into()) },

@@ -136,6 +136,23 @@ impl Engines {
         self.iopoll.as_mut().map_or(Ok(()), |polled| polled.register_memory(ram)).map_err(refused)
     }
 
+    /// Has whatever works for the thread run on other CPUs; the thread that a ring has for its submissions (sqpoll) stays where
+    /// it is. After an error some of it has moved.
+    pub(super) fn move_to(&mut self, cpus: &[u32]) -> Result<(), IoThreadError> {
+        let name = || self.name.clone();
+        let own = match &self.place {
+            Place::Ring(ring) => Some(&**ring),
+            Place::Epoll(_) => None,
+        };
+        for ring in own.into_iter().chain(self.iopoll.as_deref()) {
+            let refused = |source| IoThreadError::Workers { name: name(), asked: cpus.to_owned(), source };
+            ring.confine_workers(cpus).map_err(refused)?;
+        }
+        self.cpus = cpus.to_owned();
+        let Some(pool) = &mut self.pool else { return Ok(()) };
+        pool.move_to(cpus).map_err(|source| IoThreadError::Moved { name: self.name.clone(), source })
+    }
+
     pub(super) fn watch(&mut self, eventfd: EventFd, token: Token) -> io::Result<Watch> {
         match &mut self.place {
             Place::Ring(ring) => Ok(Watch::Ring(ring.watch(eventfd, token))),

@@ -148,6 +148,12 @@ impl Pool {
         Ok(())
     }
 
+    /// Has its threads, and those that are still to come, run on other CPUs.
+    pub(super) fn move_to(&mut self, cpus: &[u32]) -> Result<(), ThreadError> {
+        self.cpus = cpus.to_owned();
+        self.threads.iter().try_for_each(|thread| thread::pin_other(&self.name, thread.tid, cpus))
+    }
+
     /// Rings when an operation has ended.
     pub(super) fn bell(&self) -> &EventFd {
         &self.shared.bell
@@ -311,6 +317,21 @@ mod tests {
         let done = wait_for(&mut pool, count);
         assert!(done.iter().all(|done| matches!(done, Completion::Done { result: Ok(512), .. })), "{done:?}");
         assert_eq!((pool.in_flight, Arc::strong_count(&pipe)), (0, 1));
+    }
+
+    #[test]
+    fn threads_that_there_are_and_those_to_come_move() {
+        let here = cpus_of_thread(0).unwrap();
+        let (first, last) = (here[0], *here.last().unwrap());
+        let mut pool = Pool::new("iothread7", &[first], None).unwrap();
+        pool.grow().unwrap();
+        pool.move_to(&[last]).unwrap();
+        pool.grow().unwrap();
+        for thread in &pool.threads {
+            assert_eq!(cpus_of_thread(thread.tid).unwrap(), [last]);
+        }
+        pool.move_to(&[60_000]).unwrap_err();
+        assert_eq!(cpus_of_thread(pool.threads[0].tid).unwrap(), [last]);
     }
 
     /// As /proc/PID/stat has them (linux/sched.h).

@@ -42,6 +42,8 @@ pub(super) struct Piece {
 pub(super) struct Erasure {
     pieces: Vec<Piece>,
     next: usize,
+    /// Of all ranges, also of what is left alone since it is finer than a block.
+    bytes: u64,
 }
 
 impl Erasure {
@@ -54,7 +56,7 @@ impl Erasure {
         erase: &Erase,
     ) -> Result<(), Status> {
         self.pieces.clear();
-        self.next = 0;
+        (self.next, self.bytes) = (0, 0);
         let (ranges, rest) = list.as_chunks::<RANGE_BYTES>();
         if ranges.is_empty() || !rest.is_empty() || ranges.len() > MOST_RANGES as usize {
             return Err(Status::IoError);
@@ -71,6 +73,8 @@ impl Erasure {
                 return Err(Status::IoError);
             }
             let (start, end) = range.within(capacity_bytes).ok_or(Status::IoError)?;
+            // At most MOST_RANGES of 2^32 sectors each.
+            self.bytes += end - start;
             let whole = (start.next_multiple_of(erase.block_bytes), end - end % erase.block_bytes);
             match (zero, whole.0 < whole.1) {
                 (false, true) => self.add(whole.0, whole.1, How::Punch),
@@ -91,6 +95,10 @@ impl Erasure {
         if start < end {
             self.pieces.push(Piece { offset: start, bytes: end - start, how });
         }
+    }
+
+    pub(super) fn bytes(&self) -> u64 {
+        self.bytes
     }
 
     /// The piece that is being carried out.

@@ -21,6 +21,15 @@ impl Moment {
         let nanos = (now.tv_sec as u64).wrapping_mul(1_000_000_000).wrapping_add(now.tv_nsec as u64);
         Moment(nanos.max(1))
     }
+
+    pub(super) fn nanos(self) -> u64 {
+        self.0
+    }
+
+    /// One that was read off the clock that does not stand still.
+    pub(super) fn exactly(nanos: u64) -> Moment {
+        Moment(nanos.max(1))
+    }
 }
 
 #[derive(Debug, Default)]

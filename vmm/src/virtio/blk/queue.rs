@@ -19,11 +19,16 @@ use super::request::{self, Kind, Request, Status};
 use crate::backing::bounce::BouncePool;
 use crate::backing::transfer::{Direction, Step, Transfer};
 use crate::iothread::counters::QueueCounters;
+use crate::iothread::latency;
 use crate::iothread::service::{Drained, Io, QueueService, Target};
 use crate::virtio::device::ActiveQueue;
 
+mod counting;
 mod erasing;
 mod failing;
+mod timing;
+
+use timing::Timing;
 
 /// virtio 1.3, 5.2.6: the id string of GET_ID.
 pub(super) const ID_BYTES: usize = 20;
@@ -81,6 +86,8 @@ pub(super) struct BlkQueue {
     chain: Vec<Descriptor>,
     counters: Arc<QueueCounters>,
     shown: Arc<InFlight>,
+    /// Only while times are taken.
+    timing: Option<Box<Timing>>,
 }
 
 impl BlkQueue {
@@ -115,6 +122,7 @@ impl BlkQueue {
             chain: Vec::new(),
             counters,
             shown,
+            timing: None,
         })
     }
 
@@ -128,7 +136,10 @@ impl BlkQueue {
         let mut left = quota;
         let mut next = self.queue.ring.pop(chain)?;
         if next.is_some() {
-            let now = Moment::now();
+            let now = match self.timing {
+                Some(_) => Moment::exactly(latency::now()),
+                None => Moment::now(),
+            };
             while let Some(head) = next {
                 self.accept(head, chain, now, io)?;
                 left -= 1;
@@ -162,6 +173,9 @@ impl BlkQueue {
         let buffers = slot.transfer.guest_mut().ok_or(broken)?;
         let request = request::parse(head, chain, ring.regions(), &self.disk.limits, buffers)?;
         self.in_flight += 1;
+        if let Some(timing) = &mut self.timing {
+            timing.taken(head, now.nanos());
+        }
         match request.kind {
             Kind::Read { offset } => {
                 self.shown.begin(head, Kind::Read { offset }, now);
@@ -213,7 +227,7 @@ impl BlkQueue {
         match slot.transfer.step(&self.disk.backing, &mut self.bounces) {
             Step::Start(operation, buffers) => {
                 slot.state = State::Moving(request);
-                io.start(self.target, operation, buffers, head);
+                self.start(head, operation, buffers, io);
             }
             Step::Wait => {
                 slot.state = State::Stalled(request);
@@ -244,7 +258,14 @@ impl BlkQueue {
             return self.failed(head, request, Stage::Syncing, Errno::IO.into());
         }
         self.slots[usize::from(head)].state = State::Syncing(request);
-        io.start(self.target, Operation::Sync, Buffers::None, head);
+        self.start(head, Operation::Sync, Buffers::None, io);
+    }
+
+    fn start(&mut self, head: u16, operation: Operation, buffers: Buffers, io: &mut Io<'_>) {
+        if let Some(timing) = &mut self.timing {
+            timing.started(head);
+        }
+        io.start(self.target, operation, buffers, head);
     }
 
     fn synced(&mut self, head: u16, request: Request, result: io::Result<u32>, io: &mut Io<'_>) {
@@ -303,33 +324,15 @@ impl BlkQueue {
         // virtio 1.3, 2.7.8.2: the length counts what was written from the first writable byte on, without a gap.
         let used = if written == request.writable { written + 1 } else { written };
         self.queue.ring.push_used(head, u32::try_from(used).unwrap_or(u32::MAX));
-        self.count(request, status, written);
+        self.count(head, request, status, written);
     }
 
     fn free(&mut self, head: u16) {
         self.slots[usize::from(head)].state = State::Free;
         self.shown.end(head);
         self.in_flight -= 1;
-    }
-
-    fn count(&self, request: Request, status: Status, read: u64) {
-        let counters = &self.counters;
-        match request.kind {
-            Kind::Read { .. } => {
-                counters.reads.add(1);
-                counters.read_bytes.add(read);
-            }
-            Kind::Write { .. } => {
-                counters.writes.add(1);
-                counters.written_bytes.add(if status == Status::Ok { request.readable } else { 0 });
-            }
-            Kind::Flush => counters.flushes.add(1),
-            Kind::Discard => counters.discards.add(1),
-            Kind::WriteZeroes => counters.write_zeroes.add(1),
-            Kind::GetId | Kind::Refused(_) => counters.others.add(1),
-        }
-        if status != Status::Ok {
-            counters.errors.add(1);
+        if let Some(timing) = &mut self.timing {
+            timing.ended(head);
         }
     }
 }
@@ -353,6 +356,9 @@ impl QueueService for BlkQueue {
     }
 
     fn completed(&mut self, tag: u16, result: io::Result<u32>, buffers: Buffers, io: &mut Io<'_>) {
+        if let Some(timing) = &mut self.timing {
+            timing.found(io.found_ns());
+        }
         let Some(slot) = self.slots.get_mut(usize::from(tag)) else { return };
         match slot.state {
             State::Moving(request) => {
@@ -378,6 +384,9 @@ impl QueueService for BlkQueue {
             self.counters.interrupts.add(1);
             self.queue.interrupt.signal();
         }
+        if let Some(timing) = &mut self.timing {
+            timing.shown();
+        }
     }
 
     fn look(&mut self) -> Result<bool, RingError> {
@@ -394,6 +403,19 @@ impl QueueService for BlkQueue {
 
     fn kicked(&mut self) {
         self.counters.kicks.add(1);
+    }
+
+    fn take_times(&mut self, take: bool) {
+        let size = self.queue.ring.size();
+        let latency = || Arc::clone(self.counters.latency.get_or_init(Arc::default));
+        self.timing =
+            take.then(|| self.timing.take().unwrap_or_else(|| Box::new(Timing::new(latency(), size))));
+    }
+
+    fn handed_over(&mut self, at_ns: u64) {
+        if let Some(timing) = &mut self.timing {
+            timing.handed_over(at_ns);
+        }
     }
 
     fn in_flight(&self) -> usize {

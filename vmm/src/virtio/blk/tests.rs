@@ -23,6 +23,7 @@ mod policies;
 mod recorded;
 mod resets;
 mod seen;
+mod timed;
 
 const MIB: usize = 1 << 20;
 

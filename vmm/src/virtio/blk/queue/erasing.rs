@@ -34,6 +34,12 @@ impl BlkQueue {
         }
     }
 
+    /// What the ranges of the erasure in a slot add up to, as the guest asked for them.
+    pub(super) fn erased_bytes(&self, head: u16) -> u64 {
+        let erasure = self.slots.get(usize::from(head)).and_then(|slot| slot.erasure.as_ref());
+        erasure.map_or(0, |erasure| erasure.bytes())
+    }
+
     /// Begins the next piece of an erasure, or ends it.
     pub(super) fn erase(&mut self, head: u16, request: Request, io: &mut Io<'_>) {
         let slot = &mut self.slots[usize::from(head)];
@@ -50,7 +56,7 @@ impl BlkQueue {
             }
         };
         slot.state = State::Erasing(request);
-        io.start(self.target, operation, Buffers::None, head);
+        self.start(head, operation, Buffers::None, io);
     }
 
     pub(super) fn erased(&mut self, head: u16, request: Request, result: io::Result<u32>, io: &mut Io<'_>) {
@@ -93,7 +99,7 @@ impl BlkQueue {
         match slot.transfer.step_zeroes(&self.disk.backing, &mut self.bounces) {
             Step::Start(operation, buffers) => {
                 slot.state = State::Zeroing(request);
-                io.start(self.target, operation, buffers, head);
+                self.start(head, operation, buffers, io);
             }
             Step::Wait => {
                 slot.state = State::Stalled(request);

@@ -1,11 +1,13 @@
 //! What a request costs the IOThread. In system calls and CPU time it is no test but a measurement, to be run alone and in a
 //! release build (`cargo test --release -p vmprof-vmm costs -- --ignored --nocapture`). The file is made in TMPDIR, which should
 //! have direct I/O. The environment chooses: `RUNS`, `DEPTHS=1,32`, `AIO` (io_uring, sqpoll, registered, native, threads),
-//! `POLL` in nanoseconds, `SEQUENTIAL`, `SCALE` (a divisor of the number of requests).
+//! `POLL` in nanoseconds, `SEQUENTIAL`, `SCALE` (a divisor of the number of requests),
+//! `LATENCY`.
 
 use std::time::Duration;
 
 use super::*;
+use crate::iothread::Change;
 
 const DISK_BYTES: u64 = 256 << 20;
 const BLOCK: u64 = 4096;
@@ -109,9 +111,15 @@ fn costs_of_a_request() {
         other => panic!("AIO={other}"),
     });
     let depths = std::env::var("DEPTHS").unwrap_or_else(|_| "1,32,128".to_owned());
-    println!("depth      iops   cpu ns  enters  sleeps  interrupts  kicks  poll hits  misses");
+    // With LATENCY each point is measured without times taken and with, in turn.
+    let times: &[bool] = if std::env::var_os("LATENCY").is_some() { &[false, true] } else { &[false] };
+    println!("depth  timed      iops   cpu ns  enters  sleeps  interrupts  kicks  poll hits  misses");
     for _ in 0..number("RUNS", 3) {
-        for depth in depths.split(',').map(|depth| depth.parse::<u16>().unwrap()) {
+        let points = depths.split(',').flat_map(|depth| {
+            let depth = depth.parse::<u16>().unwrap();
+            times.iter().map(move |takes_times| (depth, *takes_times))
+        });
+        for (depth, takes_times) in points {
             let total = if depth == 1 { 10_000 } else { 60_000 } / number("SCALE", 1) as u32;
             let polling = config::Polling { max_ns: number("POLL", 0), ..config::Polling::default() };
             let mut own = config::IoThread { polling, ..tested::iothread(0, "iothread0") };
@@ -122,6 +130,9 @@ fn costs_of_a_request() {
             let mut blk = Blk::new(&config, std::slice::from_ref(&thread)).unwrap();
             let mut driver = BlkDriver::new(&ram, 0, 512);
             blk.activate(ALL_FEATURES, vec![driver.queue.device_side(0)]).unwrap();
+            if takes_times {
+                thread.change(Change { latency: Some(true), ..Change::default() }).unwrap();
+            }
             reads(&mut driver, depth, 500, false);
             let (cpu, before, begun) = (cpu_time(thread.tid()), thread.snapshot(), std::time::Instant::now());
             let counted = blk.stats().snapshot().virtqueues[0].clone();
@@ -132,7 +143,7 @@ fn costs_of_a_request() {
             let counts = blk.stats().snapshot().virtqueues[0].clone();
             let each = |count: u64| count as f64 / f64::from(total);
             println!(
-                "{depth:5} {:9.0} {:8.0} {:7.3} {:7.3} {:11.3} {:6.3} {:10.3} {:7.3}",
+                "{depth:5}  {takes_times:5} {:9.0} {:8.0} {:7.3} {:7.3} {:11.3} {:6.3} {:10.3} {:7.3}",
                 f64::from(total) / time.as_secs_f64(),
                 each(cpu),
                 each(after.enters - before.enters),

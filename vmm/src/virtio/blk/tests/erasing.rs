@@ -5,6 +5,7 @@ use std::os::unix::fs::MetadataExt as _;
 
 use super::*;
 use crate::backing::erase::Erase;
+use crate::iothread::counters::FailedSnapshot;
 
 const DISCARD_KIND: u32 = 11;
 const WRITE_ZEROES_KIND: u32 = 13;
@@ -110,6 +111,7 @@ fn what_is_discarded_is_given_back_to_the_host_and_reads_as_zeros() {
         );
         let counts = blk.stats().snapshot().virtqueues.remove(0);
         assert_eq!((counts.discards, counts.write_zeroes, counts.errors), (1, 1, 0));
+        assert_eq!((counts.discarded_bytes, counts.zeroed_bytes), (576 * 512, 256 * 512));
     }
 }
 
@@ -187,10 +189,14 @@ fn zeros_are_written_where_the_backing_has_no_word_for_them() {
 fn a_backing_that_knows_no_holes_after_all_says_so_and_its_errors_are_errors() {
     let config = disk_config(Path::new("/dev/full"), CacheMode::Writeback, &[0]);
     let backing = Backing::new(&config, opened(Path::new("/dev/full")), MIB as u64, Alignment::NONE).unwrap();
-    let (_blk, mut driver) = active(&config, erased_by(backing, 4096, 4096));
+    let (blk, mut driver) = active(&config, erased_by(backing, 4096, 4096));
     assert_eq!(erase(&mut driver, DISCARD_KIND, &[(0, 8, 0)]), UNSUPPORTED);
     assert_eq!(erase(&mut driver, WRITE_ZEROES_KIND, &[(0, 8, 1)]), IO_ERROR, "zeros find no space");
     assert_eq!(erase(&mut driver, DISCARD_KIND, &[(1, 2, 0)]), 0, "nothing to do");
+    let counts = blk.stats().snapshot().virtqueues.remove(0);
+    let failed = FailedSnapshot { discards: 1, write_zeroes: 1, ..FailedSnapshot::default() };
+    assert_eq!((counts.failed, counts.errors), (failed, 2));
+    assert_eq!((counts.discarded_bytes, counts.zeroed_bytes), (2 * 512, 0), "as asked, of what ended well");
 }
 
 /// A file that cannot be flushed shows where one is asked for.
