@@ -54,7 +54,9 @@ impl Reboots {
         // CMD never ended: that is the verdict's. And what was wanted of the run, or came of it, ends it however the machine did.
         let is_command = matches!(ran, Ran::Command | Ran::Inside { .. });
         let is_wanted = account.interrupted.is_some() || account.stop_asked || account.timed_out;
-        if is_command || is_wanted || account.killed || account.failed.is_some() || account.ended.is_some() {
+        // A guest whose work is done powers off. One that resets then has ended that work for its reboot, as systemd does.
+        let is_done = account.ended.is_some() && outcome.end != MachineEnd::Reboot;
+        if is_command || is_wanted || account.killed || account.failed.is_some() || is_done {
             return After::Over;
         }
         let again = match outcome.end {
@@ -66,7 +68,7 @@ impl Reboots {
         if self.unready < MOST_UNREADY {
             return After::Again(again);
         }
-        outcome.account.stopped = None;
+        (outcome.account.stopped, outcome.account.ended) = (None, None);
         outcome.end = MachineEnd::Broken(format!(
             "the guest has rebooted {MOST_UNREADY} times in a row before it was ready: the run ends here"
         ));
@@ -77,6 +79,8 @@ impl Reboots {
 #[cfg(test)]
 mod tests {
     use std::time::Duration;
+
+    use vmprof_job::Ended;
 
     use super::super::conversation::{Account, Finish};
     use super::super::verdict::verdict;
@@ -93,7 +97,7 @@ mod tests {
     }
 
     #[test]
-    fn a_guest_that_reboots_is_started_anew_unless_its_end_was_wanted_or_its_work_is_done() {
+    fn a_guest_that_reboots_is_started_anew_unless_its_end_was_wanted_or_it_has_failed() {
         let rebooted = |ran, account| after(ALWAYS, ran, account, MachineEnd::Reboot);
         let again = || After::Again("reboots");
         for ran in [Ran::Serving, Ran::Recipe, Ran::Shell] {
@@ -101,18 +105,21 @@ mod tests {
             assert_eq!(rebooted(ran, Account::default()), again());
             // Systemd stops its services before it reboots.
             assert_eq!(rebooted(ran, Account { stopped: Some(vec![]), ..ready() }), again());
+            let ended = Finish { status: Ended::Signaled(15), stdout_bytes: 0, stderr_bytes: 0 };
+            assert_eq!(rebooted(ran, Account { ended: Some(ended), ..ready() }), again());
+            let panicked =
+                after(ALWAYS, ran, Account { ended: Some(ended), ..ready() }, MachineEnd::Panicked);
+            assert_eq!(panicked, After::Over, "what it was for is done");
         }
         for ran in [Ran::Command, Ran::Inside { with_command: false }, Ran::Inside { with_command: true }] {
             assert_eq!(rebooted(ran, ready()), After::Over);
         }
-        let finish = Finish { status: vmprof_job::Ended::Exited(0), stdout_bytes: 0, stderr_bytes: 0 };
         for account in [
             Account { stop_asked: true, ..ready() },
             Account { interrupted: Some(2), ..ready() },
             Account { timed_out: true, ..ready() },
             Account { killed: true, ..ready() },
             Account { failed: Some("no disk".into()), ..ready() },
-            Account { ended: Some(finish), ..ready() },
         ] {
             let said = format!("{account:?}");
             assert_eq!(rebooted(Ran::Recipe, account), After::Over, "{said}");
