@@ -37,11 +37,36 @@ fn commands_and_files_go_into_a_running_guest_and_come_out_of_it() {
         at_once(&home);
         copies(&home);
         refusals(&home);
+        let watching = spawn(&mut home.vmprof(["console", "hello"]));
         let left = exec(&home, &["ps"]).expect(0).stdout;
         let commands = left.lines().filter(|line| line.contains("sleep 7")).count();
         assert_eq!(commands, 0, "{left}");
         home.run(["stop", "hello"]).expect(0);
+        let watched = watching.finish().expect(0);
+        assert!(watched.stdout.contains("reboot: Power down"), "{}", watched.stdout);
+        assert!(watched.stderr.contains("hello has ended"), "{}", watched.stderr);
     });
+}
+
+#[test]
+fn what_the_guest_made_is_here_when_it_is_gone_and_what_it_did_not_make_is_missed() {
+    in_the_lab(|| {
+        let home = Home::new();
+        let (made, none) = (home.path().join("made/of/it"), home.path().join("none"));
+        let artifacts = [format!("/tmp/out={}", made.display()), format!("/nope={}", none.display())];
+        let script = "echo words > /tmp/out; echo done";
+        let up = ["up", "--on", "lab", "profiles/hello.kdl"].map(String::from).into_iter();
+        let flags = artifacts.into_iter().flat_map(|artifact| ["--artifact".to_owned(), artifact]);
+        let command = ["--", "sh", "-c", script].map(String::from);
+        let ran = home.run(up.chain(flags).chain(command)).expect(125);
+        assert_eq!(ran.stdout, "done\n");
+        assert_eq!(fs::read_to_string(made.join("out")).unwrap(), "words\n");
+        assert!(ran.stderr.contains(&format!("/tmp/out is in {}", made.display())), "{}", ran.stderr);
+        assert!(ran.stderr.contains("/nope cannot be read"), "{}", ran.stderr);
+        assert!(!none.exists());
+    });
+    let home = Home::new();
+    home.run(["up", "--artifact", "relative=here", "profiles/hello.kdl"]).expect(64);
 }
 
 fn statuses(home: &Home) {
