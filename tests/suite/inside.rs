@@ -5,6 +5,7 @@ use std::os::unix::fs::{PermissionsExt, symlink};
 use std::thread;
 
 use rustix::process::Signal;
+use serde_json::Value;
 use vmprof_tests::{Finished, Home, eventually, finish, finish_with_input, in_the_lab, spawn};
 
 /// A guest that is ready and has nothing to do.
@@ -56,7 +57,9 @@ fn what_the_guest_made_is_here_when_it_is_gone_and_what_it_did_not_make_is_misse
         let artifacts = [format!("/tmp/out={}", made.display()), format!("/nope={}", none.display())];
         let script = "echo words > /tmp/out; echo done";
         let up = ["up", "--on", "lab", "profiles/hello.kdl"].map(String::from).into_iter();
+        let events = home.path().join("events");
         let flags = artifacts.into_iter().flat_map(|artifact| ["--artifact".to_owned(), artifact]);
+        let flags = flags.chain(["--events".to_owned(), events.display().to_string()]);
         let command = ["--", "sh", "-c", script].map(String::from);
         let ran = home.run(up.chain(flags).chain(command)).expect(125);
         assert_eq!(ran.stdout, "done\n");
@@ -64,8 +67,20 @@ fn what_the_guest_made_is_here_when_it_is_gone_and_what_it_did_not_make_is_misse
         assert!(ran.stderr.contains(&format!("/tmp/out is in {}", made.display())), "{}", ran.stderr);
         assert!(ran.stderr.contains("/nope cannot be read"), "{}", ran.stderr);
         assert!(!none.exists());
+        let events = fs::read_to_string(&events).unwrap();
+        let events: Vec<Value> = events.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+        let words: Vec<&str> = events.iter().filter_map(|event| event["event"].as_str()).collect();
+        assert_eq!(words, ["started", "ready", "artifact", "ended"]);
+        assert_eq!((&events[0]["on"], &events[3]["status"]), (&"lab".into(), &125.into()));
+        assert_eq!((&events[2]["path"], &events[2]["error"]), (&"/tmp/out".into(), &Value::Null));
     });
     let home = Home::new();
+    let events = home.path().join("events");
+    let up = ["up", "--events", events.to_str().unwrap(), "nowhere.kdl"];
+    home.run(up).expect(3);
+    let ended: Value = serde_json::from_str(fs::read_to_string(&events).unwrap().trim()).unwrap();
+    assert_eq!((&ended["event"], &ended["status"]), (&"ended".into(), &3.into()));
+    assert!(ended["code"].is_string() && ended["message"].is_string(), "{ended}");
     home.run(["up", "--artifact", "relative=here", "profiles/hello.kdl"]).expect(64);
 }
 

@@ -74,6 +74,9 @@ pub struct UpArguments {
     #[arg(long, value_name = "GUESTPATH=DIR", value_parser = OsStringValueParser::new().try_map(artifact))]
     #[arg(conflicts_with = "dry_run")]
     pub artifact: Vec<Artifact>,
+    /// Write what happens to the run into this file, a line of JSON each, for programs (docs/ci.md)
+    #[arg(long, value_name = "FILE", conflicts_with = "dry_run")]
+    pub events: Option<PathBuf>,
     #[command(flatten)]
     pub sources: Sources,
     /// The emulated host's shape, such as nodes=8+4,threads=2,nvme=2,memory=6GiB; what is left out keeps its default

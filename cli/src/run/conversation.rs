@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 use vmprof_job::{Bytes, DiskScheduler, Ended, FromGuest, ToGuest};
 
 use super::artifacts::Collected;
+use super::events::Happening;
 use super::news::{Because, News};
 use super::record::State;
 
@@ -47,6 +48,8 @@ pub enum Event {
     Resumed,
     /// What the vmprof inside an emulated host says of its own run.
     InsideIsAt(State),
+    /// The same for programs.
+    InsideSays(Happening),
     /// What was to be copied out of the guest has been, or could not be.
     Collected(Vec<Collected>),
     MachineEnded,
@@ -262,6 +265,7 @@ pub fn hold(
             }
             Ok(Event::Said(FromGuest::Pong)) => {}
             Ok(Event::InsideIsAt(state)) => tell(News::InsideIsAt(state)),
+            Ok(Event::InsideSays(happening)) => tell(News::InsideSays(happening)),
             Ok(Event::Garbled(line)) => account.garbled = Some(line),
             Ok(Event::InputEnded { bytes }) => {
                 let message = ToGuest::InputEnded { bytes };

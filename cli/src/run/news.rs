@@ -5,6 +5,7 @@ use std::time::Duration;
 use vmprof_job::ServiceState;
 
 use super::artifacts::Artifact;
+use super::events::Happening;
 use super::record::State;
 use super::verdict::Ran;
 
@@ -21,6 +22,8 @@ pub enum News {
     },
     /// How far the run in the emulated host is, whose own news are told there.
     InsideIsAt(State),
+    /// What happened to it, which is told for programs alone.
+    InsideSays(Happening),
     /// A clean stop has begun.
     Stopping {
         because: Because,
@@ -87,7 +90,7 @@ impl Teller {
                     Ran::Command | Ran::Recipe | Ran::Inside { .. } => None,
                 }
             }
-            News::InsideIsAt(_) => None,
+            News::InsideIsAt(_) | News::InsideSays(_) => None,
             News::Stopping { because } => {
                 let time =
                     (*because == Because::TimeIsUp).then_some("the time that --timeout gives is over: ");
@@ -124,7 +127,9 @@ impl Teller {
     pub fn state(&self, news: &News) -> Option<State> {
         match (news, self.ran) {
             // Ready is the emulated host; its guest is not yet.
-            (News::Service { .. }, _) | (News::Ready { .. }, Ran::Inside { .. }) => None,
+            (News::Service { .. } | News::InsideSays(_), _) | (News::Ready { .. }, Ran::Inside { .. }) => {
+                None
+            }
             (News::InsideIsAt(state), _) => Some(*state),
             (News::Reboots { .. }, _) => Some(State::Starting),
             (News::Ready { .. }, Ran::Serving) => Some(State::Serving),

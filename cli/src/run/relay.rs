@@ -1,5 +1,5 @@
-//! How far a run in the lab is, said by the vmprof inside to the one outside: a state a line, over a port of its own of the
-//! emulated host. The one outside sees a command run there, and not what the guest in it is at.
+//! How far a run in the lab is and what happens to it, said by the vmprof inside to the one outside: a state's word or a
+//! happening's JSON a line, over a port of its own of the emulated host. The one outside sees a command run there, and not what the guest in it is at.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, BufRead, BufReader, Write};
@@ -9,11 +9,13 @@ use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::sync::mpsc::Sender;
 use std::thread;
+use std::time::{Duration, Instant};
 
 use rustix::fs::OFlags;
 
 use super::channels::PortEnd;
 use super::conversation::Event;
+use super::events::Happening;
 use super::record::State;
 
 /// The port's name, as /sys/class/virtio-ports/*/name shows it inside.
@@ -23,7 +25,12 @@ const PORT: &str = "vmprof.state";
 #[derive(Debug)]
 pub struct Relay {
     port: File,
+    /// For which the port had no room.
+    unsent: Vec<u8>,
 }
+
+/// How long what is left may take at the end.
+const LAST_WORDS: Duration = Duration::from_secs(1);
 
 impl Relay {
     /// Opens the port that the lab has for it. Without one there is nobody to tell.
@@ -39,12 +46,41 @@ impl Relay {
         // A run waits for nobody who listens to it.
         let flags = OFlags::NONBLOCK.bits() as i32;
         let port = OpenOptions::new().write(true).custom_flags(flags).open(devices.join(port.file_name()));
-        port.ok().map(|port| Relay { port })
+        port.ok().map(|port| Relay { port, unsent: Vec::new() })
     }
 
     pub fn tell(&mut self, state: State) {
-        // What does not get through leaves an older state outside: nothing of the run depends on it.
-        let _ = self.port.write_all(format!("{}\n", state.word()).as_bytes());
+        self.unsent.extend(format!("{}\n", state.word()).as_bytes());
+        self.send();
+    }
+
+    pub fn say(&mut self, happening: &Happening) {
+        self.unsent.extend(vmprof_job::line(happening));
+        self.send();
+    }
+
+    /// As much as there is room for.
+    fn send(&mut self) {
+        while !self.unsent.is_empty() {
+            match self.port.write(&self.unsent) {
+                Ok(count) => drop(self.unsent.drain(..count)),
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
+                // Nobody is there any more: nothing of the run depends on it.
+                Err(_) => self.unsent.clear(),
+            }
+        }
+    }
+}
+
+impl Drop for Relay {
+    fn drop(&mut self) {
+        let end = Instant::now() + LAST_WORDS;
+        self.send();
+        while !self.unsent.is_empty() && Instant::now() < end {
+            thread::sleep(Duration::from_millis(5));
+            self.send();
+        }
     }
 }
 
@@ -60,9 +96,10 @@ pub fn listen(from: UnixStream, events: Sender<Event>) -> io::Result<()> {
     thread::Builder::new().name("state inside".into()).spawn(move || {
         for line in BufReader::new(from).split(b'\n').map_while(Result::ok) {
             // The one inside is this same program: it says nothing else.
-            let state = std::str::from_utf8(&line).ok().and_then(State::from_word);
-            if let Some(state) = state
-                && events.send(Event::InsideIsAt(state)).is_err()
+            let state = std::str::from_utf8(&line).ok().and_then(State::from_word).map(Event::InsideIsAt);
+            let event = state.or_else(|| serde_json::from_slice(&line).ok().map(Event::InsideSays));
+            if let Some(event) = event
+                && events.send(event).is_err()
             {
                 return;
             }
@@ -101,10 +138,11 @@ mod tests {
         let (events, heard) = mpsc::channel();
         listen(ours, events).unwrap();
         let mut inside = File::from(end.stream);
-        inside.write_all(b"running\nresting\n\xff\nser").unwrap();
+        inside.write_all(b"running\nresting\n\xff\n{\"event\":\"unheard\"}\nser").unwrap();
         inside.write_all(b"ving\n").unwrap();
+        inside.write_all(&vmprof_job::line(&Happening::Resumed)).unwrap();
         drop(inside);
         let states: Vec<String> = heard.iter().map(|event| format!("{event:?}")).collect();
-        assert_eq!(states, ["InsideIsAt(Running)", "InsideIsAt(Serving)"]);
+        assert_eq!(states, ["InsideIsAt(Running)", "InsideIsAt(Serving)", "InsideSays(Resumed)"]);
     }
 }

@@ -141,6 +141,7 @@ mod tests {
             console: false,
             stop_within: Duration::from_millis(1500),
             is_inside: true,
+            events: Some("/tmp/events".into()),
         };
         let config = VmConfig {
             name: "db".into(),

@@ -155,7 +155,8 @@ pub fn up(upping: &Upping) -> Result<u8, Failure> {
     let ran = Ran::Inside { with_command: upping.with_command() };
     let kept = claimed.as_ref().map(|claimed| claimed.kept.clone());
     let telling = upping.telling(ran, image.as_ref());
-    let mut tell = telling.teller(report, kept, upping.detached.clone(), raw.is_some());
+    let tell = telling.teller(report, kept, upping.detached.clone(), raw.is_some());
+    let mut tell = tell.map_err(|error| Failure::os("the events cannot be written", error))?;
     let outcome = supervision
         .run(ours, input, started, move || handle.kill(), wait, &mut tell)
         .map_err(|error| Failure::os("the lab cannot be supervised", error))?;

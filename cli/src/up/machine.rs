@@ -35,6 +35,7 @@ use crate::run::console::{Stderr, WholeLines};
 use crate::run::control::{self, Answers, Request, Successive};
 use crate::run::conversation::{Event, Manners};
 use crate::run::detached::Detached;
+use crate::run::events::Happening;
 use crate::run::news::News;
 use crate::run::reboots::{After, Reboots};
 use crate::run::record::Kept;
@@ -68,10 +69,16 @@ pub fn run(left: io::Result<OwnedFd>) -> u8 {
     };
     let with_command = handover.with_command;
     let report = if detached.is_some() { Report::without_colour() } else { Report::new() };
+    // It was there when it was left to us, and is missed by nobody but its reader.
+    let events = handover.telling.events().unwrap_or_default();
     let outcome = run_machine(report, handover, detached.as_ref());
     // To the end of the run, also where an error ends it.
     drop(leased);
-    let status = outcome.unwrap_or_else(|failure| failed(&failure, with_command));
+    let (status, failure) = match outcome {
+        Ok(status) => (status, None),
+        Err(failure) => (failed(&failure, with_command), Some(failure)),
+    };
+    super::say_ended(events, &Happening::end(status, failure.as_ref()), report);
     // All is said: the log ends.
     drop(detached);
     status
@@ -162,9 +169,14 @@ fn run_machine(report: Report, handover: Handover, detached: Option<&Detached>) 
             }
         }
         // Made once the first machine runs, which it tells of.
-        let tell = tell.get_or_insert_with(|| {
-            telling.teller(report, Some(kept.clone()), detached.cloned(), serial.raw.is_some())
-        });
+        let tell = match &mut tell {
+            Some(tell) => tell,
+            none => {
+                let made =
+                    telling.teller(report, Some(kept.clone()), detached.cloned(), serial.raw.is_some());
+                none.insert(made.map_err(os("the events cannot be written"))?)
+            }
+        };
         let input = if with_command && !telling.console { Input::Stdin } else { Input::Nothing };
         let readiness = serial.console.readiness();
         let mut hear = |news: News| {

@@ -32,6 +32,7 @@ use crate::progress::Stages;
 use crate::report::Report;
 use crate::run::artifacts::{Artifact, Artifacts};
 use crate::run::detached::{self, Detached, Left, Word};
+use crate::run::events::{Events, Happening};
 use crate::run::verdict::Ran;
 use crate::saved::SavedPlan;
 
@@ -58,6 +59,7 @@ struct Upping {
     report: Report,
     /// Where this vmprof is on its own, or will be once the machine runs.
     detached: Option<Detached>,
+    events: Option<Events>,
 }
 
 /// A guest that fits its profile.
@@ -73,17 +75,39 @@ struct Guest {
 pub fn up(arguments: UpArguments, report: Report) -> u8 {
     let with_command = !arguments.command.is_empty();
     // To the end of all that is said.
-    let mut detached = None;
-    match try_up(arguments, report, &mut detached) {
-        Ok(status) => status,
+    let (mut detached, mut events) = (None, None);
+    let (detach, path) = (arguments.detach, arguments.events.clone());
+    match try_up(arguments, report, &mut detached, &mut events) {
+        // Whoever goes on alone says how it ended.
+        Ok(status) if detach && detached.is_none() => status,
+        Ok(status) => {
+            say_ended(events, &Happening::end(status, None), report);
+            status
+        }
         Err(failure) => {
             report.failure(&failure);
-            failure.kind.status_of_up(with_command)
+            let status = failure.kind.status_of_up(with_command);
+            // Before it was known what the VM is called, there was nothing to tell but this.
+            let events = events.or_else(|| path.and_then(|path| Events::create(&path, "").ok()));
+            say_ended(events, &Happening::end(status, Some(&failure)), report);
+            status
         }
     }
 }
 
-fn try_up(arguments: UpArguments, report: Report, detached: &mut Option<Detached>) -> Result<u8, Failure> {
+/// The last event.
+fn say_ended(events: Option<Events>, ended: &Happening, report: Report) {
+    if events.is_some_and(|events| events.write(ended).is_err()) {
+        report.notice("the last event cannot be written");
+    }
+}
+
+fn try_up(
+    arguments: UpArguments,
+    report: Report,
+    detached: &mut Option<Detached>,
+    events: &mut Option<Events>,
+) -> Result<u8, Failure> {
     let places = Places::from_environment()?;
     let (path, profile) = profile::read(&arguments.profile)?;
     promises::of_profile(&profile)?;
@@ -107,8 +131,13 @@ fn try_up(arguments: UpArguments, report: Report, detached: &mut Option<Detached
         }
         report = Report::without_colour();
     }
-    let detached = detached.clone();
-    let upping = Upping { arguments, profile, path, saved, name, places, report, detached };
+    if let Some(path) = &arguments.events {
+        let unmade =
+            |error| Failure::os(format!("the events cannot be written to {}", path.display()), error);
+        *events = Some(Events::create(path, &name).map_err(unmade)?);
+    }
+    let (detached, events) = (detached.clone(), events.clone());
+    let upping = Upping { arguments, profile, path, saved, name, places, report, detached, events };
     match (upping.arguments.on, kvm::probe()) {
         (On::Kvm | On::Auto, Ok(_)) => here::up(&upping),
         (On::Kvm, Err(found)) => Err(no_kvm(&found)),
@@ -232,6 +261,7 @@ impl Upping {
             stop_within: image.map_or(Duration::ZERO, |image| Patience::with(&image.conduct).guest),
             // With an image at hand this is the vmprof inside.
             is_inside: self.arguments.image.is_some(),
+            events: self.events.as_ref().map(|events| events.path().to_owned()),
         }
     }
 }

@@ -1,11 +1,14 @@
 //! What hears of the news of a run: the terminal, the record, and in the lab the vmprof outside.
 
+use std::io;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
 use crate::report::Report;
 use crate::run::detached::Detached;
+use crate::run::events::{Events, Happening};
 use crate::run::news::{News, Teller};
 use crate::run::record::{Kept, State};
 use crate::run::relay::Relay;
@@ -27,6 +30,8 @@ pub struct Telling {
     pub stop_within: Duration,
     /// This is the vmprof inside an emulated host.
     pub is_inside: bool,
+    /// The file that programs read along in.
+    pub events: Option<PathBuf>,
 }
 
 impl Telling {
@@ -37,7 +42,7 @@ impl Telling {
         kept: Option<Kept>,
         detached: Option<Detached>,
         raw: bool,
-    ) -> impl FnMut(News) + Send + use<> {
+    ) -> io::Result<impl FnMut(News) + Send + use<>> {
         let teller = Teller {
             name: self.name.clone(),
             ran: self.ran,
@@ -51,7 +56,22 @@ impl Telling {
         let mut relay = self.is_inside.then(Relay::open).flatten();
         // There is something to tell of: the machine runs.
         relay.iter_mut().for_each(|relay| relay.tell(State::Starting));
-        move |news| {
+        let ran = self.ran;
+        let mut events = self.events()?;
+        let mut happens = move |happening: &Happening| {
+            if events.as_ref().is_some_and(|events| events.write(happening).is_err()) {
+                report.notice("the events cannot be written any more; the run goes on");
+                events = None;
+            }
+        };
+        if !matches!(ran, Ran::Inside { .. }) {
+            happens(&Happening::Started { on: "kvm".to_owned() });
+        }
+        Ok(move |news| {
+            if let Some(happening) = Happening::of(&news, ran, is_inside) {
+                happens(&happening);
+                relay.iter_mut().for_each(|relay| relay.say(&happening));
+            }
             // The record first: whoever reads the line may look there.
             if let Some(state) = teller.state(&news) {
                 kept.iter().for_each(|kept| kept.keeper().is_at(state));
@@ -75,7 +95,12 @@ impl Telling {
             if !is_told_outside && let Some(line) = teller.line(&news) {
                 report.notice(format_args!("{line}{end}"));
             }
-        }
+        })
+    }
+
+    /// The file, to go on with it.
+    pub fn events(&self) -> io::Result<Option<Events>> {
+        self.events.clone().map(|path| Events::go_on(path, &self.name)).transpose()
     }
 
     /// The exit status, and the sentence that goes with it.
