@@ -5,6 +5,7 @@ use std::io::{self, Read, Write};
 use std::net::Shutdown;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::net::UnixStream;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
 
@@ -75,11 +76,15 @@ fn asked(arguments: &ExecArguments) -> Exec {
 
 /// The connection's writing side, which the threads share, a frame at a time.
 #[derive(Debug, Clone)]
-struct Outward(Arc<Mutex<Stream<UnixStream>>>);
+struct Outward {
+    stream: Arc<Mutex<Stream<UnixStream>>>,
+    /// Its user has left the command.
+    is_left: Arc<AtomicBool>,
+}
 
 impl Outward {
     fn lock(&self) -> MutexGuard<'_, Stream<UnixStream>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.stream.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// What cannot be sent any more is missed by nobody: whoever reads the connection says that it is gone.
@@ -92,7 +97,8 @@ impl Outward {
     }
 
     /// The command hears of it as of a terminal that is gone.
-    fn hang_up(&self) {
+    fn leave(&self) {
+        self.is_left.store(true, Ordering::Release);
         let _ = self.lock().get_ref().shutdown(Shutdown::Both);
     }
 }
@@ -122,7 +128,8 @@ impl Window {
 
 fn carry(mut stream: Stream<UnixStream>, arguments: &ExecArguments) -> io::Result<Ended> {
     vmprof_sys::signals::read_a_foreign_terminal_as_an_error()?;
-    let outward = Outward(Arc::new(Mutex::new(Stream::new(stream.get_ref().try_clone()?))));
+    let shared = Arc::new(Mutex::new(Stream::new(stream.get_ref().try_clone()?)));
+    let outward = Outward { stream: shared, is_left: Arc::default() };
     let window = Arc::<Window>::default();
     carry_signals(outward.clone())?;
     if arguments.no_stdin {
@@ -133,7 +140,10 @@ fn carry(mut stream: Stream<UnixStream>, arguments: &ExecArguments) -> io::Resul
     }
     let mut outputs = Outputs { outward, is_read: [true; 2] };
     loop {
-        let frame = stream.expect()?;
+        let frame = match stream.expect() {
+            Err(_) if outputs.outward.is_left.load(Ordering::Acquire) => return Ok(Ended::Signaled(SIGHUP)),
+            frame => frame?,
+        };
         match frame.kind {
             Kind::Output => outputs.write(0, &frame),
             Kind::Errors => outputs.write(1, &frame),
@@ -181,7 +191,7 @@ fn carry_input(outward: &Outward, window: &Window, typed: bool) {
         if typed {
             let typed = keys.read(bytes);
             if typed.leave {
-                return outward.hang_up();
+                return outward.leave();
             }
             window.take(typed.for_guest.len() as u32);
             outward.say(Kind::Input, &typed.for_guest);
@@ -206,7 +216,7 @@ fn carry_signals(outward: Outward) -> io::Result<()> {
                     outward.say(Kind::Resize, &[a, b, c, d]);
                 }
                 SIGUSR1 | SIGUSR2 => outward.signal(signal),
-                _ if asked => outward.hang_up(),
+                _ if asked => outward.leave(),
                 _ => {
                     asked = true;
                     outward.signal(signal);

@@ -18,7 +18,8 @@ use super::Arguments;
     vmprof exec db -- sh -c 'cat > /tmp/in' < file     standard input goes along\n\n\
     Exit status: the command's, 128+N for its signal N, 127 where the guest has no such program, 126 where it may not be run, \
     125 everything else that is not the command's.\n\
-    Signals are passed on to the command; a second Ctrl-C leaves it, and it gets SIGHUP, and SIGKILL ten seconds later.")]
+    Signals are passed on to the command. A second Ctrl-C leaves it, as Ctrl-A x does: it gets SIGHUP, and SIGKILL ten seconds later; \
+    the status is 129.")]
 pub struct ExecArguments {
     /// Name of the running VM
     pub name: String,

@@ -11,6 +11,7 @@ pub mod function;
 #[cfg(test)]
 pub(crate) mod mock;
 pub mod msix;
+pub(crate) mod orders;
 pub(crate) mod queue;
 pub mod rng;
 pub mod transport;

@@ -8,15 +8,13 @@ mod port;
 mod worker;
 
 use std::io;
-use std::sync::{Arc, mpsc};
-
-use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
+use std::sync::Arc;
 
 use super::device::{ActivateError, ActiveQueue, VirtioDevice};
 use super::distress::Distress;
+use super::orders::{self, Orders};
 use crate::machine;
 use port::Port;
-use worker::Order;
 
 pub use worker::ConsoleHandler;
 
@@ -42,9 +40,7 @@ fn port_of_queue(index: u16) -> (u32, bool) {
 #[derive(Debug)]
 pub struct Console {
     queue_sizes: Vec<u16>,
-    orders: mpsc::Sender<Order>,
-    bell: EventFd,
-    distress: Arc<Distress>,
+    orders: Orders,
 }
 
 impl Console {
@@ -53,19 +49,9 @@ impl Console {
         let mut queue_sizes = vec![PORT_QUEUE_ENTRIES; 2 * (ports.len() + 2)];
         queue_sizes[usize::from(CONTROL_RECEIVE)] = CONTROL_QUEUE_ENTRIES;
         queue_sizes[usize::from(CONTROL_TRANSMIT)] = CONTROL_QUEUE_ENTRIES;
-        let bell = EventFd::new(EFD_NONBLOCK)?;
-        let (orders, heard) = mpsc::channel();
-        let distress = Arc::<Distress>::default();
+        let (orders, heard) = orders::pair()?;
         let ports = ports.into_iter().map(Port::new).collect();
-        let handler = ConsoleHandler::new(heard, bell.try_clone()?, ports, distress.clone());
-        Ok((Console { queue_sizes, orders, bell, distress }, handler))
-    }
-
-    fn order(&self, order: Order) -> bool {
-        let heard = self.orders.send(order).is_ok();
-        // A counter that is full has been rung.
-        let _ = self.bell.write(1);
-        heard
+        Ok((Console { queue_sizes, orders }, ConsoleHandler::new(heard, ports)))
     }
 }
 
@@ -99,28 +85,20 @@ impl VirtioDevice for Console {
     fn write_config(&mut self, _offset: u32, _data: &[u8]) {}
 
     fn activate(&mut self, features: u64, queues: Vec<ActiveQueue>) -> Result<(), ActivateError> {
-        let refused =
-            |reason: &str| ActivateError { device: self.name().into(), queue: 0, reason: reason.into() };
         if features & MULTIPORT == 0 {
             // Such a driver knows one port, a console, which this device has not.
-            return Err(refused("the driver does not take several ports"));
+            let reason = "the driver does not take several ports".to_owned();
+            return Err(ActivateError { device: self.name().to_owned(), queue: 0, reason });
         }
-        if !self.order(Order::Start(queues)) {
-            return Err(refused("the emulator thread has ended"));
-        }
-        Ok(())
+        self.orders.start(self.name(), queues)
     }
 
     fn reset(&mut self) {
-        let (answer, answered) = mpsc::channel();
-        if self.order(Order::Stop(answer)) {
-            // A thread that ends before it answers drops the queues as it goes.
-            let _ = answered.recv();
-        }
+        self.orders.stop();
     }
 
     fn distress(&self) -> Option<Arc<Distress>> {
-        Some(self.distress.clone())
+        Some(self.orders.distress())
     }
 }
 

@@ -1,6 +1,8 @@
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
 
+use std::sync::mpsc;
+
 use vm_memory::{Bytes, GuestAddress};
 
 use super::*;

@@ -1,17 +1,14 @@
 //! The console on the emulator thread: it owns the ports, and the queues while the device is live.
 
 use std::collections::VecDeque;
-use std::sync::{Arc, mpsc};
 use std::time::{Duration, Instant};
-
-use vmm_sys_util::eventfd::EventFd;
 
 use super::control::{FromDriver, HEADER_BYTES, ToDriver};
 use super::port::{Port, PortQueues, Progress};
 use super::{CONTROL_RECEIVE, CONTROL_TRANSMIT, FIRST_PORT, port_of_queue};
 use crate::emulator::{Handler, Watch};
 use crate::virtio::device::ActiveQueue;
-use crate::virtio::distress::Distress;
+use crate::virtio::orders::{Heard, Order};
 use crate::virtio::queue::{Broken, Queue};
 
 /// Chains of one queue in one turn, so that no guest keeps the thread to itself.
@@ -19,19 +16,9 @@ const SHARE: usize = 64;
 /// How long the outside may take for what the guest wrote before it stopped.
 const LAST_WORDS: Duration = Duration::from_secs(2);
 
-#[derive(Debug)]
-pub(super) enum Order {
-    Start(Vec<ActiveQueue>),
-    /// Drop the queues, then answer.
-    Stop(mpsc::Sender<()>),
-}
-
 pub struct ConsoleHandler {
-    orders: mpsc::Receiver<Order>,
-    /// Rung for orders, and by ourselves when a turn left something undone.
-    bell: EventFd,
+    heard: Heard,
     ports: Vec<Port>,
-    distress: Arc<Distress>,
     phase: Phase,
 }
 
@@ -62,19 +49,15 @@ struct Live {
 }
 
 impl ConsoleHandler {
-    pub(super) fn new(
-        orders: mpsc::Receiver<Order>,
-        bell: EventFd,
-        ports: Vec<Port>,
-        distress: Arc<Distress>,
-    ) -> ConsoleHandler {
-        ConsoleHandler { orders, bell, ports, distress, phase: Phase::Idle }
+    pub(super) fn new(heard: Heard, ports: Vec<Port>) -> ConsoleHandler {
+        ConsoleHandler { heard, ports, phase: Phase::Idle }
     }
 
     fn obey(&mut self, watch: &Watch) {
-        while let Ok(order) = self.orders.try_recv() {
+        while let Some(order) = self.heard.next() {
             match order {
                 Order::Start(queues) => self.phase = Phase::Live(Live::new(queues, self.ports.len(), watch)),
+                Order::StopQueue(_, answer) => drop(answer.send(None)),
                 Order::Stop(answer) => {
                     self.stop(watch);
                     // Whoever asked may have gone.
@@ -97,12 +80,12 @@ impl ConsoleHandler {
         match live.turn(&mut self.ports) {
             Ok(false) => {}
             // The others get their turn first.
-            Ok(true) => ring(&self.bell),
+            Ok(true) => self.heard.ring(),
             Err(_) => {
                 if let Phase::Live(live) = std::mem::replace(&mut self.phase, Phase::Idle) {
                     self.phase = Phase::Broken(live);
                 }
-                self.distress.raise();
+                self.heard.distress.raise();
             }
         }
     }
@@ -111,7 +94,7 @@ impl ConsoleHandler {
 impl Handler for ConsoleHandler {
     fn start(&mut self, watch: &Watch) {
         // These are sockets and an eventfd, which can be watched as long as the kernel has memory.
-        let _ = watch.add_event(&self.bell);
+        let _ = watch.add_event(&self.heard.bell);
         for port in &self.ports {
             let _ = watch.add(port.stream());
         }
@@ -260,9 +243,4 @@ fn answer(message: FromDriver, ports: &mut [Port], pending: &mut VecDeque<ToDriv
 
 fn at(ports: &mut [Port], id: u32) -> Option<&mut Port> {
     ports.get_mut(id.checked_sub(FIRST_PORT)? as usize)
-}
-
-fn ring(bell: &EventFd) {
-    // A counter that is full has been rung.
-    let _ = bell.write(1);
 }

@@ -5,13 +5,11 @@ mod budget;
 mod worker;
 
 use std::io;
-use std::sync::{Arc, mpsc};
-
-use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
+use std::sync::Arc;
 
 use super::device::{ActivateError, ActiveQueue, VirtioDevice};
 use super::distress::Distress;
-use worker::Order;
+use super::orders::{self, Orders};
 
 pub use worker::RngHandler;
 
@@ -25,26 +23,15 @@ const QUEUE_SIZES: [u16; 1] = [64];
 
 #[derive(Debug)]
 pub struct Rng {
-    orders: mpsc::Sender<Order>,
-    bell: EventFd,
-    distress: Arc<Distress>,
+    orders: Orders,
 }
 
 impl Rng {
     /// The device, and the handler that serves it. An error where the host gives no random bytes.
     pub fn new() -> io::Result<(Rng, RngHandler)> {
-        let bell = EventFd::new(EFD_NONBLOCK)?;
-        let (orders, heard) = mpsc::channel();
-        let distress = Arc::<Distress>::default();
-        let handler = RngHandler::new(heard, bell.try_clone()?, distress.clone())?;
-        Ok((Rng { orders, bell, distress }, handler))
-    }
-
-    fn order(&self, order: Order) -> bool {
-        let heard = self.orders.send(order).is_ok();
-        // A counter that is full has been rung.
-        let _ = self.bell.write(1);
-        heard
+        let (orders, heard) = orders::pair()?;
+        let handler = RngHandler::new(heard)?;
+        Ok((Rng { orders }, handler))
     }
 }
 
@@ -72,29 +59,16 @@ impl VirtioDevice for Rng {
 
     fn write_config(&mut self, _offset: u32, _data: &[u8]) {}
 
-    fn activate(&mut self, _features: u64, mut queues: Vec<ActiveQueue>) -> Result<(), ActivateError> {
-        // A driver that enables no queue gets nothing.
-        let Some(queue) = queues.pop() else { return Ok(()) };
-        let index = queue.index;
-        match self.order(Order::Start(queue)) {
-            true => Ok(()),
-            false => {
-                let reason = "the emulator thread has ended".to_owned();
-                Err(ActivateError { device: self.name().into(), queue: index, reason })
-            }
-        }
+    fn activate(&mut self, _features: u64, queues: Vec<ActiveQueue>) -> Result<(), ActivateError> {
+        self.orders.start(self.name(), queues)
     }
 
     fn reset(&mut self) {
-        let (answer, answered) = mpsc::channel();
-        if self.order(Order::Stop(answer)) {
-            // A thread that ends before it answers drops the queue as it goes.
-            let _ = answered.recv();
-        }
+        self.orders.stop();
     }
 
     fn distress(&self) -> Option<Arc<Distress>> {
-        Some(self.distress.clone())
+        Some(self.orders.distress())
     }
 }
 

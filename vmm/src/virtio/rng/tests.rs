@@ -1,3 +1,5 @@
+use std::sync::mpsc;
+
 use vm_memory::{Bytes, GuestAddress};
 
 use super::budget::{BYTES, CHAINS};

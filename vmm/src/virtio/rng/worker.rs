@@ -2,7 +2,6 @@
 
 use std::io;
 use std::os::fd::OwnedFd;
-use std::sync::{Arc, mpsc};
 use std::time::Instant;
 
 use rustix::io::Errno;
@@ -10,33 +9,21 @@ use rustix::rand::{GetRandomFlags, getrandom};
 use rustix::time::{
     Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, Timespec, timerfd_create, timerfd_settime,
 };
-use vmm_sys_util::eventfd::EventFd;
 
 use super::budget::{Budget, PERIOD};
 use crate::emulator::{Handler, Watch};
-use crate::virtio::device::ActiveQueue;
-use crate::virtio::distress::Distress;
+use crate::virtio::orders::{Heard, Order};
 use crate::virtio::queue::{Broken, Queue};
 
 /// The most that one chain gets: virtio 1.3, 5.4.6.1 lets a device write less than there is room for.
 const MOST_BYTES: usize = 4096;
 
 #[derive(Debug)]
-pub(super) enum Order {
-    Start(ActiveQueue),
-    /// Drop the queue, then answer.
-    Stop(mpsc::Sender<()>),
-}
-
-#[derive(Debug)]
 pub struct RngHandler {
-    orders: mpsc::Receiver<Order>,
-    /// Rung for orders.
-    bell: EventFd,
+    heard: Heard,
     /// Runs while the guest waits for its next period.
     timer: OwnedFd,
     budget: Budget,
-    distress: Arc<Distress>,
     phase: Phase,
 }
 
@@ -62,23 +49,24 @@ impl From<Broken> for Ended {
 }
 
 impl RngHandler {
-    pub(super) fn new(
-        orders: mpsc::Receiver<Order>,
-        bell: EventFd,
-        distress: Arc<Distress>,
-    ) -> io::Result<RngHandler> {
+    pub(super) fn new(heard: Heard) -> io::Result<RngHandler> {
         // A host that gives none (an old kernel, a filter of system calls) says so now.
         fill(&mut [0; 1])?;
         let flags = TimerfdFlags::CLOEXEC | TimerfdFlags::NONBLOCK;
         let timer = timerfd_create(TimerfdClockId::Monotonic, flags)?;
         let budget = Budget::new(Instant::now());
-        Ok(RngHandler { orders, bell, timer, budget, distress, phase: Phase::Idle })
+        Ok(RngHandler { heard, timer, budget, phase: Phase::Idle })
     }
 
     fn obey(&mut self, watch: &Watch) {
-        while let Ok(order) = self.orders.try_recv() {
+        while let Some(order) = self.heard.next() {
             match order {
-                Order::Start(queue) => self.phase = Phase::Live(Queue::new(queue, watch)),
+                // A driver that enables no queue gets nothing.
+                Order::Start(mut queues) => {
+                    self.phase =
+                        queues.pop().map_or(Phase::Idle, |queue| Phase::Live(Queue::new(queue, watch)));
+                }
+                Order::StopQueue(_, answer) => drop(answer.send(None)),
                 Order::Stop(answer) => {
                     match std::mem::replace(&mut self.phase, Phase::Idle) {
                         Phase::Idle => {}
@@ -101,7 +89,7 @@ impl RngHandler {
                 if let Phase::Live(queue) = std::mem::replace(&mut self.phase, Phase::Idle) {
                     self.phase = Phase::Broken(queue);
                 }
-                self.distress.raise();
+                self.heard.distress.raise();
             }
         }
     }
@@ -110,7 +98,7 @@ impl RngHandler {
 impl Handler for RngHandler {
     fn start(&mut self, watch: &Watch) {
         // An eventfd and a timer can be watched as long as the kernel has memory.
-        let _ = watch.add_event(&self.bell);
+        let _ = watch.add_event(&self.heard.bell);
         let _ = watch.add(&self.timer);
     }
 

@@ -11,15 +11,14 @@ mod worker;
 
 use std::io;
 use std::os::unix::net::UnixListener;
-use std::sync::{Arc, mpsc};
+use std::sync::Arc;
 
-use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 use vmprof_sys::vring::Position;
 
 use super::device::{ActivateError, ActiveQueue, VirtioDevice};
 use super::distress::Distress;
+use super::orders::{self, Orders};
 use muxer::Muxer;
-use worker::Order;
 
 pub use worker::VsockHandler;
 
@@ -41,36 +40,15 @@ const QUEUE_SIZES: [u16; 3] = [128; 3];
 
 #[derive(Debug)]
 pub struct Vsock {
-    orders: mpsc::Sender<Order>,
-    bell: EventFd,
-    distress: Arc<Distress>,
+    orders: Orders,
 }
 
 impl Vsock {
     /// The device, and the handler that serves it. The outside begins connections at `listener`.
     pub fn new(listener: UnixListener) -> io::Result<(Vsock, VsockHandler)> {
-        let bell = EventFd::new(EFD_NONBLOCK)?;
-        let (orders, heard) = mpsc::channel();
-        let distress = Arc::<Distress>::default();
-        let muxer = Muxer::new(GUEST_CID, listener)?;
-        let handler = VsockHandler::new(heard, bell.try_clone()?, muxer, distress.clone());
-        Ok((Vsock { orders, bell, distress }, handler))
-    }
-
-    fn order(&self, order: Order) -> bool {
-        let heard = self.orders.send(order).is_ok();
-        // A counter that is full has been rung.
-        let _ = self.bell.write(1);
-        heard
-    }
-
-    fn start(&self, queues: Vec<ActiveQueue>) -> Result<(), ActivateError> {
-        let queue = queues.first().map_or(0, |queue| queue.index);
-        if self.order(Order::Start(queues)) {
-            return Ok(());
-        }
-        let reason = "the thread that serves it has ended".to_owned();
-        Err(ActivateError { device: self.name().to_owned(), queue, reason })
+        let (orders, heard) = orders::pair()?;
+        let handler = VsockHandler::new(heard, Muxer::new(GUEST_CID, listener)?);
+        Ok((Vsock { orders }, handler))
     }
 }
 
@@ -102,27 +80,22 @@ impl VirtioDevice for Vsock {
     fn write_config(&mut self, _offset: u32, _data: &[u8]) {}
 
     fn activate(&mut self, _features: u64, queues: Vec<ActiveQueue>) -> Result<(), ActivateError> {
-        self.start(queues)
+        self.orders.start(self.name(), queues)
     }
 
     fn start_queue(&mut self, queue: ActiveQueue) -> Result<(), ActivateError> {
-        self.start(vec![queue])
+        self.orders.start(self.name(), vec![queue])
     }
 
     fn stop_queue(&mut self, index: u16) -> Option<Position> {
-        let (answer, answered) = mpsc::channel();
-        // A thread that ends before it answers drops the queues as it goes.
-        self.order(Order::StopQueue(index, answer)).then(|| answered.recv().ok()).flatten().flatten()
+        self.orders.stop_queue(index)
     }
 
     fn reset(&mut self) {
-        let (answer, answered) = mpsc::channel();
-        if self.order(Order::Stop(answer)) {
-            let _ = answered.recv();
-        }
+        self.orders.stop();
     }
 
     fn distress(&self) -> Option<Arc<Distress>> {
-        Some(self.distress.clone())
+        Some(self.orders.distress())
     }
 }

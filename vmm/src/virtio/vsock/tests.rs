@@ -1,6 +1,8 @@
 use std::io::{ErrorKind, Read, Write};
 use std::os::unix::net::UnixStream;
 
+use std::sync::mpsc;
+
 use vm_memory::{Bytes, GuestAddress};
 
 use super::packet::{HEADER_BYTES, HOST_CID, Header, Operation, RECEIVES_NO_MORE, SENDS_NO_MORE};

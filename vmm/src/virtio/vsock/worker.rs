@@ -1,38 +1,23 @@
 //! The device on its event loop: it owns the connections, and the queues while the device is live.
 
-use std::sync::{Arc, mpsc};
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use vmm_sys_util::eventfd::EventFd;
 use vmprof_sys::vring::Position;
 
 use super::muxer::Muxer;
 use super::{RECEIVE, TRANSMIT};
 use crate::emulator::{Handler, Watch};
-use crate::virtio::device::ActiveQueue;
-use crate::virtio::distress::Distress;
+use crate::virtio::orders::{Heard, Order};
 use crate::virtio::queue::{Broken, Queue};
 
 /// How long the outside may take for what the guest wrote before it stopped.
 const LAST_WORDS: Duration = Duration::from_secs(2);
 
 #[derive(Debug)]
-pub(super) enum Order {
-    Start(Vec<ActiveQueue>),
-    /// Drop one queue, and answer where its ring stands.
-    StopQueue(u16, mpsc::Sender<Option<Position>>),
-    /// Drop all queues, then answer.
-    Stop(mpsc::Sender<()>),
-}
-
-#[derive(Debug)]
 pub struct VsockHandler {
-    orders: mpsc::Receiver<Order>,
-    /// Rung for orders, and by ourselves when a turn left something undone.
-    bell: EventFd,
+    heard: Heard,
     muxer: Muxer,
-    distress: Arc<Distress>,
     queues: Queues,
     /// The driver broke a queue: all are kept, unserved, for the reset that must come.
     is_broken: bool,
@@ -61,17 +46,12 @@ impl Queues {
 }
 
 impl VsockHandler {
-    pub(super) fn new(
-        orders: mpsc::Receiver<Order>,
-        bell: EventFd,
-        muxer: Muxer,
-        distress: Arc<Distress>,
-    ) -> VsockHandler {
-        VsockHandler { orders, bell, muxer, distress, queues: Queues::default(), is_broken: false }
+    pub(super) fn new(heard: Heard, muxer: Muxer) -> VsockHandler {
+        VsockHandler { heard, muxer, queues: Queues::default(), is_broken: false }
     }
 
     fn obey(&mut self, watch: &Watch) {
-        while let Ok(order) = self.orders.try_recv() {
+        while let Some(order) = self.heard.next() {
             // Whoever asked may have gone.
             match order {
                 Order::Start(queues) => {
@@ -106,7 +86,7 @@ impl VsockHandler {
         if self.is_broken {
             // Connections of a guest that nobody serves any more are not kept waiting.
             if self.muxer.look_outside(false) {
-                ring(&self.bell);
+                self.heard.ring();
             }
             return;
         }
@@ -114,11 +94,11 @@ impl VsockHandler {
         match self.turn() {
             Ok(false) if !more => {}
             // The others get their turn first.
-            Ok(_) => ring(&self.bell),
+            Ok(_) => self.heard.ring(),
             Err(_) => {
                 self.is_broken = true;
                 self.muxer.forget_guest();
-                self.distress.raise();
+                self.heard.distress.raise();
             }
         }
     }
@@ -140,7 +120,7 @@ impl VsockHandler {
 impl Handler for VsockHandler {
     fn start(&mut self, watch: &Watch) {
         // An eventfd and an epoll can be watched as long as the kernel has memory.
-        let _ = watch.add_event(&self.bell);
+        let _ = watch.add_event(&self.heard.bell);
         let _ = watch.add(self.muxer.events());
     }
 
@@ -169,9 +149,4 @@ impl Handler for VsockHandler {
             }
         }
     }
-}
-
-fn ring(bell: &EventFd) {
-    // A counter that is full has been rung.
-    let _ = bell.write(1);
 }
