@@ -1,7 +1,6 @@
 //! vhost-user-vsock: the stream sockets of another VMM's guest, served by the same virtio-vsock as our own guests'. One client,
 //! which is connected from the start: the lab's emulator.
 
-use std::io;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::sync::{Arc, Mutex, mpsc};
 use std::thread;
@@ -41,9 +40,10 @@ fn serve(stream: UnixStream, device: Device) {
     let device = Arc::new(Mutex::new(device));
     let mut messages = BackendReqHandler::from_stream(stream, Arc::clone(&device));
     while messages.handle_request().is_ok() {}
-    let device = device.lock();
-    // All of it was the client's.
-    let _: io::Result<()> = device.map_or(Ok(()), |mut device| device.forget(true));
+    if let Ok(mut device) = device.lock() {
+        // What was its client's is nobody's now; the queues for the next one are nobody's, either.
+        let _ = device.forget(true);
+    }
 }
 
 impl Drop for VsockServer {
