@@ -93,6 +93,23 @@ impl Manners {
     }
 }
 
+#[cfg(test)]
+impl Manners {
+    /// Longer than any test takes, and without a limit to the run.
+    pub fn patient(stop: ToGuest) -> Manners {
+        Manners {
+            interrupt: stop.clone(),
+            clean_stop: stop,
+            reader_gone: ToGuest::Signal { number: 13 },
+            grace: Duration::from_secs(600),
+            last_word: Duration::from_secs(600),
+            timeout: None,
+            hello_within: None,
+            silence: None,
+        }
+    }
+}
+
 /// What a run came to, as far as the conversation tells.
 #[derive(Debug, Default)]
 pub struct Account {

@@ -253,17 +253,7 @@ mod tests {
         let control = ends.next().unwrap();
         control.set_nonblocking(false).unwrap();
         let guest = thread::spawn(move || serve(control));
-        let manners = Manners {
-            interrupt: STOP,
-            clean_stop: STOP,
-            reader_gone: ToGuest::Signal { number: 13 },
-            grace: Duration::from_secs(600),
-            last_word: Duration::from_secs(600),
-            timeout: None,
-            hello_within: None,
-            silence: None,
-        };
-        let mut supervision = Supervision::new(manners, None);
+        let mut supervision = Supervision::new(Manners::patient(STOP), None);
         let events = supervision.events.clone();
         let news = Mutex::new(Vec::new());
         let mut tell = |one: News| {
@@ -294,17 +284,7 @@ mod tests {
     /// The first process of a guest that reboots once it is ready, while others want something of the run.
     #[test]
     fn a_machine_after_another_hears_what_is_wanted_of_the_run_and_nothing_that_the_first_said() {
-        let manners = Manners {
-            interrupt: STOP,
-            clean_stop: STOP,
-            reader_gone: ToGuest::Signal { number: 13 },
-            grace: Duration::from_secs(600),
-            last_word: Duration::from_secs(600),
-            timeout: None,
-            hello_within: None,
-            silence: None,
-        };
-        let mut supervision = Supervision::new(manners, None);
+        let mut supervision = Supervision::new(Manners::patient(STOP), None);
         let events = supervision.events.clone();
         let (ours, ends) = channels::open().unwrap();
         let wait = || {

@@ -5,16 +5,7 @@ use super::*;
 const STOP: ToGuest = ToGuest::Stop { grace_ms: 5_000 };
 
 fn manners() -> Manners {
-    Manners {
-        interrupt: STOP,
-        clean_stop: STOP,
-        reader_gone: ToGuest::Signal { number: 13 },
-        grace: Duration::from_secs(600),
-        last_word: Duration::from_secs(600),
-        timeout: None,
-        hello_within: None,
-        silence: None,
-    }
+    Manners::patient(STOP)
 }
 
 fn hello() -> Event {
