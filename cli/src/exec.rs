@@ -45,9 +45,12 @@ fn try_exec(arguments: &ExecArguments, report: Report) -> Result<u8, Failure> {
         _ => return Err(lost(io::ErrorKind::InvalidData.into())),
     }
     let here = |error| Failure::os("the streams of the command cannot be carried", error);
+    let outward = Outward::of(&stream).map_err(here)?;
+    // Before the terminal is raw: a signal that is not caught would leave it so.
+    carry_signals(outward.clone()).map_err(here)?;
     // Restored before anything is said about the end.
     let raw = if arguments.tty { RawTerminal::take().map_err(here)? } else { None };
-    let ended = carry(stream, arguments);
+    let ended = carry(stream, outward, arguments);
     drop(raw);
     match ended.map_err(lost)? {
         Ended::NotStarted { status, errno } => {
@@ -83,6 +86,11 @@ struct Outward {
 }
 
 impl Outward {
+    fn of(stream: &Stream<UnixStream>) -> io::Result<Outward> {
+        let writing = Stream::new(stream.get_ref().try_clone()?);
+        Ok(Outward { stream: Arc::new(Mutex::new(writing)), is_left: Arc::default() })
+    }
+
     fn lock(&self) -> MutexGuard<'_, Stream<UnixStream>> {
         self.stream.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -126,12 +134,9 @@ impl Window {
     }
 }
 
-fn carry(mut stream: Stream<UnixStream>, arguments: &ExecArguments) -> io::Result<Ended> {
+fn carry(mut stream: Stream<UnixStream>, outward: Outward, arguments: &ExecArguments) -> io::Result<Ended> {
     vmprof_sys::signals::read_a_foreign_terminal_as_an_error()?;
-    let shared = Arc::new(Mutex::new(Stream::new(stream.get_ref().try_clone()?)));
-    let outward = Outward { stream: shared, is_left: Arc::default() };
     let window = Arc::<Window>::default();
-    carry_signals(outward.clone())?;
     if arguments.no_stdin {
         outward.say(Kind::InputEnded, &[]);
     } else {
