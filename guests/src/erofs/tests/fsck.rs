@@ -61,6 +61,17 @@ fn fsck_finds_nothing_wrong_with_images_of_every_shape() {
     passes(fsck, &owners_and_attributes());
 }
 
+/// One of these directories fills its block of inodes to the last byte.
+#[test]
+fn fsck_finds_room_behind_the_last_inode() {
+    let Some(fsck) = fsck() else { return };
+    for files in 60..100 {
+        let names: Vec<String> = (0..files).map(|number| format!("{number:02}")).collect();
+        let tree = tree_of(names.iter().map(|name| (name.as_str(), Node::file(0o644, *b""))));
+        passes(fsck, &tree);
+    }
+}
+
 #[test]
 fn fsck_sees_a_changed_byte() {
     let Some(fsck) = fsck() else { return };
