@@ -2,6 +2,7 @@
 
 mod guests;
 mod inside;
+mod lab;
 mod profiles;
 mod running;
 mod store;
@@ -10,6 +11,7 @@ use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
 
 pub use guests::{BuildArguments, LockArguments, Sources};
 pub use inside::{CpArguments, ExecArguments, Place};
+pub use lab::{InsideVerb, LabVerb};
 pub use profiles::{CheckArguments, FmtArguments, HostArguments, ImportVerb, PlanArguments, PlanFormat};
 pub use running::{
     ConsoleArguments, FormatArguments, IothreadArguments, LogsArguments, NameArguments, NamedArguments, On,
@@ -100,6 +102,9 @@ pub enum Verb {
     Top(TopArguments),
     /// Show an IOThread of a running VM, or change where it runs and how long it polls
     Iothread(IothreadArguments),
+    /// An emulated host that stays up for several runs
+    #[command(subcommand)]
+    Lab(LabVerb),
     /// Serve a disk to QEMU or another VMM, with vmprof's own IOThreads
     VhostUserBlk(VhostUserBlkArguments),
     /// Look into the content-addressed store
@@ -111,6 +116,9 @@ pub enum Verb {
     Completions { shell: clap_complete::Shell },
     /// Print the manual page, of vmprof or of one verb
     Man { verb: Option<String> },
+    /// What the vmprof inside an emulated host does for the one outside
+    #[command(hide = true, subcommand)]
+    Inside(InsideVerb),
     /// Ask a running VM through its control socket; the lab's emulated host is asked this way
     #[command(hide = true)]
     Ask {

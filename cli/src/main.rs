@@ -59,6 +59,12 @@ fn main() -> ExitCode {
     let verb = match arguments.verb {
         Verb::Up(arguments) => return ExitCode::from(up::up(*arguments, report)),
         Verb::Exec(arguments) => return ExitCode::from(exec::exec(&arguments, report)),
+        Verb::Lab(verb) => {
+            return ExitCode::from(lab::run(&verb, report).unwrap_or_else(|failure| {
+                report.failure(&failure);
+                failure.kind.status()
+            }));
+        }
         verb => verb,
     };
     match run(&verb, report) {
@@ -73,7 +79,7 @@ fn main() -> ExitCode {
 fn run(verb: &Verb, report: Report) -> Result<(), Failure> {
     match verb {
         // They have statuses of their own, and went their own way in main.
-        Verb::Up(_) | Verb::Exec(_) => Ok(()),
+        Verb::Up(_) | Verb::Exec(_) | Verb::Lab(_) => Ok(()),
         Verb::Plan(arguments) => plan::plan(arguments, report),
         Verb::Check(arguments) => check::check(arguments, report),
         Verb::Import(verb) => import::import(verb, report),
@@ -97,6 +103,7 @@ fn run(verb: &Verb, report: Report) -> Result<(), Failure> {
         Verb::VhostUserBlk(arguments) => vhost_user_blk::serve(arguments, report),
         Verb::Store(verb) => store::store(verb, report),
         Verb::Explain(arguments) => explain::explain(arguments, report),
+        Verb::Inside(verb) => lab::run_inside(verb, report),
         Verb::Completions { shell } => manual::completions(*shell, report),
         Verb::Man { verb } => manual::page(verb.as_deref(), report),
         Verb::Ask { relay, name, request, arguments } => {

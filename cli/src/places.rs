@@ -13,6 +13,8 @@ pub struct Places {
     pub state: PathBuf,
     /// What lives as long as a run: sockets, locks, run records.
     pub runtime: PathBuf,
+    /// Where a lab that stays has its sockets.
+    pub lab: PathBuf,
 }
 
 #[derive(Debug, thiserror::Error, miette::Diagnostic)]
@@ -50,14 +52,22 @@ impl Places {
         let runtime = own("VMPROF_RUNTIME")
             .or_else(|| absolute("XDG_RUNTIME_DIR").map(|base| base.join("vmprof")))
             .unwrap_or_else(|| state.join("run"));
+        // No VM can be called so.
+        let lab = own("VMPROF_LAB").unwrap_or_else(|| runtime.join(".lab"));
         // A variable of our own may be relative: from here on nobody depends on the working directory.
         let absolute = |path: PathBuf| std::path::absolute(&path).unwrap_or(path);
-        Ok(Places { store: absolute(store), state: absolute(state), runtime: absolute(runtime) })
+        let (store, state) = (absolute(store), absolute(state));
+        Ok(Places { store, state, runtime: absolute(runtime), lab: absolute(lab) })
     }
 
     /// Where the log of a run is that was left on its own.
     pub fn log_of(&self, name: &str) -> PathBuf {
         self.state.join("logs").join(format!("{name}.log"))
+    }
+
+    /// Where the keeper of a lab that stays has its log.
+    pub fn lab_log(&self) -> PathBuf {
+        self.state.join("lab.log")
     }
 
     /// Where a relative `source file=` of a profile lies.
@@ -106,6 +116,9 @@ mod tests {
         assert_eq!(places.store, Path::new("/s"));
         assert_eq!(places.state, Path::new("/home/u/.local/state/vmprof"));
         assert_eq!(places.runtime, Path::new("/r/vmprof"));
+        assert_eq!(places.lab, Path::new("/r/vmprof/.lab"));
+        let places = find(&[("HOME", "/h"), ("VMPROF_LAB", "/l")]).unwrap();
+        assert_eq!(places.lab, Path::new("/l"));
     }
 
     #[test]

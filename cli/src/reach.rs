@@ -32,7 +32,8 @@ pub fn socket(places: &Places, name: &str, socket: &str) -> Result<UnixStream, F
         return sockets::connect(&places.run_of(name), socket).map_err(failed);
     }
     let mut stream = machine(places, name)?;
-    let lead_on = What::Connect { path: Path::new(Inside::RUNTIME).join(name).join(socket).as_path().into() };
+    let inside = Path::new(Inside::RUNTIME).join(run.inside.as_deref().unwrap_or(name)).join(socket);
+    let lead_on = What::Connect { path: inside.as_path().into() };
     stream.get_ref().set_read_timeout(Some(ANSWER_WITHIN)).map_err(failed)?;
     match ask(&mut stream, lead_on).map_err(failed)? {
         Answer::Begun => {}
@@ -45,9 +46,13 @@ pub fn socket(places: &Places, name: &str, socket: &str) -> Result<UnixStream, F
 
 /// A connection to the agent of the machine which the run itself holds: in the lab the emulated host.
 pub fn machine(places: &Places, name: &str) -> Result<Stream<UnixStream>, Failure> {
-    let failed = |source| unreached(name, source);
-    let stream = sockets::connect(&places.run_of(name), VSOCK).map_err(failed)?;
-    greet(&stream).map_err(failed)?;
+    host(&places.run_of(name)).map_err(|source| unreached(name, source))
+}
+
+/// The same for the machine whose socket lies in this directory.
+pub fn host(directory: &Path) -> io::Result<Stream<UnixStream>> {
+    let stream = sockets::connect(directory, VSOCK)?;
+    greet(&stream)?;
     Ok(Stream::new(stream))
 }
 

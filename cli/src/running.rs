@@ -41,7 +41,7 @@ pub fn ps(arguments: &FormatArguments, report: Report) -> Result<(), Failure> {
 }
 
 /// Seconds as their two largest units.
-fn age(seconds: u64) -> String {
+pub fn age(seconds: u64) -> String {
     let (minutes, hours, days) = (seconds / 60, seconds / 3_600, seconds / 86_400);
     match (days, hours, minutes) {
         (0, 0, 0) => format!("{seconds}s"),

@@ -91,7 +91,7 @@ pub struct BuildArguments {
     pub format: Format,
 }
 
-#[derive(Debug, Clone, Copy, Args)]
+#[derive(Debug, Clone, Copy, Default, Args)]
 pub struct Sources {
     /// Refuse a lock file that is missing or does not fit its recipe
     #[arg(long)]

@@ -79,12 +79,16 @@ pub struct UpArguments {
     pub events: Option<PathBuf>,
     #[command(flatten)]
     pub sources: Sources,
-    /// The emulated host's shape, such as nodes=8+4,threads=2,nvme=2,memory=6GiB; what is left out keeps its default
-    #[arg(long, value_name = "SHAPE", default_value_t)]
-    pub lab: Shape,
+    /// The emulated host's shape, such as nodes=8+4,threads=2,nvme=2,memory=6GiB; what is left out keeps its default. Without it
+    /// the lab that `vmprof lab start` started is joined, where there is one
+    #[arg(long, value_name = "SHAPE")]
+    pub lab: Option<Shape>,
     /// The image that the emulated host was given, instead of building one
     #[arg(long, value_name = "FILE", hide = true)]
     pub image: Option<PathBuf>,
+    /// Where the vmprof outside an emulated host that several runs share hears how far this one is
+    #[arg(long, value_name = "SOCKET", hide = true)]
+    pub relay: Option<PathBuf>,
     /// Run this in the guest, as root, instead of what the guest's recipe names
     #[arg(last = true, value_name = "CMD")]
     pub command: Vec<OsString>,

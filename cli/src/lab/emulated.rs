@@ -13,7 +13,8 @@ use std::thread;
 use miette::Diagnostic;
 use rustix::io::FdFlags;
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
-use serde_json::json;
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
 
 use super::Shape;
 use crate::run::channels::PortEnd;
@@ -29,7 +30,8 @@ pub enum LabError {
 }
 
 /// What a drive of the emulated host is backed by.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
 pub enum Media {
     File(PathBuf),
     BlockDevice(PathBuf),
@@ -61,6 +63,22 @@ pub struct Start<'a> {
     pub ports: Vec<PortEnd>,
     /// The emulator's end of the connection to the vhost-user server of its virtio-vsock; `None`: it has none.
     pub vsock: Option<OwnedFd>,
+    /// The emulator's end of its monitor, and with it free ports for drives that come later.
+    pub monitor: Option<OwnedFd>,
+}
+
+/// Of a host with a monitor, the ports behind node 0's PCIe root that drives can be plugged into: a disk or two and a root for each
+/// of a handful of VMs.
+pub const FREE_PORTS: usize = 12;
+
+/// The id of a free port.
+pub fn free_port(number: usize) -> String {
+    format!("free{number}")
+}
+
+/// What /sys/bus/pci/slots calls it.
+pub fn slot_of(number: usize) -> usize {
+    100 + number
 }
 
 /// A running emulated host.
@@ -100,7 +118,8 @@ impl EmulatedHost {
             .iter()
             .map(|end| &end.stream)
             .chain([&start.initramfs, &console_end])
-            .chain(&start.vsock);
+            .chain(&start.vsock)
+            .chain(&start.monitor);
         for descriptor in inherited {
             rustix::io::fcntl_setfd(descriptor, FdFlags::empty())
                 .map_err(|error| prepare("its descriptors")(error.into()))?;
@@ -185,6 +204,9 @@ fn processor(threads: u32) -> String {
     format!("{CPU},{topology}")
 }
 
+/// Of the first node's PCIe root: those before it are the machine's own.
+const FIRST_BUS: usize = 32;
+
 /// QEMU's arguments. Descriptors are passed by number; they must stay open until the emulator has started.
 fn arguments(start: &Start<'_>, console: &OwnedFd) -> Vec<OsString> {
     let shape = start.shape;
@@ -200,6 +222,8 @@ fn arguments(start: &Start<'_>, console: &OwnedFd) -> Vec<OsString> {
     add("-smp", format!("{},sockets={sockets},cores={cores},threads={threads}", shape.cpus()));
     add("-m", format!("{}M", shape.memory_mib));
     let (mut first_cpu, nodes) = (0, shape.nodes.len() as u64);
+    // Bus numbers far enough apart for the ports of a root.
+    let buses = if start.monitor.is_some() { (256 - FIRST_BUS) / shape.nodes.len().max(1) } else { 12 };
     for (node, &cpus) in shape.nodes.iter().enumerate() {
         // The division's rest goes to the first node.
         let rest = if node == 0 { shape.memory_mib % nodes } else { 0 };
@@ -209,15 +233,13 @@ fn arguments(start: &Start<'_>, console: &OwnedFd) -> Vec<OsString> {
             format!("memory-backend-memfd,id=m{node},share=on,size={}M", shape.memory_mib / nodes + rest),
         );
         add("-numa", format!("node,nodeid={node},cpus={first_cpu}-{},memdev=m{node}", first_cpu + cpus - 1));
-        // A PCIe root per node; bus numbers far enough apart for its ports.
-        add(
-            "-device",
-            format!("pxb-pcie,id=root{node},bus_nr={},numa_node={node},bus=pcie.0", 32 + node * 12),
-        );
+        // A PCIe root per node.
+        let bus = FIRST_BUS + node * buses;
+        add("-device", format!("pxb-pcie,id=root{node},bus_nr={bus},numa_node={node},bus=pcie.0"));
         first_cpu += cpus;
     }
     for (index, drive) in start.drives.iter().enumerate() {
-        add("-blockdev", block_node(index, drive));
+        add("-blockdev", block_node(&format!("drive{index}"), &drive.media, drive.read_only).to_string());
         match drive.node {
             Some(node) => {
                 let port = format!(
@@ -232,6 +254,16 @@ fn arguments(start: &Start<'_>, console: &OwnedFd) -> Vec<OsString> {
                 format!("virtio-blk-pci,serial={},drive=drive{index},bus=pcie.0", drive.serial),
             ),
         }
+    }
+    if let Some(monitor) = &start.monitor {
+        for number in 0..FREE_PORTS {
+            let (id, slot) = (free_port(number), slot_of(number));
+            // What is plugged in has registers in memory alone.
+            let port = format!("pcie-root-port,id={id},bus=root0,chassis={slot},slot={slot},io-reserve=0");
+            add("-device", port);
+        }
+        add("-chardev", format!("socket,id=monitor,fd={}", monitor.as_raw_fd()));
+        add("-mon", "chardev=monitor,mode=control".into());
     }
     add("-device", "virtio-serial-pci,id=channels,bus=pcie.0".into());
     for (index, end) in start.ports.iter().enumerate() {
@@ -257,22 +289,19 @@ fn arguments(start: &Start<'_>, console: &OwnedFd) -> Vec<OsString> {
     arguments
 }
 
-/// The block node `drive{index}`, as the JSON that `-blockdev` takes.
-fn block_node(index: usize, drive: &Drive) -> String {
+/// A block node as `-blockdev` and `blockdev-add` take it.
+pub fn block_node(name: &str, media: &Media, read_only: bool) -> Value {
     // QEMU's JSON is text: a path that is no UTF-8 was refused when the profile was read.
     let text = |path: &PathBuf| String::from_utf8_lossy(path.as_os_str().as_bytes()).into_owned();
-    let (name, read_only) = (format!("drive{index}"), drive.read_only);
-    let file = match &drive.media {
+    let file = match media {
         Media::File(path) => json!({ "driver": "file", "filename": text(path) }),
         Media::BlockDevice(path) => json!({ "driver": "host_device", "filename": text(path) }),
         Media::Empty => {
             let size: u64 = 1 << 30;
-            return json!({ "driver": "null-co", "node-name": name, "size": size, "read-zeroes": true })
-                .to_string();
+            return json!({ "driver": "null-co", "node-name": name, "size": size, "read-zeroes": true });
         }
     };
     json!({ "driver": "raw", "node-name": name, "read-only": read_only, "discard": "unmap", "file": file })
-        .to_string()
 }
 
 #[cfg(test)]
@@ -290,7 +319,9 @@ mod tests {
         let vsock = Some(one.try_clone().unwrap().into());
         let ports = vec![PortEnd { port: "vmprof.control", stream: one.into() }];
         let poll_queues = drives.is_empty();
-        let start = Start { emulator: &[], shape, kernel, initramfs, drives, poll_queues, ports, vsock };
+        let monitor = None;
+        let start =
+            Start { emulator: &[], shape, kernel, initramfs, drives, poll_queues, ports, vsock, monitor };
         arguments(&start, &console).into_iter().map(|word| word.into_string().unwrap()).collect()
     }
 
@@ -354,6 +385,7 @@ mod tests {
             poll_queues: false,
             ports: vec![],
             vsock: None,
+            monitor: None,
         };
         let host = EmulatedHost::start(start).unwrap();
         let handle = host.handle();

@@ -24,6 +24,9 @@ pub struct Run {
     pub profile: PathBuf,
     /// `kvm` or `lab`.
     pub on: String,
+    /// What the run is called in an emulated host that it shares with others.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub inside: Option<String>,
     #[serde(default)]
     pub state: State,
     /// Why the guest stands still, empty where somebody asked for it; `None` while it runs. The lab's guest is the inner
@@ -89,6 +92,7 @@ impl Run {
             pid: std::process::id(),
             profile,
             on,
+            inside: None,
             state: State::Starting,
             paused: None,
             started,
@@ -221,6 +225,12 @@ impl Keeper {
         self.write();
     }
 
+    /// What it is called in the emulated host that it shares with others.
+    pub fn is_inside_as(&mut self, name: &str) {
+        self.run.inside = Some(name.to_owned());
+        self.write();
+    }
+
     /// That its pinned threads hold these CPUs from now on. Others plan by it: what cannot be written is an error, and changes
     /// nothing.
     pub fn holds(&mut self, cpus: String) -> io::Result<()> {
@@ -269,11 +279,12 @@ impl Drop for OwnRecord {
     }
 }
 
-fn read(directory: &Path) -> Option<Run> {
+pub fn read(directory: &Path) -> Option<Run> {
     serde_json::from_slice(&fs::read(directory.join("run.json")).ok()?).ok()
 }
 
-fn is_held(directory: &Path) -> bool {
+/// Whether the run whose record this is lives.
+pub fn is_held(directory: &Path) -> bool {
     let Ok(lock) = File::open(directory.join("lock")) else { return false };
     matches!(lock.try_lock_shared(), Err(TryLockError::WouldBlock))
 }
@@ -313,7 +324,7 @@ mod tests {
     fn places() -> (tempfile::TempDir, Places) {
         let directory = tempfile::tempdir().unwrap();
         let below = |name| directory.path().join(name);
-        let places = Places { store: below("store"), state: below("state"), runtime: below("run") };
+        let places = Places { store: below("store"), state: below("state"), runtime: below("run"), lab: below("lab") };
         (directory, places)
     }
 

@@ -2,7 +2,7 @@
 //! happening's JSON a line, over a port of its own of the emulated host. The one outside sees a command run there, and not what the guest in it is at.
 
 use std::fs::{self, File, OpenOptions};
-use std::io::{self, BufRead, BufReader, Write};
+use std::io::{self, BufRead, BufReader, Read, Write};
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::net::UnixStream;
@@ -24,6 +24,7 @@ const PORT: &str = "vmprof.state";
 /// The side inside.
 #[derive(Debug)]
 pub struct Relay {
+    /// A port of the emulated host's, or a connection.
     port: File,
     /// For which the port had no room.
     unsent: Vec<u8>,
@@ -33,8 +34,13 @@ pub struct Relay {
 const LAST_WORDS: Duration = Duration::from_secs(1);
 
 impl Relay {
-    /// Opens the port that the lab has for it. Without one there is nobody to tell.
-    pub fn open() -> Option<Relay> {
+    /// Opens the port that the lab has for it, or connects to that socket. Without one there is nobody to tell.
+    pub fn open(socket: Option<&Path>) -> Option<Relay> {
+        if let Some(socket) = socket {
+            let stream = UnixStream::connect(socket).ok()?;
+            stream.set_nonblocking(true).ok()?;
+            return Some(Relay { port: File::from(OwnedFd::from(stream)), unsent: Vec::new() });
+        }
         Relay::find("/sys/class/virtio-ports".as_ref(), "/dev".as_ref())
     }
 
@@ -92,7 +98,7 @@ pub fn open() -> io::Result<(UnixStream, PortEnd)> {
 }
 
 /// Hears until the machine ends.
-pub fn listen(from: UnixStream, events: Sender<Event>) -> io::Result<()> {
+pub fn listen(from: impl Read + Send + 'static, events: Sender<Event>) -> io::Result<()> {
     thread::Builder::new().name("state inside".into()).spawn(move || {
         for line in BufReader::new(from).split(b'\n').map_while(Result::ok) {
             // The one inside is this same program: it says nothing else.

@@ -141,6 +141,7 @@ mod tests {
             console: false,
             stop_within: Duration::from_millis(1500),
             is_inside: true,
+            relay: Some("/tmp/relay".into()),
             events: Some("/tmp/events".into()),
         };
         let config = VmConfig {

@@ -261,6 +261,7 @@ impl Upping {
             stop_within: image.map_or(Duration::ZERO, |image| Patience::with(&image.conduct).guest),
             // With an image at hand this is the vmprof inside.
             is_inside: self.arguments.image.is_some(),
+            relay: self.arguments.relay.clone(),
             events: self.events.as_ref().map(|events| events.path().to_owned()),
         }
     }

@@ -30,6 +30,8 @@ pub struct Telling {
     pub stop_within: Duration,
     /// This is the vmprof inside an emulated host.
     pub is_inside: bool,
+    /// Where it says how far it is, if not over a port of its own.
+    pub relay: Option<PathBuf>,
     /// The file that programs read along in.
     pub events: Option<PathBuf>,
 }
@@ -53,7 +55,7 @@ impl Telling {
         };
         let end = if raw { "\r" } else { "" };
         let is_inside = self.is_inside;
-        let mut relay = self.is_inside.then(Relay::open).flatten();
+        let mut relay = self.is_inside.then(|| Relay::open(self.relay.as_deref())).flatten();
         // There is something to tell of: the machine runs.
         relay.iter_mut().for_each(|relay| relay.tell(State::Starting));
         let ran = self.ran;

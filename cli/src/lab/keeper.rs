@@ -1,0 +1,328 @@
+//! The keeper of a lab that stays: a process with the emulated host as its child, which gives runs their places in it until it is
+//! told to stop.
+
+use std::io::{self, BufRead, BufReader, Read};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
+use std::thread;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use rustix::net::sockopt::socket_peercred;
+use rustix::process::{Pid, Signal, kill_process};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+use signal_hook::iterator::Signals;
+use vmprof_guests::{append_archive, emulator, lab_host};
+use vmprof_job::{
+    Bytes, Command, FromGuest, Init, JOB_PATH, JOB_SCHEMA, Job, Root, Streams, ToGuest,
+};
+use vmprof_vmm::vhost_user::VsockServer;
+
+use super::emulated::{Drive, EmulatedHost, Media, Start};
+use super::qmp::Qmp;
+use super::standing::{Asked, Facts, Kept, SOCKET, Said, read_line};
+use super::tenants::Tenants;
+use super::{Inside, Shape, pack};
+use crate::failure::{Failure, Kind};
+use crate::places::Places;
+use crate::progress::Stages;
+use crate::report::Report;
+use crate::run::channels::{self, Channels};
+use crate::run::detached::Detached;
+use crate::run::sockets::{self, VSOCK};
+
+/// How long the emulated host may take to its first word, on a machine with other work to do.
+const UP_WITHIN: Duration = Duration::from_secs(180);
+/// How long all runs together may take to a clean stop.
+const STOPPED_WITHIN: Duration = Duration::from_secs(150);
+/// For whoever is asked by a signal and has just begun.
+const ASK_AGAIN: Duration = Duration::from_secs(5);
+
+/// What happens to a lab.
+enum Event {
+    Said(FromGuest),
+    /// The emulator has ended.
+    Gone,
+    /// `lab stop`; the connection of whoever asked closes with the process.
+    StopAsked(UnixStream),
+    Signalled,
+}
+
+/// Keeps a lab to its end.
+pub fn keep(places: &Places, shape: &Shape, detached: &Detached, report: Report) -> Result<(), Failure> {
+    let os = |what: &'static str| move |error: io::Error| Failure::os(what, error);
+    let lab = |error| Failure::caused(Kind::Lab, "vmprof::lab::prepare", error, "");
+    let Some(kept) = Kept::take(&places.lab).map_err(os("the lab's directory cannot be taken"))? else {
+        let message = "a lab is being started, or stopped, already";
+        let help = "`vmprof lab status` says how it is doing";
+        return Err(Failure::said(Kind::Failure, "vmprof::lab::is_up", message, help));
+    };
+    let store = vmprof_guests::Store::open(&places.store)?;
+    let stages = Stages::new(report);
+    let builder = crate::guest::builder(&store, &stages, crate::args::Sources::default());
+    let using = store.using()?;
+    let host = lab_host(&builder)?;
+    let emulator = emulator::find(&builder)?;
+    let of_the_lab = [&host.kernel, &host.initramfs].into_iter().map(std::path::PathBuf::as_path);
+    let _held = using.hold("lab", of_the_lab.chain(emulator.argv.iter().map(Path::new)))?;
+    drop(using);
+
+    let program = std::fs::read("/proc/self/exe").map_err(os("this program cannot be read"))?;
+    let vmprof = Inside::VMPROF.trim_start_matches('/');
+    let files = [(vmprof, 0o755, program), (JOB_PATH, 0o600, vmprof_job::line(&job()))];
+    let archive = append_archive(&files)?;
+    let initramfs = pack(&host.initramfs, &archive)?;
+    drop((archive, files));
+    detached.begin_log().map_err(os("the log cannot be begun"))?;
+    let no_channels = || os("the channels to the lab cannot be opened");
+    let (ours, ports) = channels::open().map_err(no_channels())?;
+    let (vsock, its_vsock) = UnixStream::pair().map_err(no_channels())?;
+    let (monitor, its_monitor) = UnixStream::pair().map_err(no_channels())?;
+    let listener = sockets::listen(kept.directory(), VSOCK).map_err(no_channels())?;
+    let machine = EmulatedHost::start(Start {
+        emulator: &emulator.argv,
+        shape,
+        kernel: host.kernel.clone(),
+        initramfs,
+        drives: spares(shape),
+        // Who will look for himself, and at which drive, is not known yet.
+        poll_queues: true,
+        ports,
+        vsock: Some(its_vsock.into()),
+        monitor: Some(its_monitor.into()),
+    })?;
+    let _vsock = VsockServer::start(vsock, listener).map_err(lab)?;
+    let handle = machine.handle();
+    let (events, heard) = mpsc::channel();
+    carry_signals(events.clone()).map_err(os("signals cannot be heard"))?;
+    let Channels { control, stdin: _stdin, stdout: _stdout, stderr: _stderr } = ours;
+    listen(control.try_clone().map_err(no_channels())?, events.clone()).map_err(no_channels())?;
+    let watched = handle.clone();
+    // Its children end with the thread that made them: this one stays.
+    let ends = events.clone();
+    let kernel = match hello(&heard) {
+        Ok(kernel) => kernel,
+        Err(why) => {
+            watched.kill();
+            let _ = machine.wait();
+            let words = watched.last_words();
+            let message = format!("the emulated host did not come up: {why}");
+            let help = if words.is_empty() { words } else { format!("its last words:\n{words}") };
+            return Err(Failure::said(Kind::Lab, "vmprof::lab::start", message, help));
+        }
+    };
+    let monitor = Qmp::begin(monitor).map_err(os("the emulator's monitor cannot be reached"))?;
+    let tenants = Arc::new(Tenants::new(kept.directory(), monitor));
+    let socket = sockets::listen(kept.directory(), SOCKET).map_err(os("the lab's socket cannot be opened"))?;
+    serve(socket, tenants.clone(), events).map_err(os("the lab's socket cannot be served"))?;
+    let started = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |time| time.as_secs());
+    let facts = Facts::new(shape, &emulator.version, &kernel, started);
+    kept.publish(&facts).map_err(os("the lab cannot be made known"))?;
+    detached.started();
+    detached.ready();
+    report.notice(format_args!("the lab is up: {shape}, Linux {kernel}, QEMU {}", emulator.version));
+
+    let stopping = stop_when_asked(heard, tenants, handle.clone(), control);
+    let stopping = stopping.map_err(os("the lab cannot be watched"))?;
+    let ended = machine.wait();
+    // Its last word to whoever waits, or nobody's any more.
+    let _ = ends.send(Event::Gone);
+    let was_asked = stopping.join().unwrap_or(false);
+    match (was_asked, ended) {
+        (true, _) => {
+            report.notice("the lab has stopped");
+            Ok(())
+        }
+        (false, _) => {
+            let words = handle.last_words();
+            let help = if words.is_empty() { words } else { format!("its last words:\n{words}") };
+            let message = "the emulated host has ended by itself";
+            Err(Failure::said(Kind::Lab, "vmprof::lab::ended", message, help))
+        }
+    }
+}
+
+/// Its first process keeps the host up, and is asked through its agent for everything else.
+fn job() -> Job {
+    let env = [
+        ("PATH", "/usr/bin:/bin"),
+        ("HOME", "/root"),
+        ("VMPROF_STORE", Inside::STORE),
+        ("VMPROF_STATE", "/vmprof/state"),
+        ("VMPROF_RUNTIME", Inside::RUNTIME),
+    ];
+    Job {
+        schema: JOB_SCHEMA.to_owned(),
+        hostname: "lab".to_owned(),
+        online_cpus: true,
+        root: Root::Initramfs,
+        disks: Vec::new(),
+        links: Vec::new(),
+        sysctl: Vec::new(),
+        mounts: Vec::new(),
+        init: Init::Vmprof,
+        services: Vec::new(),
+        stop_within_ms: 1_000,
+        command: Some(Command {
+            argv: [Inside::VMPROF, "inside", "stay"].map(Bytes::from).into(),
+            env: env.map(|(name, value)| (name.into(), value.into())).into(),
+            directory: "/".to_owned(),
+            streams: Streams::Ports,
+        }),
+    }
+}
+
+/// Drives that are only there to be seen, the nodes in turn.
+fn spares(shape: &Shape) -> Vec<Drive> {
+    let spare = |number: usize| Drive {
+        serial: format!("spare{number}"),
+        media: Media::Empty,
+        read_only: false,
+        node: Some(number % shape.nodes.len()),
+    };
+    (0..shape.nvme as usize).map(spare).collect()
+}
+
+/// Waits until the host is there; its kernel's version, or why not.
+fn hello(heard: &Receiver<Event>) -> Result<String, String> {
+    let end = Instant::now() + UP_WITHIN;
+    let mut kernel = String::new();
+    loop {
+        match heard.recv_timeout(end.saturating_duration_since(Instant::now())) {
+            Ok(Event::Said(FromGuest::Hello { kernel: found, .. })) => kernel = found,
+            Ok(Event::Said(FromGuest::Ready { .. })) => return Ok(kernel),
+            Ok(Event::Said(FromGuest::Failed { message })) => return Err(message),
+            Ok(Event::Said(_) | Event::StopAsked(_)) => {}
+            Ok(Event::Gone) => return Err("the emulator has ended".to_owned()),
+            Ok(Event::Signalled) => return Err("it was stopped before".to_owned()),
+            Err(RecvTimeoutError::Timeout) => {
+                return Err(format!("it said nothing for {} s", UP_WITHIN.as_secs()));
+            }
+            Err(RecvTimeoutError::Disconnected) => return Err("nobody listens".to_owned()),
+        }
+    }
+}
+
+fn listen(control: UnixStream, events: Sender<Event>) -> io::Result<()> {
+    thread::Builder::new().name("control".into()).spawn(move || {
+        for line in BufReader::new(control).split(b'\n').map_while(Result::ok) {
+            if let Ok(said) = serde_json::from_slice(&line)
+                && events.send(Event::Said(said)).is_err()
+            {
+                return;
+            }
+        }
+        // Its end of the channel closes with the emulator.
+        let _ = events.send(Event::Gone);
+    })?;
+    Ok(())
+}
+
+fn carry_signals(events: Sender<Event>) -> io::Result<()> {
+    let mut signals = Signals::new([SIGINT, SIGTERM, SIGHUP])?;
+    thread::Builder::new().name("signals".into()).spawn(move || {
+        for _ in signals.forever() {
+            if events.send(Event::Signalled).is_err() {
+                return;
+            }
+        }
+    })?;
+    Ok(())
+}
+
+/// A thread each connection: a place in the lab lasts as long as one.
+fn serve(listener: UnixListener, tenants: Arc<Tenants>, events: Sender<Event>) -> io::Result<()> {
+    thread::Builder::new().name("lab socket".into()).spawn(move || {
+        for connection in listener.incoming() {
+            let (tenants, events) = (tenants.clone(), events.clone());
+            let served = connection.and_then(|connection| {
+                thread::Builder::new().name("tenant".into()).spawn(move || {
+                    // Whoever asked is gone.
+                    let _ = serve_one(connection, &tenants, &events);
+                })
+            });
+            if served.is_err() {
+                // Out of descriptors or threads: the asker sees the connection close.
+                thread::sleep(Duration::from_millis(100));
+            }
+        }
+    })?;
+    Ok(())
+}
+
+fn serve_one(stream: UnixStream, tenants: &Tenants, events: &Sender<Event>) -> io::Result<()> {
+    let answer = |said: &Said| io::Write::write_all(&mut &stream, &vmprof_job::line(said));
+    match read_line(&stream)? {
+        Asked::Runs => answer(&Said::Runs(tenants.all())),
+        Asked::Stop => {
+            answer(&Said::Stopping)?;
+            let _ = events.send(Event::StopAsked(stream.try_clone()?));
+            Ok(())
+        }
+        Asked::Join(join) => {
+            let pid = socket_peercred(&stream)?.pid.as_raw_nonzero().get() as u32;
+            match tenants.join(&join, pid) {
+                Err(why) => answer(&Said::Refused(why)),
+                Ok((number, joined)) => {
+                    if answer(&Said::Joined(joined)).is_ok() {
+                        // Nothing comes but its end.
+                        let _ = (&stream).take(1).read(&mut [0]);
+                    }
+                    tenants.leave(number);
+                    Ok(())
+                }
+            }
+        }
+    }
+}
+
+/// Has all runs stop when somebody wants it, and ends the host; a second time at once. Answers whether anybody did.
+fn stop_when_asked(
+    heard: Receiver<Event>,
+    tenants: Arc<Tenants>,
+    machine: super::emulated::Handle,
+    control: UnixStream,
+) -> io::Result<thread::JoinHandle<bool>> {
+    thread::Builder::new().name("lab".into()).spawn(move || {
+        let mut asking = Vec::new();
+        loop {
+            match heard.recv() {
+                Ok(Event::StopAsked(who)) => {
+                    asking.push(who);
+                    break;
+                }
+                Ok(Event::Signalled) => break,
+                Ok(Event::Gone) | Err(_) => return false,
+                Ok(Event::Said(_)) => {}
+            }
+        }
+        tenants.close();
+        let end = Instant::now() + STOPPED_WITHIN;
+        while !tenants.are_empty_within(Duration::ZERO) && Instant::now() < end {
+            for tenant in tenants.all().iter().filter(|tenant| !tenant.is_leaving) {
+                if let Some(pid) = Pid::from_raw(tenant.pid as i32) {
+                    // As `vmprof stop` does: its connection is open, so the number is still its.
+                    let _ = kill_process(pid, Signal::USR1);
+                }
+            }
+            let until = Instant::now() + ASK_AGAIN;
+            while Instant::now() < until && !tenants.are_empty_within(Duration::from_millis(100)) {
+                match heard.try_recv() {
+                    Ok(Event::Signalled) => {
+                        machine.kill();
+                        return true;
+                    }
+                    Ok(Event::StopAsked(who)) => asking.push(who),
+                    _ => {}
+                }
+            }
+        }
+        // What it holds is in its memory, and nobody's.
+        let _ = io::Write::write_all(&mut &control, &vmprof_job::line(&ToGuest::Stop { grace_ms: 0 }));
+        machine.kill();
+        // Their connections close with this process.
+        std::mem::forget(asking);
+        true
+    })
+}

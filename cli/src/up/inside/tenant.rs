@@ -1,0 +1,260 @@
+//! The vmprof inside, run by the agent of a lab that stays, as the rest of a run knows an emulated host of its own: a control
+//! channel with a first process behind it, and three streams.
+
+use std::io::{self, BufRead, BufReader, Read, Write};
+use std::net::Shutdown;
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{self, Sender};
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::thread;
+use std::time::Duration;
+
+use signal_hook::consts::SIGKILL;
+use vmprof_job::agent::{Answer, INPUT_WINDOW, Kind, Stream, What};
+use vmprof_job::{Ended, FromGuest, ToGuest};
+
+use crate::lab::within;
+use crate::reach;
+use crate::run::channels::PortEnd;
+use crate::run::verdict::MachineEnd;
+
+/// How long a request of the control socket may take there.
+const ASKED_WITHIN: Duration = Duration::from_secs(45);
+/// What a process that was killed may take to be reaped.
+const KILLED_WITHIN: Duration = Duration::from_secs(10);
+
+/// The writing side of the connection, a frame at a time.
+#[derive(Clone)]
+struct Outward(Arc<Mutex<Stream<UnixStream>>>);
+
+impl Outward {
+    /// What cannot be sent any more is missed by nobody: whoever reads the connection sees its end.
+    fn say(&self, kind: Kind, payload: &[u8]) {
+        let _ = self.0.lock().unwrap_or_else(PoisonError::into_inner).write(kind, payload);
+    }
+
+    fn signal(&self, number: i32) {
+        self.say(Kind::Signal, &(number as u32).to_le_bytes());
+    }
+
+    fn hang_up(&self) {
+        let stream = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let _ = stream.get_ref().shutdown(Shutdown::Both);
+    }
+}
+
+/// Our end of the control channel, a line at a time.
+#[derive(Clone)]
+struct Control(Arc<Mutex<UnixStream>>);
+
+impl Control {
+    fn say(&self, message: &FromGuest) {
+        // Whoever listens goes with this process.
+        let _ = self.0.lock().unwrap_or_else(PoisonError::into_inner).write_all(&vmprof_job::line(message));
+    }
+}
+
+/// The vmprof inside while it runs.
+pub(super) struct Running {
+    outward: Outward,
+    is_over: Arc<AtomicBool>,
+    end: thread::JoinHandle<MachineEnd>,
+}
+
+impl Running {
+    /// What ends it hard, and what waits for its end.
+    pub(super) fn apart(self) -> (impl Fn() + Send + 'static, impl FnOnce() -> MachineEnd + 'static) {
+        let Running { outward, is_over, end } = self;
+        let kill = move || {
+            outward.signal(SIGKILL);
+            let (outward, is_over) = (outward.clone(), is_over.clone());
+            // One that does not even hear that is left to the lab's keeper.
+            thread::spawn(move || {
+                thread::sleep(KILLED_WITHIN);
+                if !is_over.load(Ordering::Acquire) {
+                    outward.hang_up();
+                }
+            });
+        };
+        let wait = move || end.join().unwrap_or_else(|_| MachineEnd::LabGone(String::new()));
+        (kill, wait)
+    }
+}
+
+/// Begins `command` in the host whose sockets lie in `host`. `ports` are the ends of the four channels, in their order.
+pub(super) fn begin(host: &Path, command: What, ports: Vec<PortEnd>) -> io::Result<Running> {
+    let mut stream = reach::host(host)?;
+    match reach::ask(&mut stream, command)? {
+        Answer::Begun => {}
+        Answer::Refused(why) => return Err(io::Error::other(why)),
+        _ => return Err(io::ErrorKind::InvalidData.into()),
+    }
+    let ends: Vec<UnixStream> = ports.into_iter().map(|end| end.stream.into()).collect();
+    let [control, stdin, stdout, stderr]: [UnixStream; 4] =
+        ends.try_into().map_err(|_| io::Error::from(io::ErrorKind::InvalidInput))?;
+    for end in [&control, &stdin, &stdout, &stderr] {
+        // A machine's device must not block on them; a thread may.
+        end.set_nonblocking(false)?;
+    }
+    let outward = Outward(Arc::new(Mutex::new(Stream::new(stream.get_ref().try_clone()?))));
+    let said = Control(Arc::new(Mutex::new(control.try_clone()?)));
+    let window = Arc::<Window>::default();
+    let (received, is_received) = mpsc::channel();
+    let obeying = Obeying {
+        host: host.to_owned(),
+        outward: outward.clone(),
+        said: said.clone(),
+        stdin: stdin.try_clone()?,
+    };
+    thread::Builder::new()
+        .name("lab control".into())
+        .spawn(move || obeying.obey(control, &received))?;
+    let (feeding, room) = (outward.clone(), window.clone());
+    thread::Builder::new()
+        .name("lab input".into())
+        .spawn(move || feed(stdin, &feeding, &room))?;
+    said.say(&FromGuest::Hello { kernel: String::new(), uptime_ms: 0 });
+    said.say(&FromGuest::Ready { uptime_ms: 0 });
+    let is_over = Arc::<AtomicBool>::default();
+    let over = is_over.clone();
+    let end = thread::Builder::new().name("lab output".into()).spawn(move || {
+        let counted = carry(stream, &stdout, &stderr, &window);
+        over.store(true, Ordering::Release);
+        let end = match counted {
+            Ok((status, out, err)) => {
+                said.say(&FromGuest::Ended { status, stdout: out, stderr: err });
+                // Or nobody is left who could say that it has come.
+                let _ = is_received.recv();
+                MachineEnd::PowerOff
+            }
+            Err(_) => MachineEnd::LabGone("the connection to the lab that was joined has ended".to_owned()),
+        };
+        for end in [&stdout, &stderr] {
+            let _ = end.shutdown(Shutdown::Both);
+        }
+        let _ = said.0.lock().unwrap_or_else(PoisonError::into_inner).shutdown(Shutdown::Both);
+        end
+    })?;
+    Ok(Running { outward, is_over, end })
+}
+
+/// What the conversation says to a first process.
+struct Obeying {
+    host: PathBuf,
+    outward: Outward,
+    said: Control,
+    stdin: UnixStream,
+}
+
+impl Obeying {
+    fn obey(&self, control: UnixStream, received: &Sender<()>) {
+        for line in BufReader::new(control).split(b'\n').map_while(Result::ok) {
+            let Ok(message) = serde_json::from_slice::<ToGuest>(&line) else { continue };
+            match message {
+                // All of it is in the stream by now, whose other end stays open.
+                ToGuest::InputEnded { .. } => drop(self.stdin.shutdown(Shutdown::Read)),
+                ToGuest::Signal { number } => self.outward.signal(number),
+                ToGuest::Received => drop(received.send(())),
+                ToGuest::Run { id, argv } => self.beside(move |host| {
+                    let ran = within::run(host, argv, ASKED_WITHIN).unwrap_or_else(|error| within::Ran {
+                        status: Ended::NotStarted { status: 126, errno: error.raw_os_error().unwrap_or(5) },
+                        stdout: Vec::new(),
+                        stderr: error.to_string().into_bytes(),
+                    });
+                    let (stdout, stderr) = (ran.stdout.as_slice().into(), ran.stderr.as_slice().into());
+                    Some(FromGuest::Ran { id, status: ran.status, stdout, stderr })
+                }),
+                // A host that answers anything is there.
+                ToGuest::Ping => self.beside(|host| {
+                    let mut stream = reach::host(host).ok()?;
+                    let nowhere = What::Connect { path: "/".into() };
+                    reach::ask(&mut stream, nowhere).ok().map(|_| FromGuest::Pong)
+                }),
+                // It is asked of the vmprof inside, and stops by a signal.
+                ToGuest::Schedulers { id } => {
+                    self.said.say(&FromGuest::Schedulers { id, disks: Vec::new() });
+                }
+                ToGuest::Stop { .. } => self.outward.signal(signal_hook::consts::SIGTERM),
+            }
+        }
+    }
+
+    /// Asks on a connection of its own, and says what came of it.
+    fn beside(&self, ask: impl FnOnce(&Path) -> Option<FromGuest> + Send + 'static) {
+        let (host, said) = (self.host.clone(), self.said.clone());
+        let asking = move || {
+            if let Some(answer) = ask(&host) {
+                said.say(&answer);
+            }
+        };
+        // Out of threads: whoever waits for the answer does not wait for ever.
+        let _ = thread::Builder::new().name("lab request".into()).spawn(asking);
+    }
+}
+
+/// How much more of the input may be on its way.
+#[derive(Debug, Default)]
+struct Window {
+    on_its_way: Mutex<u32>,
+    changed: Condvar,
+}
+
+impl Window {
+    fn take(&self, bytes: u32) {
+        let taken = self.on_its_way.lock().unwrap_or_else(PoisonError::into_inner);
+        let full = |waiting: &mut u32| *waiting + bytes > INPUT_WINDOW;
+        let mut taken = self.changed.wait_while(taken, full).unwrap_or_else(PoisonError::into_inner);
+        *taken += bytes;
+    }
+
+    fn give_back(&self, bytes: u32) {
+        let mut taken = self.on_its_way.lock().unwrap_or_else(PoisonError::into_inner);
+        *taken = taken.saturating_sub(bytes);
+        self.changed.notify_all();
+    }
+}
+
+/// Carries the input to its end.
+fn feed(mut stdin: UnixStream, outward: &Outward, window: &Window) {
+    let mut buffer = vec![0; 64 * 1024];
+    loop {
+        match stdin.read(&mut buffer) {
+            Ok(0) => break,
+            Ok(count) => {
+                window.take(count as u32);
+                outward.say(Kind::Input, &buffer[..count]);
+            }
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(_) => break,
+        }
+    }
+    outward.say(Kind::InputEnded, &[]);
+}
+
+/// Carries the output to its end: how the command ended, and how much it wrote.
+fn carry(
+    mut stream: Stream<UnixStream>,
+    mut stdout: &UnixStream,
+    mut stderr: &UnixStream,
+    window: &Window,
+) -> io::Result<(Ended, u64, u64)> {
+    let (mut out, mut err) = (0, 0);
+    loop {
+        let frame = stream.expect()?;
+        match frame.kind {
+            Kind::Output => {
+                stdout.write_all(frame.payload)?;
+                out += frame.payload.len() as u64;
+            }
+            Kind::Errors => {
+                stderr.write_all(frame.payload)?;
+                err += frame.payload.len() as u64;
+            }
+            Kind::Taken => window.give_back(frame.number()?),
+            Kind::Ended => return Ok((frame.json()?, out, err)),
+            _ => return Err(io::ErrorKind::InvalidData.into()),
+        }
+    }
+}
