@@ -5,7 +5,9 @@
 //! begins anew. It is never anew for anything else, it is said aloud, and the third loss in a row fails. A rare fault of vmprof's
 //! own may look the same: so losses are counted.
 
-use std::cell::Cell;
+mod standing;
+
+use std::cell::{Cell, RefCell};
 use std::fs::File;
 use std::io::Write;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
@@ -53,6 +55,8 @@ pub(crate) fn heard(messages: &str) {
 thread_local! {
     /// How long what this thread starts may run.
     static LIMITED: Cell<Option<Duration>> = const { Cell::new(None) };
+    /// The lab that it joins.
+    static JOINED: RefCell<Option<PathBuf>> = const { RefCell::new(None) };
 }
 
 /// Watches a child that was just started, where its test is in the lab: one that stands still is killed, which ends whatever the
@@ -72,17 +76,34 @@ pub(crate) fn started(child: &Child) {
     });
 }
 
-/// Runs a test that boots emulated hosts, one at a time: two would only take the processors from each other.
+/// Runs a test whose VMs run in the lab: an emulated host that stays for all of them, of which one has it at a time. Two would only
+/// take the processors from each other, and their plans.
 pub fn in_the_lab(test: impl Fn()) {
-    in_the_lab_for(LIMIT, test);
+    one_at_a_time(LIMIT, true, test);
 }
 
-/// The same for one whose runs of vmprof may take as long as this each.
-pub fn in_the_lab_for(limit: Duration, test: impl Fn()) {
+/// The same for a test whose runs of vmprof boot an emulated host each.
+pub fn in_labs_of_its_own(test: impl Fn()) {
+    one_at_a_time(LIMIT, false, test);
+}
+
+/// The same where the runs may take as long as this each.
+pub fn in_labs_of_its_own_for(limit: Duration, test: impl Fn()) {
+    one_at_a_time(limit, false, test);
+}
+
+fn one_at_a_time(limit: Duration, joins: bool, test: impl Fn()) {
     static LAB: Mutex<()> = Mutex::new(());
     let _lab = locked(&LAB);
     LIMITED.set(Some(limit));
+    let test = || {
+        if joins {
+            JOINED.set(Some(standing::up()));
+        }
+        test();
+    };
     begin(&test, ATTEMPTS, |line| {
+        standing::end();
         // Past the capture of a test's output, which shows nothing of a test that passes in the end.
         let name = std::thread::current().name().unwrap_or("a test").to_owned();
         let told = format!("LOST IN THE LAB  {name}: {line}\n");
@@ -91,6 +112,12 @@ pub fn in_the_lab_for(limit: Duration, test: impl Fn()) {
         let _ = record().and_then(|mut file| file.write_all(told.as_bytes()));
     });
     LIMITED.set(None);
+    JOINED.set(None);
+}
+
+/// The directory of the lab that runs of this test join, if they do.
+pub(crate) fn joined() -> Option<PathBuf> {
+    JOINED.with_borrow(Clone::clone)
 }
 
 /// Where losses are counted over many runs: below the target directory.

@@ -20,7 +20,7 @@ use std::time::{Duration, Instant};
 use rustix::fs::{OFlags, fcntl_setfl};
 use rustix::process::{Pid, Signal, kill_process};
 
-pub use lab::{in_the_lab, in_the_lab_for};
+pub use lab::{in_labs_of_its_own, in_labs_of_its_own_for, in_the_lab};
 
 /// A user without any rights, on every Debian.
 pub const NOBODY: u32 = 65_534;
@@ -102,6 +102,9 @@ impl Home {
             command.env("PATH", path);
         }
         command.env("HOME", self.path()).env("VMPROF_STORE", &self.store);
+        if let Some(lab) = lab::joined() {
+            command.env("VMPROF_LAB", lab);
+        }
         command
     }
 

@@ -7,7 +7,8 @@ use std::path::PathBuf;
 use rustix::process::Signal;
 use serde_json::Value;
 use vmprof_tests::{
-    Finished, Home, checkout, eventually, finish, finish_with_input, in_the_lab, spawn, spawn_with_log,
+    Finished, Home, checkout, eventually, finish, finish_with_input, in_labs_of_its_own, in_the_lab, spawn,
+    spawn_with_log,
 };
 
 /// Words before the profile: where to run.
@@ -20,7 +21,7 @@ fn up(home: &Home, profile: &str, command: &[&str]) -> Finished {
 
 #[test]
 fn a_command_has_its_own_streams_and_its_own_status() {
-    in_the_lab(|| {
+    in_labs_of_its_own(|| {
         let home = Home::new();
         let finished =
             up(&home, "profiles/hello.kdl", &["sh", "-c", "echo out; echo err >&2; exit 7"]).expect(7);

@@ -4,13 +4,13 @@ use std::fs;
 
 use rustix::process::{Pid, getsid};
 use serde_json::Value;
-use vmprof_tests::{Home, eventually, in_the_lab, processes_with, spawn};
+use vmprof_tests::{Home, eventually, in_labs_of_its_own, processes_with, spawn};
 
 const UP: [&str; 5] = ["up", "--detach", "--on", "lab", "profiles/hello.kdl"];
 
 #[test]
 fn a_vm_left_on_its_own_is_listed_read_and_stopped_and_leaves_its_log() {
-    in_the_lab(|| {
+    in_labs_of_its_own(|| {
         let home = Home::new();
         let script = "echo from the guest; echo and aside >&2; exec sleep 600";
         let up = home.run(UP.iter().chain(&["--wait", "--", "sh", "-c", script])).expect(0);

@@ -18,7 +18,7 @@ use vmprof_guests::{Builder, Realised, Silent, Store, Toolset};
 use vmprof_tests::drives::{Drive, Drives, file_node};
 use vmprof_tests::promises::{self, Files};
 use vmprof_tests::writelog::{Replay, Unflushed, WriteLog};
-use vmprof_tests::{Home, checkout, finish, in_the_lab_for, shared_store, spawn_with_log};
+use vmprof_tests::{Home, checkout, finish, in_labs_of_its_own_for, shared_store, spawn_with_log};
 
 const WRITER: &str = include_str!("../fixtures/proof/writer.pl");
 const READER: &str = include_str!("../fixtures/proof/reader.pl");
@@ -364,7 +364,7 @@ fn read_state<'a>(said: &mut impl Iterator<Item = &'a str>) -> Result<Files, Str
 fn what_the_guest_was_told_is_safe_survives_a_power_cut_at_any_moment() {
     // A guest writes for so long before its power is cut, and is read for as long again.
     let limit = Duration::from_secs(600 + 10 * u64::from(Size::asked_for().seconds));
-    in_the_lab_for(limit, || {
+    in_labs_of_its_own_for(limit, || {
         let (home, size, begun) = (Home::new(), Size::asked_for(), Instant::now());
         let written = write(&home, &size);
         println!("written and logged after {:.0?}", begun.elapsed());

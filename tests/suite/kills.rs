@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use rustix::process::Signal;
-use vmprof_tests::{Home, eventually, finish, in_the_lab, processes_with, spawn};
+use vmprof_tests::{Home, eventually, finish, in_labs_of_its_own, in_the_lab, processes_with, spawn};
 
 /// Every process of a run in the lab has the VM's name or its channels on its command line; the name is this test's own.
 fn is_running(name: &str) -> bool {
@@ -28,7 +28,7 @@ fn is_alive(pid: u32) -> bool {
 
 #[test]
 fn sigkill_at_any_moment_takes_the_emulated_host_along() {
-    in_the_lab(|| {
+    in_labs_of_its_own(|| {
         let home = Home::new();
         // Before the emulator, while it boots, and while the guest inside runs.
         for (round, delay) in [0, 300, 2_000, 9_000, 25_000].into_iter().enumerate() {

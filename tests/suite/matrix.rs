@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use vmprof_tests::drives::{Drive, Drives};
-use vmprof_tests::{Finished, Home, checkout, finish, in_the_lab_for};
+use vmprof_tests::{Finished, Home, checkout, finish, in_labs_of_its_own_for};
 
 const GUEST: &str = include_str!("../fixtures/proof/matrix.sh");
 
@@ -149,7 +149,7 @@ fn boot(home: &Home, mut disks: Vec<Disk>, refused: &mut BTreeMap<String, String
 #[test]
 #[ignore = "tens of minutes: tests/matrix runs it"]
 fn every_disk_keeps_what_is_written_to_it_or_is_refused() {
-    in_the_lab_for(A_BOOT, || {
+    in_labs_of_its_own_for(A_BOOT, || {
         let home = Home::new();
         let wanted = std::env::var("VMPROF_MATRIX").unwrap_or_default();
         let mut disks: Vec<Disk> = all()

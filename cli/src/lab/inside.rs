@@ -23,6 +23,9 @@ const SEEN_WITHIN: Duration = Duration::from_secs(60);
 const GONE_WITHIN: Duration = Duration::from_secs(90);
 const LOOK_EVERY: Duration = Duration::from_millis(20);
 
+/// What is kept of boot files for runs to come: it lies in the host's memory. A kernel is 53 MB.
+const CACHED_BYTES: u64 = 256 << 20;
+
 /// What `prepare` answers.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Prepared {
@@ -62,8 +65,23 @@ fn prepare(name: &str, links: &[String], wanted: &[String]) -> io::Result<Prepar
         let device = wait_for(Path::new("/sys/block"), serial)?;
         lead(&Path::new("/dev").join(device), Path::new(path))?;
     }
+    if fs::read_dir(Inside::RUNS)?.count() <= 1 {
+        // Nobody else boots from what lies there, or will once more.
+        make_room(Path::new(Inside::CACHE), wanted, CACHED_BYTES)?;
+    }
     let has = wanted.iter().filter(|path| Path::new(path).exists()).cloned().collect();
     Ok(Prepared { has })
+}
+
+/// Removes all but the wanted files where there are more bytes than that.
+fn make_room(cache: &Path, wanted: &[String], most: u64) -> io::Result<()> {
+    let entries = fs::read_dir(cache)?.collect::<io::Result<Vec<_>>>()?;
+    let bytes = entries.iter().map(|entry| entry.metadata().map_or(0, |found| found.len())).sum::<u64>();
+    if bytes <= most {
+        return Ok(());
+    }
+    let is_wanted = |path: &Path| wanted.iter().any(|wanted| Path::new(wanted) == path);
+    entries.iter().map(fs::DirEntry::path).filter(|path| !is_wanted(path)).try_for_each(fs::remove_file)
 }
 
 /// The name of the disk with that serial, once it is there.
@@ -157,6 +175,19 @@ mod tests {
         assert_eq!(find(keep.path(), "place1-0").as_deref(), Some("nvme0n1"));
         assert_eq!(find(keep.path(), "place1-1").as_deref(), Some("vda"));
         assert_eq!(find(keep.path(), "place1"), None);
+    }
+
+    #[test]
+    fn room_is_made_where_it_is_needed_and_what_is_wanted_stays() {
+        let keep = tempfile::tempdir().unwrap();
+        for name in ["a", "b"] {
+            fs::write(keep.path().join(name), [0; 10]).unwrap();
+        }
+        let wanted = [keep.path().join("b").to_string_lossy().into_owned()];
+        make_room(keep.path(), &wanted, 20).unwrap();
+        assert!(keep.path().join("a").exists());
+        make_room(keep.path(), &wanted, 19).unwrap();
+        assert!(!keep.path().join("a").exists() && keep.path().join("b").exists());
     }
 
     #[test]

@@ -14,9 +14,7 @@ use rustix::process::{Pid, Signal, kill_process};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 use vmprof_guests::{append_archive, emulator, lab_host};
-use vmprof_job::{
-    Bytes, Command, FromGuest, Init, JOB_PATH, JOB_SCHEMA, Job, Root, Streams, ToGuest,
-};
+use vmprof_job::{Bytes, Command, FromGuest, Init, JOB_PATH, JOB_SCHEMA, Job, Root, Streams, ToGuest};
 use vmprof_vmm::vhost_user::VsockServer;
 
 use super::emulated::{Drive, EmulatedHost, Media, Start};
@@ -114,7 +112,8 @@ pub fn keep(places: &Places, shape: &Shape, detached: &Detached, report: Report)
     };
     let monitor = Qmp::begin(monitor).map_err(os("the emulator's monitor cannot be reached"))?;
     let tenants = Arc::new(Tenants::new(kept.directory(), monitor));
-    let socket = sockets::listen(kept.directory(), SOCKET).map_err(os("the lab's socket cannot be opened"))?;
+    let socket =
+        sockets::listen(kept.directory(), SOCKET).map_err(os("the lab's socket cannot be opened"))?;
     serve(socket, tenants.clone(), events).map_err(os("the lab's socket cannot be served"))?;
     let started = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |time| time.as_secs());
     let facts = Facts::new(shape, &emulator.version, &kernel, started);

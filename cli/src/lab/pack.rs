@@ -28,6 +28,9 @@ impl Inside {
     /// What runs leave for the next, by the hash of its bytes.
     pub const CACHE: &'static str = "/vmprof/cache";
 
+    /// A directory for each run.
+    pub const RUNS: &'static str = "/vmprof/runs";
+
     /// In an emulated host that is one run's alone.
     pub fn alone() -> Inside {
         Inside {
@@ -50,7 +53,7 @@ impl Inside {
     }
 
     pub fn base_of(name: &str) -> String {
-        format!("/vmprof/runs/{name}")
+        format!("{}/{name}", Inside::RUNS)
     }
 
     pub fn image(&self) -> String {

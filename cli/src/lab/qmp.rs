@@ -72,8 +72,7 @@ impl Departures {
     /// Whether the device went within that time.
     pub fn wait(&self, device: &str, within: Duration) -> bool {
         let devices = self.0.devices.lock().unwrap_or_else(PoisonError::into_inner);
-        let waited =
-            self.0.changed.wait_timeout_while(devices, within, |devices| !devices.contains(device));
+        let waited = self.0.changed.wait_timeout_while(devices, within, |devices| !devices.contains(device));
         let (mut devices, _) = waited.unwrap_or_else(PoisonError::into_inner);
         devices.remove(device)
     }

@@ -13,7 +13,7 @@ use vmprof_job::Bytes;
 
 use super::emulated::{FREE_PORTS, block_node, free_port, slot_of};
 use super::qmp::Qmp;
-use super::standing::{Tenant, Join, Joined, Wanted};
+use super::standing::{Join, Joined, Tenant, Wanted};
 use super::{Inside, Media, within};
 
 /// How long a run may take to its end once nobody outside has it any more: a clean stop of its guest's services.
@@ -265,11 +265,8 @@ impl Tenants {
     }
 
     pub fn all(&self) -> Vec<Tenant> {
-        let tenant = |place: &Place| Tenant {
-            name: place.name.clone(),
-            pid: place.pid,
-            is_leaving: place.is_leaving,
-        };
+        let tenant =
+            |place: &Place| Tenant { name: place.name.clone(), pid: place.pid, is_leaving: place.is_leaving };
         self.state().held.values().map(tenant).collect()
     }
 
@@ -296,13 +293,7 @@ mod tests {
             behind: Some((1, *inode)),
             read_only: *read_only,
         });
-        Place {
-            wanted: name.into(),
-            name: name.into(),
-            pid: 7,
-            drives: drives.collect(),
-            is_leaving,
-        }
+        Place { wanted: name.into(), name: name.into(), pid: 7, drives: drives.collect(), is_leaving }
     }
 
     fn state(places: impl IntoIterator<Item = Place>) -> State {

@@ -89,7 +89,9 @@ fn stop(places: &Places, report: Report) -> Result<(), Failure> {
     // It closes with the keeper.
     let _ = io::Read::read(&mut &said, &mut [0]);
     let end = Instant::now() + Duration::from_secs(10);
-    while Standing::find(&places.lab).is_some_and(|found| found.facts == standing.facts) && Instant::now() < end {
+    while Standing::find(&places.lab).is_some_and(|found| found.facts == standing.facts)
+        && Instant::now() < end
+    {
         thread::sleep(LOOK_EVERY);
     }
     report.notice("the lab has stopped");

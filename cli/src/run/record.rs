@@ -324,7 +324,8 @@ mod tests {
     fn places() -> (tempfile::TempDir, Places) {
         let directory = tempfile::tempdir().unwrap();
         let below = |name| directory.path().join(name);
-        let places = Places { store: below("store"), state: below("state"), runtime: below("run"), lab: below("lab") };
+        let places =
+            Places { store: below("store"), state: below("state"), runtime: below("run"), lab: below("lab") };
         (directory, places)
     }
 

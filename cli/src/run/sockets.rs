@@ -3,7 +3,7 @@
 use std::fs::{self, File, Permissions};
 use std::io;
 use std::os::fd::AsRawFd;
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{PermissionsExt, symlink};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 
@@ -16,15 +16,25 @@ pub const VSOCK: &str = "vsock.sock";
 
 /// Listens at `name` in the record of this process's own run; what a dead run left there goes.
 pub fn listen(directory: &Path, name: &str) -> io::Result<UnixListener> {
-    match fs::remove_file(directory.join(name)) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-        _ => {}
-    }
+    clear(directory, name)?;
     let (_keep, path) = short_path(directory, name)?;
     let listener = UnixListener::bind(&path)?;
     // Who may write to the socket may connect.
     fs::set_permissions(&path, Permissions::from_mode(0o600))?;
     Ok(listener)
+}
+
+/// Has `name` lead to a socket that is another's.
+pub fn lead(directory: &Path, name: &str, to: &Path) -> io::Result<()> {
+    clear(directory, name)?;
+    symlink(to, directory.join(name))
+}
+
+fn clear(directory: &Path, name: &str) -> io::Result<()> {
+    match fs::remove_file(directory.join(name)) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
+    }
 }
 
 pub fn connect(directory: &Path, name: &str) -> io::Result<UnixStream> {
@@ -56,6 +66,8 @@ mod tests {
             let (mut theirs, _) = listener.accept().unwrap();
             ours.write_all(b"x").unwrap();
             theirs.read_exact(&mut [0]).unwrap();
+            lead(&directory, CONSOLE, &directory.join(VSOCK)).unwrap();
+            connect(&directory, CONSOLE).unwrap();
         }
         assert!(connect(&directory, CONTROL).is_err());
     }

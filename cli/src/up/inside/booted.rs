@@ -87,8 +87,7 @@ impl Means {
         })?;
         // Its guest is the emulated host; that of the VM is reached by way of it.
         let vsock = vsock.map(|(client, listener)| VsockServer::start(client, listener)).transpose();
-        let vsock =
-            vsock.map_err(|error| Failure::caused(Kind::Lab, "vmprof::lab::prepare", error, ""))?;
+        let vsock = vsock.map_err(|error| Failure::caused(Kind::Lab, "vmprof::lab::prepare", error, ""))?;
         let (handle, words) = (machine.handle(), machine.handle());
         let wait = move || {
             // An emulator that cannot be waited for is gone as far as we can tell; what it said goes with it.
@@ -119,10 +118,8 @@ fn in_the_lab(error: vmprof_guests::GuestError) -> Failure {
 
 /// What the emulated host's first process shall do: run the inner `up`, with its disks where the profile has them.
 fn job(going: &Going<'_>, inside: &Inside, sources: &[Source], patience: Patience) -> Job {
-    let links = sources.iter().map(|source| DeviceLink {
-        path: source.path.clone(),
-        serial: source.name.clone(),
-    });
+    let links =
+        sources.iter().map(|source| DeviceLink { path: source.path.clone(), serial: source.name.clone() });
     let disks = sources.iter().map(|source| vmprof_job::Disk {
         name: source.name.clone(),
         serial: source.name.clone(),

@@ -179,6 +179,7 @@ fn path_inside(inside: &Inside, profile: &Profile, source: &DiskSource, outside:
 }
 
 pub(super) fn read(path: &Path) -> Result<Vec<u8>, Failure> {
-    let unread = |error: io::Error| Failure::os(format!("{} cannot be read for the lab", path.display()), error);
+    let unread =
+        |error: io::Error| Failure::os(format!("{} cannot be read for the lab", path.display()), error);
     std::fs::read(path).map_err(unread)
 }

@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::io::{self, Read};
-use std::os::unix::fs::{PermissionsExt, symlink};
+use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::Duration;
@@ -18,7 +18,7 @@ use crate::lab::{Inside, Prepared, within};
 use crate::reach;
 use crate::run::channels;
 use crate::run::record::OwnRecord;
-use crate::run::sockets::VSOCK;
+use crate::run::sockets::{self, VSOCK};
 use crate::up::inside::tenant;
 
 /// How long a drive that was plugged in may take to be seen, and what is done then.
@@ -71,7 +71,7 @@ pub(super) fn start(
     let running = began.map_err(failed("the vmprof inside cannot be run"))?;
     if let Some(own) = own {
         // Verbs find the way to the emulated host where that of a run's own would be.
-        symlink(standing.vsock(), own.directory().join(VSOCK)).map_err(no_channels)?;
+        sockets::lead(own.directory(), VSOCK, &standing.vsock()).map_err(no_channels)?;
     }
     let (kill, wait) = running.apart();
     Ok(Machine {

@@ -108,13 +108,9 @@ pub(super) fn begin(host: &Path, command: What, ports: Vec<PortEnd>) -> io::Resu
         said: said.clone(),
         stdin: stdin.try_clone()?,
     };
-    thread::Builder::new()
-        .name("lab control".into())
-        .spawn(move || obeying.obey(control, &received))?;
+    thread::Builder::new().name("lab control".into()).spawn(move || obeying.obey(control, &received))?;
     let (feeding, room) = (outward.clone(), window.clone());
-    thread::Builder::new()
-        .name("lab input".into())
-        .spawn(move || feed(stdin, &feeding, &room))?;
+    thread::Builder::new().name("lab input".into()).spawn(move || feed(stdin, &feeding, &room))?;
     said.say(&FromGuest::Hello { kernel: String::new(), uptime_ms: 0 });
     said.say(&FromGuest::Ready { uptime_ms: 0 });
     let is_over = Arc::<AtomicBool>::default();
