@@ -13,6 +13,7 @@ mod faults;
 mod images;
 mod inside;
 mod kills;
+mod lab;
 mod machine;
 mod matrix;
 mod postgres;

@@ -356,7 +356,7 @@ mod tests {
                 && line.contains("nvme,serial=data,drive=drive0,bus=port0")
         );
         let node = words.iter().find(|word| word.contains("\"raw\"")).unwrap();
-        let node: serde_json::Value = serde_json::from_str(node).unwrap();
+        let node: Value = serde_json::from_str(node).unwrap();
         assert_eq!(node["file"]["filename"], "/a,b \"c\".raw");
     }
 

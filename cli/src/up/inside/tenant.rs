@@ -254,3 +254,115 @@ fn carry(
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::net::UnixListener;
+
+    use vmprof_job::agent::{Ask, Frame};
+
+    use super::*;
+    use crate::run::channels;
+    use crate::run::sockets::{VSOCK, listen};
+
+    /// An agent that serves one connection, from the answer to its request on.
+    fn agent(
+        listener: UnixListener,
+        serve: impl FnOnce(Stream<UnixStream>) + Send + 'static,
+    ) -> thread::JoinHandle<()> {
+        thread::spawn(move || {
+            let (mut connection, _) = listener.accept().unwrap();
+            let mut line = [0; 1];
+            while line != *b"\n" {
+                connection.read_exact(&mut line).unwrap();
+            }
+            connection.write_all(b"OK 7\n").unwrap();
+            let mut stream = Stream::new(connection);
+            let ask: Ask = stream.expect().unwrap().json().unwrap();
+            assert!(matches!(ask.what, What::Exec(exec) if exec.argv == ["true".into()]));
+            stream.write_json(Kind::Answer, &Answer::Begun).unwrap();
+            serve(stream);
+        })
+    }
+
+    struct Begun {
+        _keep: tempfile::TempDir,
+        running: Running,
+        ours: channels::Channels,
+        agent: thread::JoinHandle<()>,
+    }
+
+    fn begun(serve: impl FnOnce(Stream<UnixStream>) + Send + 'static) -> Begun {
+        let keep = tempfile::tempdir().unwrap();
+        let agent = agent(listen(keep.path(), VSOCK).unwrap(), serve);
+        let (ours, ports) = channels::open().unwrap();
+        let command = within::command(vec!["true".into()], Vec::new());
+        let running = begin(keep.path(), command, ports).unwrap();
+        Begun { _keep: keep, running, ours, agent }
+    }
+
+    fn said(control: &UnixStream) -> Vec<FromGuest> {
+        let lines = BufReader::new(control).lines().map_while(Result::ok);
+        lines.map(|line| serde_json::from_str(&line).unwrap()).collect()
+    }
+
+    #[test]
+    fn streams_signals_and_the_status_go_through_and_the_end_waits_until_it_is_known() {
+        let Begun { running, ours, agent, .. } = begun(|mut stream| {
+            let (mut input, mut signals) = (Vec::new(), Vec::new());
+            loop {
+                match stream.expect().unwrap() {
+                    Frame { kind: Kind::Input, payload } => input.extend_from_slice(payload),
+                    Frame { kind: Kind::InputEnded, .. } => break,
+                    frame => signals.push((frame.kind, frame.number().unwrap())),
+                }
+                let taken = 256_u32.to_le_bytes();
+                stream.write(Kind::Taken, &taken).unwrap();
+            }
+            assert_eq!(signals, [(Kind::Signal, 10)]);
+            stream.write(Kind::Output, &input).unwrap();
+            stream.write(Kind::Errors, b"err").unwrap();
+            stream.write_json(Kind::Ended, &Ended::Exited(3)).unwrap();
+        });
+        let control = ours.control.try_clone().unwrap();
+        let tell = |message: &ToGuest| (&control).write_all(&vmprof_job::line(message)).unwrap();
+        tell(&ToGuest::Signal { number: 10 });
+        let input = vec![7; 100_000];
+        (&ours.stdin).write_all(&input).unwrap();
+        tell(&ToGuest::InputEnded { bytes: input.len() as u64 });
+        tell(&ToGuest::Received);
+        let (_, wait) = running.apart();
+        let mut out = Vec::new();
+        (&ours.stdout).read_to_end(&mut out).unwrap();
+        assert!(out == input);
+        assert_eq!(wait(), MachineEnd::PowerOff);
+        agent.join().unwrap();
+        let said = said(&ours.control);
+        assert!(matches!(said[..2], [FromGuest::Hello { .. }, FromGuest::Ready { .. }]));
+        let ended = FromGuest::Ended { status: Ended::Exited(3), stdout: 100_000, stderr: 3 };
+        assert_eq!(said[2..], [ended]);
+    }
+
+    #[test]
+    fn a_lab_that_is_lost_is_the_lab_and_not_the_command() {
+        let Begun { running, ours, agent, .. } = begun(|mut stream| {
+            stream.write(Kind::Output, b"half").unwrap();
+        });
+        let (_, wait) = running.apart();
+        assert!(matches!(wait(), MachineEnd::LabGone(_)));
+        agent.join().unwrap();
+        assert!(!said(&ours.control).iter().any(|said| matches!(said, FromGuest::Ended { .. })));
+    }
+
+    #[test]
+    fn what_is_ended_hard_is_killed() {
+        let Begun { running, agent, .. } = begun(|mut stream| {
+            let frame = stream.expect().unwrap();
+            assert_eq!((frame.kind, frame.number().unwrap()), (Kind::Signal, 9));
+            stream.write_json(Kind::Ended, &Ended::Signaled(9)).unwrap();
+        });
+        let (kill, _) = running.apart();
+        kill();
+        agent.join().unwrap();
+    }
+}

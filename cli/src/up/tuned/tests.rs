@@ -24,7 +24,8 @@ struct Stage {
 fn stage() -> Stage {
     let directory = TempDir::new().unwrap();
     let below = |name: &str| directory.path().join(name);
-    let places = Places { store: below("store"), state: below("state"), runtime: below("run") };
+    let places =
+        Places { store: below("store"), state: below("state"), runtime: below("run"), lab: below("lab") };
     let profile = vmprof_profiles::read_profile("t.kdl", PROFILE).unwrap().0;
     let host = Host::of(&Source::Live, &profile, None, vmprof_profiles::Ledger::default());
     let mut plan = host.plan(&profile).unwrap();
