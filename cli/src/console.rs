@@ -13,10 +13,10 @@ use signal_hook::low_level::emulate_default_handler;
 use crate::args::ConsoleArguments;
 use crate::failure::{Failure, Kind};
 use crate::places::Places;
-use crate::reach;
 use crate::report::Report;
 use crate::run::console::client::{self, Attachment, Left};
 use crate::run::console::protocol::Because;
+use crate::run::reach;
 use crate::run::sockets::CONSOLE;
 use crate::run::terminal::{Keys, RawTerminal};
 

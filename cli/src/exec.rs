@@ -18,8 +18,8 @@ use vmprof_job::{Bytes, Ended};
 use crate::args::ExecArguments;
 use crate::failure::{Failure, Kind as FailureKind};
 use crate::places::Places;
-use crate::reach;
 use crate::report::Report;
+use crate::run::reach;
 use crate::run::terminal::{self, Keys, RawTerminal};
 
 /// The exit status is the command's, 125 where vmprof itself failed, as `up` with CMD has it.

@@ -20,7 +20,6 @@ mod places;
 mod plan;
 mod profile;
 mod progress;
-mod reach;
 mod replace;
 mod report;
 mod run;

@@ -67,6 +67,22 @@ impl Watch {
     }
 }
 
+/// For a handler without the thread.
+#[cfg(any(test, feature = "fuzzing"))]
+impl Watch {
+    pub(crate) fn alone() -> io::Result<Watch> {
+        Ok(Watch { epoll: Arc::new(epoll::create(epoll::CreateFlags::CLOEXEC)?), handler: 0 })
+    }
+
+    /// Whether something that is watched has changed since this was asked last.
+    pub(crate) fn has_news(&self) -> bool {
+        let mut events = Vec::with_capacity(MOST_EVENTS);
+        let now = rustix::event::Timespec { tv_sec: 0, tv_nsec: 0 };
+        let _ = epoll::wait(&self.epoll, rustix::buffer::spare_capacity(&mut events), Some(&now));
+        !events.is_empty()
+    }
+}
+
 #[derive(Debug, thiserror::Error)]
 pub enum EmulatorError {
     #[error("the emulator thread's event loop could not be made")]

@@ -8,7 +8,7 @@ use std::time::Duration;
 use vmprof_job::agent::{Answer, Exec, Kind, What};
 use vmprof_job::{Bytes, Ended};
 
-use crate::reach;
+use crate::run::reach;
 
 /// What a command came to.
 #[derive(Debug)]

@@ -7,11 +7,11 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 use vmprof_job::agent::Target;
 
-use crate::cp::fetch;
+use super::files::fetch;
+use super::reach;
+use super::supervise::Collect;
 use crate::failure::Failure;
 use crate::places::Places;
-use crate::reach;
-use crate::run::supervise::Collect;
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Artifact {

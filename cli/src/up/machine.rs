@@ -9,20 +9,19 @@ use std::sync::Arc;
 use std::sync::mpsc::{self, Sender};
 use std::time::Instant;
 
-use serde_json::{Value, json};
 use signal_hook::consts::SIGPIPE;
 use vmprof_job::ToGuest;
-use vmprof_profiles::{CpuSet, Plan};
+use vmprof_profiles::CpuSet;
 use vmprof_sys::{affinity, program};
 use vmprof_vmm::backing::{DiskError, DiskLock};
-use vmprof_vmm::config::{IoThread, VmConfig};
+use vmprof_vmm::config::VmConfig;
 use vmprof_vmm::exit::Exit;
-use vmprof_vmm::iothread::IoThreadError;
 use vmprof_vmm::kvm::{self, Usable};
 use vmprof_vmm::pause::PauseNews;
-use vmprof_vmm::vm::{Control, Running, StartError};
+use vmprof_vmm::vm::{Running, StartError};
 use vmprof_vmm::{BuildError, Channels, Port, Vm, thread};
 
+use super::answers::Here;
 use super::handover::Handover;
 use super::lease::{Lease, Leased};
 use super::tuned::{InForce, Tuned};
@@ -32,7 +31,7 @@ use crate::report::Report;
 use crate::run::channels::{self, PortEnd};
 use crate::run::console::server::Console;
 use crate::run::console::{Stderr, WholeLines};
-use crate::run::control::{self, Answers, Request, Successive};
+use crate::run::control::{self, Successive};
 use crate::run::conversation::{Event, Manners};
 use crate::run::detached::Detached;
 use crate::run::events::Happening;
@@ -40,12 +39,9 @@ use crate::run::news::News;
 use crate::run::reboots::{After, Reboots};
 use crate::run::record::Kept;
 use crate::run::sockets::{self, CONSOLE, VSOCK};
-use crate::run::status::Status;
 use crate::run::supervise::{self, Input, Supervision};
 use crate::run::terminal::{self, RawTerminal};
 use crate::run::verdict::MachineEnd;
-use crate::stats::{Stats, as_qemu_counts};
-use crate::verify::{self, Finding};
 
 /// The kernel names a process that begins as /proc/self/exe by that.
 const NAME: &std::ffi::CStr = c"vmprof";
@@ -341,87 +337,5 @@ fn end_of(exit: Exit) -> MachineEnd {
             MachineEnd::Broken(format!("the guest's vCPU {vcpu} shut down on a triple fault at {registers}"))
         }
         Exit::Failed(error) => MachineEnd::Broken(format!("the virtual machine cannot go on: {error}")),
-    }
-}
-
-/// An IOThread in the shape of QEMU's `query-iothreads` (qapi/misc.json, IOThreadInfo). vmprof has no bound on the batches of
-/// an engine but the engine's own, which is what 0 says there.
-fn as_qemu_tells(iothread: &IoThread, tid: i32) -> Value {
-    json!({
-        "id": iothread.name,
-        "thread-id": tid,
-        "poll-max-ns": iothread.polling.max_ns,
-        "poll-grow": iothread.polling.grow,
-        "poll-shrink": iothread.polling.shrink,
-        "aio-max-batch": 0,
-    })
-}
-
-/// What one machine answers.
-struct Here {
-    tuned: Arc<Tuned>,
-    kept: Kept,
-    control: Control,
-    events: Sender<Event>,
-}
-
-impl Here {
-    fn verify(&self) -> Result<Vec<Finding>, String> {
-        let in_force = self.tuned.in_force();
-        let plan: Plan = serde_json::from_str(&in_force.plan).map_err(|error| error.to_string())?;
-        let open = self.control.disks_open_as().map_err(|error| error.to_string())?;
-        let guest = match plan.disks.is_empty() {
-            true => Ok(Vec::new()),
-            false => verify::schedulers::ask(&self.events, self.control.stats().paused.is_some()),
-        };
-        let guest = guest.as_deref().map_err(String::as_str);
-        Ok(verify::read_back(&plan, &in_force.threads, &open, guest, verify::Host::this_one()))
-    }
-}
-
-impl Answers for Here {
-    fn answer(&self, request: Request) -> Result<Value, String> {
-        let as_json = |value: serde_json::Result<Value>| value.map_err(|error| error.to_string());
-        match request {
-            Request::Plan => as_json(serde_json::from_str(&self.tuned.in_force().plan)),
-            Request::Status => {
-                let plan: Value =
-                    serde_json::from_str(&self.tuned.in_force().plan).map_err(|error| error.to_string())?;
-                let digest = plan["digest"].as_str().map(str::to_owned);
-                let paused = self.control.stats().paused;
-                as_json(serde_json::to_value(Status::of(self.kept.run(), paused, digest)))
-            }
-            Request::QueryIothreads => {
-                let running = self.control.stats().iothreads;
-                let iothreads = self.tuned.in_force().iothreads;
-                let told = iothreads.iter().filter_map(|iothread| {
-                    let thread = running.iter().find(|thread| thread.id == iothread.id)?;
-                    Some(as_qemu_tells(iothread, thread.tid))
-                });
-                Ok(told.collect())
-            }
-            Request::QueryBlockstats => Ok(as_qemu_counts(&self.control.stats().disks)),
-            Request::Stats => as_json(serde_json::to_value(Stats::of(self.control.stats()))),
-            Request::IothreadSet(set) => {
-                let snapshot = |id| self.control.stats().iothreads.into_iter().find(|thread| thread.id == id);
-                let takes_times = |id| snapshot(id).is_some_and(|thread| thread.latency);
-                let gone = |id| {
-                    Err(IoThreadError::Ended { name: format!("iothread{id}"), how: "it is not there".into() })
-                };
-                let apply = |id, change| self.control.change_iothread(id, change).unwrap_or_else(|| gone(id));
-                as_json(serde_json::to_value(self.tuned.change(&set, takes_times, apply)?))
-            }
-            Request::Verify => as_json(serde_json::to_value(self.verify()?)),
-            Request::Pause => {
-                self.control.pause().map(|()| Value::Bool(true)).map_err(|error| error.to_string())
-            }
-            Request::Resume => {
-                self.control.resume().map(|()| Value::Bool(true)).map_err(|error| error.to_string())
-            }
-            Request::Stop => match self.events.send(Event::StopAsked) {
-                Ok(()) => Ok(Value::Bool(true)),
-                Err(_) => Err("the run is ending already".into()),
-            },
-        }
     }
 }

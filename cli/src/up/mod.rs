@@ -1,5 +1,6 @@
 //! `vmprof up`: plan, build what is missing, boot; here, or in the lab.
 
+mod answers;
 mod engines;
 mod filesystems;
 mod handover;

@@ -14,6 +14,7 @@ use vmprof_sys::vring::{Descriptor, RingFeatures, RingSetup, Vring};
 
 use super::device::{ActiveQueue, QueueInterrupt};
 
+#[cfg(test)]
 mod forms;
 mod packed;
 mod split;

@@ -8,7 +8,8 @@ pub mod device;
 pub mod distress;
 mod doorbell;
 pub mod function;
-#[cfg(test)]
+#[cfg(any(test, feature = "fuzzing"))]
+#[cfg_attr(not(test), allow(dead_code, reason = "fuzz targets call some of it, tests all"))]
 pub(crate) mod mock;
 pub mod msix;
 pub(crate) mod orders;

@@ -8,17 +8,17 @@ use std::path::Path;
 use std::time::Duration;
 
 use vmprof_job::Bytes;
-use vmprof_job::agent::{Answer, Item, Kind as Frame, Stream, What, send};
+use vmprof_job::agent::{Answer, Item, Kind as Frame, Stream};
 
 use super::command::Going;
 use super::{Machine, no_channels};
 use crate::failure::{Failure, Kind};
 use crate::lab::standing::{Asked, Join, Joined, Said, Standing, Wanted};
 use crate::lab::{Inside, Prepared, within};
-use crate::reach;
 use crate::run::channels;
 use crate::run::record::OwnRecord;
 use crate::run::sockets::{self, VSOCK};
+use crate::run::{files, reach};
 use crate::up::inside::tenant;
 
 /// How long a drive that was plugged in may take to be seen, and what is done then.
@@ -162,14 +162,8 @@ fn prepare(
 fn store(host: &Path, from: &Path, to: &str) -> io::Result<()> {
     let item = Item::at(from).map_err(|error| io::Error::other(error.told()))?;
     let mut stream = reach::host(host)?;
-    let what = What::Store { path: to.into(), item: item.clone() };
-    let ask = vmprof_job::agent::Ask { version: vmprof_job::agent::VERSION, what };
-    stream.write_json(Frame::Ask, &ask)?;
-    let sent = send(&mut stream, from, &item, &mut |_| {});
-    match (reach::answer(&mut stream)?, sent?) {
-        (Answer::Refused(why), _) => Err(io::Error::other(why)),
-        (_, sent) => sent.failed.map_or(Ok(()), |why| Err(io::Error::other(why))),
-    }
+    let put = files::put(&mut stream, "the lab", from, Path::new(to), item, &mut |_| {});
+    put.map(drop).map_err(|failure| io::Error::other(failure.told()))
 }
 
 /// What the vmprof inside says of itself, as its output.

@@ -16,8 +16,8 @@ use vmprof_job::agent::{Answer, INPUT_WINDOW, Kind, Stream, What};
 use vmprof_job::{Ended, FromGuest, ToGuest};
 
 use crate::lab::within;
-use crate::reach;
 use crate::run::channels::PortEnd;
+use crate::run::reach;
 use crate::run::verdict::MachineEnd;
 
 /// How long a request of the control socket may take there.

@@ -16,7 +16,7 @@ pub(super) const BUFFER_BYTES: u32 = 256 * 1024;
 /// What is read from the outside at once.
 const CHUNK_BYTES: usize = 64 * 1024;
 /// `CONNECT`, a port, the end of the line.
-const GREETING_BYTES: usize = 32;
+pub(super) const GREETING_BYTES: usize = 32;
 
 #[derive(Debug)]
 enum Stage {
@@ -129,6 +129,10 @@ impl Connection {
     /// Whether the guest knows of it, or is about to.
     pub(super) fn concerns_guest(&self) -> bool {
         !matches!(self.stage, Stage::Greeting(_))
+    }
+
+    pub(super) fn is_known_to_guest(&self) -> bool {
+        matches!(self.stage, Stage::Requested { said: true } | Stage::Open)
     }
 
     pub(super) fn waits_for_outside(&self) -> bool {
@@ -283,6 +287,14 @@ impl Connection {
             buffer_bytes: BUFFER_BYTES,
             forwarded: self.forwarded,
         }
+    }
+
+    /// What it holds is bounded.
+    #[cfg(any(test, feature = "fuzzing"))]
+    pub(super) fn check(&self) {
+        assert!(self.taken <= self.incoming.len() && self.delivered <= self.outgoing.len());
+        assert!(self.incoming.len() - self.taken <= BUFFER_BYTES as usize + GREETING_BYTES);
+        assert!(self.incoming.capacity() <= 4 * BUFFER_BYTES as usize && self.outgoing.len() <= CHUNK_BYTES);
     }
 
     fn owes_credit(&self) -> bool {

@@ -3,6 +3,8 @@
 //! the connections of [`muxer`].
 
 mod connection;
+#[cfg(any(test, feature = "fuzzing"))]
+pub mod hostile;
 mod muxer;
 mod packet;
 #[cfg(test)]

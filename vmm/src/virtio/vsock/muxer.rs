@@ -23,7 +23,7 @@ const MOST_REFUSALS: usize = 256;
 /// Packets of one direction, or news of sockets, in one turn, so that no guest keeps the thread to itself.
 const SHARE: usize = 64;
 /// Linux gives ports below this to programs by name, and takes those from here on for its own connections.
-const FIRST_PORT: u32 = 1 << 30;
+pub(super) const FIRST_PORT: u32 = 1 << 30;
 const LAST_PORT: u32 = u32::MAX >> 1;
 const LISTENER: u64 = u64::MAX;
 
@@ -133,15 +133,25 @@ impl Muxer {
     fn settle(&mut self, port: u32, fate: Fate) {
         match fate {
             Fate::Lives => self.list(port),
-            Fate::Over => drop(self.connections.remove(&port)),
+            Fate::Over => drop(self.remove(port)),
             Fate::Reset => {
-                if let Some(connection) = self.connections.remove(&port)
-                    && connection.concerns_guest()
+                // A guest that takes nothing is not owed an answer for each caller that came and went.
+                if let Some(connection) = self.remove(port)
+                    && connection.is_known_to_guest()
                 {
                     self.refusals.push_back(connection.reset(self.guest_cid));
                 }
             }
         }
+    }
+
+    /// With its turn, which might never come for a guest that takes nothing.
+    fn remove(&mut self, port: u32) -> Option<Connection> {
+        let connection = self.connections.remove(&port)?;
+        if connection.is_listed {
+            self.speakers.retain(|speaker| *speaker != port);
+        }
+        Some(connection)
     }
 
     fn list(&mut self, port: u32) {
@@ -220,7 +230,6 @@ impl Muxer {
     /// The next in turn that has something to say; it stays at the front.
     fn next_speaker(&mut self) -> Option<u32> {
         while let Some(&port) = self.speakers.front() {
-            // One that is not there is over since.
             if let Some(connection) = self.connections.get_mut(&port) {
                 if connection.has_word() {
                     return Some(port);
@@ -230,6 +239,19 @@ impl Muxer {
             self.speakers.pop_front();
         }
         None
+    }
+
+    /// What must be true between two turns, whatever was said on either side.
+    #[cfg(any(test, feature = "fuzzing"))]
+    pub(super) fn check(&self) {
+        assert!(self.connections.len() <= MOST_CONNECTIONS);
+        assert!(self.speakers.len() <= self.connections.len(), "turns of connections that are over are kept");
+        assert!(
+            self.refusals.len() <= MOST_REFUSALS + MOST_CONNECTIONS,
+            "{} resets wait",
+            self.refusals.len()
+        );
+        self.connections.values().for_each(Connection::check);
     }
 
     /// The sockets that have not taken yet what the guest sent.

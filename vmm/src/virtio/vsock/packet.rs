@@ -23,7 +23,7 @@ pub(super) enum Operation {
 }
 
 impl Operation {
-    fn of(number: u16) -> Operation {
+    pub(super) fn of(number: u16) -> Operation {
         match number {
             1 => Operation::Request,
             2 => Operation::Response,

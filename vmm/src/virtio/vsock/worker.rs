@@ -17,7 +17,7 @@ const LAST_WORDS: Duration = Duration::from_secs(2);
 #[derive(Debug)]
 pub struct VsockHandler {
     heard: Heard,
-    muxer: Muxer,
+    pub(super) muxer: Muxer,
     queues: Queues,
     /// The driver broke a queue: all are kept, unserved, for the reset that must come.
     is_broken: bool,

@@ -8,11 +8,11 @@ use std::time::Duration;
 
 use vmprof_job::agent::{Answer, Ask, Kind, PORT, Stream, VERSION, What};
 
+use super::record;
+use super::sockets::{self, VSOCK};
 use crate::failure::{Failure, Kind as FailureKind};
 use crate::lab::Inside;
 use crate::places::Places;
-use crate::run::record;
-use crate::run::sockets::{self, VSOCK};
 
 /// A guest that runs answers at once; one whose host has much to do takes its time.
 const ANSWER_WITHIN: Duration = Duration::from_secs(30);
