@@ -73,6 +73,7 @@ fn asked(arguments: &ExecArguments) -> Exec {
         argv: arguments.command.iter().map(|word| bytes(word)).collect(),
         env: arguments.env.iter().map(|(name, value)| (name.as_str().into(), bytes(value))).collect(),
         directory: arguments.directory.as_ref().map(|path| path.as_path().into()),
+        user: arguments.user.clone(),
         terminal,
     }
 }

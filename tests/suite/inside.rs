@@ -35,6 +35,7 @@ fn commands_and_files_go_into_a_running_guest_and_come_out_of_it() {
         statuses(&home);
         streams(&home);
         signals(&home);
+        users(&home);
         at_once(&home);
         copies(&home);
         refusals(&home);
@@ -84,6 +85,22 @@ fn what_the_guest_made_is_here_when_it_is_gone_and_what_it_did_not_make_is_misse
     home.run(["up", "--artifact", "relative=here", "profiles/hello.kdl"]).expect(64);
 }
 
+#[test]
+fn what_a_command_made_is_here_when_it_was_interrupted_and_had_to_be_killed() {
+    in_the_lab(|| {
+        let home = Home::new();
+        let artifact = format!("/tmp/out={}", home.path().join("made").display());
+        let script = "trap '' TERM; echo words > /tmp/out; echo there; while :; do sleep 1; done";
+        let up =
+            ["up", "--on", "lab", "--artifact", &artifact, "profiles/hello.kdl", "--", "sh", "-c", script];
+        let mut up = spawn(&mut home.vmprof(up));
+        assert_eq!(up.output_lines().next().as_deref(), Some("there"));
+        up.signal(Signal::INT);
+        up.finish().expect(137);
+        assert_eq!(fs::read_to_string(home.path().join("made/out")).unwrap(), "words\n");
+    });
+}
+
 fn statuses(home: &Home) {
     exec(home, &["true"]).expect(0);
     exec(home, &["sh", "-c", "kill -9 $$"]).expect(137);
@@ -130,6 +147,37 @@ fn signals(home: &Home) {
     eventually("the command to hear that its host has gone", || {
         (!exec(home, &["ps"]).expect(0).stdout.contains("sleep 777")).then_some(())
     });
+}
+
+fn users(home: &Home) {
+    let accounts = "echo web:x:33:34::/tmp/web:/bin/web >> /etc/passwd; echo web:x:34: >> /etc/group; \
+                    echo logs:x:50:web >> /etc/group; busybox mkdir -m 700 /tmp/web; busybox chown 33:34 /tmp/web";
+    exec(home, &["sh", "-c", accounts]).expect(0);
+    let as_user = |flags: &[&str], script: &str| {
+        let command = ["hello", "--", "sh", "-c", script];
+        finish_with_input(&mut home.vmprof(["exec"].iter().chain(flags).chain(&command)), b"its input\n")
+    };
+    let told =
+        as_user(&["-u", "web"], "id -u; id -g; id -G; echo $HOME $USER $LOGNAME $SHELL $PWD; cat; exit 3");
+    assert_eq!(told.expect(3).stdout, "33\n34\n34 50\n/tmp/web web web /bin/web /tmp/web\nits input\n");
+    let told = as_user(
+        &["--user", "33:logs", "-w", "/", "-e", "HOME=/x"],
+        "id -u; id -G; echo $HOME $PWD; cat /proc/1/environ",
+    );
+    let told = told.expect(1);
+    assert_eq!(told.stdout, "33\n50\n/x /\n");
+    assert!(told.stderr.contains("Permission denied"), "{}", told.stderr);
+    assert_eq!(as_user(&["-u", "1234"], "id -u; id -G; echo $HOME $PWD").expect(0).stdout, "1234\n0\n/ /\n");
+    let none = as_user(&["-u", "nobody"], "true").expect(125);
+    assert!(none.stderr.contains("no user `nobody` in /etc/passwd"), "{}", none.stderr);
+    let closed = as_user(&["-u", "1234", "-w", "/tmp/web"], "true").expect(125);
+    assert!(
+        closed.stderr.contains("user 1234 and group 0 in /tmp/web: Permission denied"),
+        "{}",
+        closed.stderr
+    );
+    home.run(["exec", "-u", "web", "hello", "--", "nosuch"]).expect(127);
+    home.run(["exec", "-u", "web", "hello", "--", "/etc/passwd"]).expect(126);
 }
 
 /// Many at once, each with its own streams and status.

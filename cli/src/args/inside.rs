@@ -15,6 +15,7 @@ use super::Arguments;
 #[command(after_help = "Examples:\n  \
     vmprof exec db -- psql -U postgres -c 'select 1'   its output here, its status ours\n  \
     vmprof exec -t db -- bash                          a shell on this terminal; Ctrl-A x leaves it\n  \
+    vmprof exec -u postgres db -- psql                 as a user of the guest, in its home\n  \
     vmprof exec db -- sh -c 'cat > /tmp/in' < file     standard input goes along\n\n\
     Exit status: the command's, 128+N for its signal N, 127 where the guest has no such program, 126 where it may not be run, \
     125 everything else that is not the command's.\n\
@@ -29,13 +30,16 @@ pub struct ExecArguments {
     /// A variable of its environment, beside those that the recipe gives every command
     #[arg(short, long, value_name = "NAME=VALUE", value_parser = OsStringValueParser::new().try_map(variable))]
     pub env: Vec<(String, OsString)>,
-    /// Where in the guest it runs [default: where CMD of `up` does]
+    /// Where in the guest it runs [default: where CMD of `up` does, or the home of --user]
     #[arg(short = 'w', long = "workdir", value_name = "DIR")]
     pub directory: Option<PathBuf>,
+    /// Whom it runs as, names or numbers of the guest's /etc/passwd and /etc/group [default: root]
+    #[arg(short, long, value_name = "USER[:GROUP]", value_parser = clap::builder::NonEmptyStringValueParser::new())]
+    pub user: Option<String>,
     /// Leave standard input alone: the command reads an end of file
     #[arg(short = 'n', long, conflicts_with = "tty")]
     pub no_stdin: bool,
-    /// The command, which runs as root
+    /// The command
     #[arg(last = true, required = true, value_name = "CMD")]
     pub command: Vec<OsString>,
 }

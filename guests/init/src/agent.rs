@@ -25,7 +25,7 @@ use vmprof_job::agent::{Answer, Ask, Kind, PORT, Stream, VERSION, What};
 use vsock::{VMADDR_CID_ANY, VMADDR_CID_HOST, VsockListener, VsockStream};
 
 use crate::command::Surroundings;
-use crate::kmsg;
+use crate::{kmsg, power};
 
 /// First argument of the program in this role, and then the directory where commands run; for nobody else.
 pub(crate) const WORD: &str = "agent";
@@ -54,6 +54,14 @@ pub(crate) struct Agent {
 }
 
 impl Agent {
+    /// Signals everything in the guest. SIGKILL passes it by: what a command made is fetched when that has been killed.
+    pub(crate) fn signal_everything(&self, signal: Signal) {
+        match self.process {
+            Some(process) if signal == Signal::KILL => power::kill_everything_but(process),
+            _ => power::signal_everything(signal),
+        }
+    }
+
     /// Nobody needs it any more. A clean stop passes it by until then, so that what a command left can be fetched.
     pub(crate) fn end(self) {
         if let Some(process) = self.process {

@@ -112,7 +112,7 @@ fn try_become(arguments: &[OsString]) -> Result<Never, Failed> {
 }
 
 /// Groups first: without root there is no way to set them. Who has the ids already, root or not, needs no right.
-fn become_ids(ids: &Ids) -> io::Result<()> {
+pub(crate) fn become_ids(ids: &Ids) -> io::Result<()> {
     let (uid, gid) = (Uid::from_raw(ids.uid), Gid::from_raw(ids.gid));
     if rustix::process::geteuid().is_root() {
         let groups: Vec<Gid> = ids.groups.iter().copied().map(Gid::from_raw).collect();
@@ -124,7 +124,7 @@ fn become_ids(ids: &Ids) -> io::Result<()> {
     Ok(())
 }
 
-fn parse(ids: &OsStr, groups: &OsStr) -> Option<Ids> {
+pub(crate) fn parse(ids: &OsStr, groups: &OsStr) -> Option<Ids> {
     let (uid, gid) = ids.to_str()?.split_once(':')?;
     let groups = groups.to_str()?.split(',').filter(|group| !group.is_empty());
     let groups = groups.map(|group| group.parse().ok()).collect::<Option<_>>()?;

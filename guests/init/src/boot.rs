@@ -84,7 +84,7 @@ fn supervise(mut control: Control) -> ! {
         buttons: Buttons::open(Path::new("/dev/input")),
         keeper: Keeping::Own(keeper),
         surroundings,
-        everything: &power::signal_everything,
+        everything: &|signal| agent.signal_everything(signal),
         stop_within: Duration::from_millis(job.stop_within_ms),
         uptime_ms,
     };
@@ -176,7 +176,7 @@ impl<'a> Outlets<'a> {
             },
             vmprof_job::Streams::Console { rows, columns, term } => {
                 let path = Path::new(SERIAL_CONSOLE);
-                Outlets::Console(Terminal { path, rows: *rows, columns: *columns, term })
+                Outlets::Console(Terminal { path, rows: *rows, columns: *columns, term, guise: None })
             }
         })
     }

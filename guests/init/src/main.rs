@@ -4,6 +4,7 @@
 //! in `vmprof-job`. Where the job hands over to systemd, it goes on as one of its services (`systemd.rs`). Guests of `up` and the lab's emulated host run the same program.
 
 mod agent;
+mod as_user;
 mod become_user;
 mod boot;
 mod captured;
@@ -50,6 +51,7 @@ fn main() -> ExitCode {
     match arguments.split_first() {
         Some((word, rest)) if word == agent::WORD => agent::run(rest),
         Some((word, rest)) if word == terminal::WORD => ExitCode::from(terminal::become_command(rest)),
+        Some((word, rest)) if word == as_user::WORD => ExitCode::from(as_user::become_command(rest)),
         Some((word, rest)) if word == become_user::WORD => ExitCode::from(become_user::become_user(rest)),
         Some((word, [])) if word == systemd::WORD => ExitCode::from(systemd::run()),
         Some((word, [])) if word == systemd::HOLD_WORD => systemd::hold(),

@@ -1,6 +1,7 @@
 //! The end of the machine: the power button, taking every process down, and power off. PID 1 never exits, since the
 //! kernel would panic.
 
+use std::collections::BTreeSet;
 use std::fs::{self, File, OpenOptions};
 use std::io::Read;
 use std::os::fd::AsFd;
@@ -12,7 +13,7 @@ use std::time::Duration;
 
 use rustix::event::PollFlags;
 use rustix::fs::OFlags;
-use rustix::process::{Pid, Signal, getpid, kill_process_group};
+use rustix::process::{Pid, Signal, getpid, kill_process, kill_process_group};
 use rustix::system::{RebootCommand, reboot};
 
 use crate::mounts;
@@ -21,6 +22,8 @@ use crate::wait::Wait;
 
 /// What is left after SIGKILL dies as soon as the kernel lets it.
 const KILLED: Duration = Duration::from_secs(2);
+/// At processes, while there are new ones.
+const MOST_LOOKS: usize = 100;
 /// What a terminal still holds would go down with the machine; one that was stopped (Ctrl-S) never lets go of it.
 const DRAINED: Duration = Duration::from_secs(2);
 
@@ -91,6 +94,33 @@ pub(crate) fn signal_everything(signal: Signal) {
     if getpid() == Pid::INIT {
         // The process group of 1, negated, is the call's word for everything. Nobody there is no failure.
         let _ = kill_process_group(Pid::INIT, signal);
+    }
+}
+
+/// SIGKILL to every process but this one and `spared`, which kill(2) has no word for.
+pub(crate) fn kill_everything_but(spared: Pid) {
+    if getpid() == Pid::INIT {
+        kill_all(Path::new("/proc"), |pid| {
+            if pid != Pid::INIT && pid != spared {
+                // One that is gone by now needs none; the kernel's own threads take none.
+                let _ = kill_process(pid, Signal::KILL);
+            }
+        });
+    }
+}
+
+/// Each process of `proc` once, and those that they start meanwhile; who makes them faster than that is ended with the machine.
+fn kill_all(proc: &Path, mut kill: impl FnMut(Pid)) {
+    let mut seen = BTreeSet::new();
+    for _ in 0..MOST_LOOKS {
+        let before = seen.len();
+        let names = fs::read_dir(proc).into_iter().flatten().flatten().map(|entry| entry.file_name());
+        let numbers: Vec<i32> = names.filter_map(|name| name.to_str()?.parse().ok()).collect();
+        let new = numbers.into_iter().filter(|number| *number > 0 && seen.insert(*number));
+        new.filter_map(Pid::from_raw).for_each(&mut kill);
+        if seen.len() == before {
+            return;
+        }
     }
 }
 
@@ -175,6 +205,30 @@ pub(crate) mod tests {
         // The test is not PID 1; reaching the next line is the proof.
         assert_ne!(getpid(), Pid::INIT);
         signal_everything(Signal::KILL);
+        kill_everything_but(Pid::INIT);
+    }
+
+    #[test]
+    fn each_process_is_killed_once_and_so_are_those_that_come_meanwhile() {
+        let proc = tempfile::tempdir().unwrap();
+        for name in ["1", "70", "self", "80", "sys", "0", "-3"] {
+            fs::create_dir(proc.path().join(name)).unwrap();
+        }
+        let mut killed = Vec::new();
+        kill_all(proc.path(), |pid| {
+            killed.push(pid.as_raw_pid());
+            if pid.as_raw_pid() == 80 {
+                fs::create_dir(proc.path().join("90")).unwrap();
+            }
+        });
+        killed.sort_unstable();
+        assert_eq!(killed, [1, 70, 80, 90]);
+        let mut next = 0;
+        kill_all(proc.path(), |_| {
+            next += 1;
+            fs::create_dir(proc.path().join(format!("{}", 100 + next))).unwrap();
+        });
+        assert!(next >= MOST_LOOKS, "and it has an end");
     }
 
     #[test]

@@ -22,8 +22,10 @@ use crate::wait::Wait;
 
 /// Output that nobody takes is given up after this long without a reader; a slow reader is waited for.
 const NO_READER: Duration = Duration::from_secs(10);
-/// After a stop's SIGKILL: to reap, to drain, to hear that the outside has it.
+/// After a stop's SIGKILL: to reap and to drain.
 const AFTER_KILL: Duration = Duration::from_secs(2);
+/// In a stop, for the outside to fetch what was made here and to say so; one that waits for more ends the machine itself.
+const FETCHED: Duration = Duration::from_secs(60);
 /// What processes get that the command leaves behind.
 const LEFT_BEHIND: Duration = Duration::from_secs(2);
 /// One line, which nobody reads slowly; a boot that failed need not stand around for longer.
@@ -279,7 +281,7 @@ impl<'a> Supervisor<'a> {
                     }
                     _ => FromGuest::Stopped { killed: self.keeper.killed() },
                 };
-                self.tell(course, &told, AFTER_KILL, now);
+                self.tell(course, &told, FETCHED, now);
             }
             Main::Awaited(_) | Main::Serving if self.keeper.failure().is_some() => {
                 if let Some(failure) = self.keeper.failure() {
@@ -314,7 +316,7 @@ impl<'a> Supervisor<'a> {
                 let status = *status;
                 let sent = course.streams.take().map_or((0, 0), |all| (all.stdout.sent(), all.stderr.sent()));
                 let (stdout, stderr) = sent;
-                let limit = if stopping { AFTER_KILL } else { Duration::from_millis(LINGER_MS) };
+                let limit = if stopping { FETCHED } else { Duration::from_millis(LINGER_MS) };
                 self.tell(course, &FromGuest::Ended { status, stdout, stderr }, limit, now);
             }
             // Not even SIGKILL ended it: stuck in the kernel, and power off is what was asked for.

@@ -15,12 +15,13 @@ use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::fs::{OFlags, fcntl_getfl, fcntl_setfl};
+use rustix::fs::{OFlags, fchown, fcntl_getfl, fcntl_setfl};
 use rustix::io::Errno;
-use rustix::process::{Pid, ioctl_tiocsctty, setsid};
+use rustix::process::{Pid, Uid, WaitOptions, ioctl_tiocsctty, setsid, waitpid};
 use rustix::termios::{Winsize, tcsetwinsize};
 use vmprof_job::{Bytes, Ended};
 
+use crate::as_user::Guise;
 use crate::command::{self, Surroundings, text};
 use crate::failure::Failure;
 
@@ -29,6 +30,7 @@ pub(crate) const WORD: &str = "on-terminal";
 /// How the second role reports, on its standard output: one of these, a blank, an errno. Nothing at all is success.
 const NO_TERMINAL: &str = "terminal";
 const NO_PROGRAM: &str = "program";
+const NO_USER: &str = "user";
 /// Opening a serial line and becoming another program takes no time; not answering is an answer.
 const PATIENCE: Duration = Duration::from_secs(10);
 
@@ -39,6 +41,8 @@ pub(crate) struct Terminal<'a> {
     pub(crate) rows: u16,
     pub(crate) columns: u16,
     pub(crate) term: &'a str,
+    /// Who has it; `None`: as we are.
+    pub(crate) guise: Option<&'a Guise>,
 }
 
 /// Starts `argv` as the leader of a session on `terminal`. `ourselves` is this program.
@@ -57,6 +61,11 @@ pub(crate) fn start(
     let mut helper = surroundings.command(ourselves, OsStr::new("vmprof-init"));
     helper.env("TERM", terminal.term).arg(WORD).arg(terminal.path);
     helper.arg(terminal.rows.to_string()).arg(terminal.columns.to_string());
+    helper.args(Guise::words(terminal.guise));
+    if terminal.guise.is_some() {
+        // Its own directory is entered as the user.
+        helper.current_dir("/");
+    }
     helper.arg(program).args(argv.iter().map(text));
     helper.stdin(Stdio::null()).stdout(reporting);
     let pid = match command::spawn(&mut helper) {
@@ -69,10 +78,13 @@ pub(crate) fn start(
     await_word(&report).map_err(failed)?;
     let mut words = String::new();
     report.read_to_string(&mut words).map_err(failed)?;
-    match parse_report(&words) {
-        None => Ok(Ok(pid)),
-        Some((NO_PROGRAM, errno)) => Ok(Err(command::not_started(errno))),
-        Some((_, errno)) => Err(failed(errno.into())),
+    let Some((what, errno)) = parse_report(&words) else { return Ok(Ok(pid)) };
+    // Only process 1 has its children reaped with all others.
+    let _ = waitpid(Some(pid), WaitOptions::empty());
+    match what {
+        NO_PROGRAM => Ok(Err(command::not_started(errno))),
+        NO_USER => Err(Failure::step("becoming the user, in its directory")(errno.into())),
+        _ => Err(failed(errno.into())),
     }
 }
 
@@ -110,10 +122,17 @@ pub(crate) fn become_command(arguments: &[OsString]) -> u8 {
 type Never = std::convert::Infallible;
 
 fn try_become(arguments: &[OsString]) -> Result<Never, (&'static str, io::Error)> {
-    let [terminal, rows, columns, program, name, rest @ ..] = arguments else {
+    let [terminal, rows, columns, ids, groups, directory, program, name, rest @ ..] = arguments else {
         return Err((NO_TERMINAL, Errno::INVAL.into()));
     };
     let line = take(&PathBuf::from(terminal), rows, columns).map_err(|error| (NO_TERMINAL, error))?;
+    let guise = Guise::of([ids, groups, directory]).map_err(|error| (NO_USER, error))?;
+    if let Some(guise) = guise {
+        // What the user's programs open by its name again.
+        fchown(&line, Some(Uid::from_raw(guise.ids.uid)), None)
+            .map_err(|errno| (NO_TERMINAL, errno.into()))?;
+        guise.put_on().map_err(|error| (NO_USER, error))?;
+    }
     let copy = || line.try_clone().map_err(|error| (NO_TERMINAL, error));
     let mut command = Command::new(program);
     command.arg0(name).args(rest).stdin(copy()?).stdout(copy()?).stderr(copy()?);
@@ -143,6 +162,7 @@ mod tests {
         assert_eq!(parse_report(""), None);
         assert_eq!(parse_report("program 2\n"), Some((NO_PROGRAM, Errno::NOENT)));
         assert_eq!(parse_report("terminal 5\n"), Some((NO_TERMINAL, Errno::IO)));
+        assert_eq!(parse_report("user 13\n"), Some((NO_USER, Errno::ACCESS)));
         assert_eq!(parse_report("gibberish"), Some((NO_TERMINAL, Errno::IO)));
     }
 

@@ -27,6 +27,16 @@ struct Account<'a> {
     name: &'a str,
     uid: u32,
     gid: u32,
+    home: &'a str,
+    shell: &'a str,
+}
+
+/// What a user's own processes find.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Profile<'a> {
+    pub(crate) name: &'a str,
+    pub(crate) home: &'a str,
+    pub(crate) shell: &'a str,
 }
 
 impl Accounts {
@@ -63,6 +73,14 @@ impl Accounts {
         };
         let ids = self.ids(user, group)?;
         Ok((ids.uid, ids.gid))
+    }
+
+    /// Of a user with a line in passwd. What that leaves open is `/` and `/bin/sh`, as login(1) has it.
+    pub(crate) fn profile(&self, user: &str) -> Option<Profile<'_>> {
+        let Ok(Known::Listed(Account { name, home, shell, .. })) = self.account(user) else { return None };
+        let home = if home.is_empty() { "/" } else { home };
+        let shell = if shell.is_empty() { "/bin/sh" } else { shell };
+        Some(Profile { name, home, shell })
     }
 
     fn account(&self, user: &str) -> Result<Known<'_>, Failure> {
@@ -120,11 +138,14 @@ impl Known<'_> {
     }
 }
 
-/// passwd(5): name, password, uid, gid, and what is of no matter here.
+/// passwd(5): name, password, uid, gid, a comment, home, shell; a line may end early.
 fn account(line: &str) -> Option<Account<'_>> {
     let mut fields = line.split(':');
     let (name, _password) = (fields.next()?, fields.next()?);
-    Some(Account { name, uid: fields.next()?.parse().ok()?, gid: fields.next()?.parse().ok()? })
+    let (uid, gid) = (fields.next()?.parse().ok()?, fields.next()?.parse().ok()?);
+    let mut text = fields.skip(1).map(str::trim_end);
+    let mut next = || text.next().unwrap_or_default();
+    Some(Account { name, uid, gid, home: next(), shell: next() })
 }
 
 /// group(5): name, password, gid, members.

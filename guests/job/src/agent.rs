@@ -16,8 +16,9 @@ use crate::Bytes;
 
 /// The guest's port: `VMP` as a number.
 pub const PORT: u32 = 0x56_4d50;
-/// The version of all this, which both sides must have.
-pub const VERSION: u32 = 1;
+/// The version of all this, which both sides must have. What one side would pass over, such as a user whom an older guest does
+/// not know to become, makes it another.
+pub const VERSION: u32 = 2;
 /// How much of a command's input may be on its way: what is sent beyond that waits for [`Kind::Taken`].
 pub const INPUT_WINDOW: u32 = 256 * 1024;
 
@@ -49,6 +50,9 @@ pub struct Exec {
     pub env: Vec<(Bytes, Bytes)>,
     /// Where it runs; `None`: where CMD would.
     pub directory: Option<Bytes>,
+    /// `USER` or `USER:GROUP`, names or numbers, as the guest's /etc/passwd and /etc/group have them; `None`: root, with
+    /// nothing looked up. Without `directory` it runs in the user's home.
+    pub user: Option<String>,
     /// It gets a terminal of this kind and size, on which input, output and errors are one.
     pub terminal: Option<Terminal>,
 }

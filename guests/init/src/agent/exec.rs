@@ -1,11 +1,13 @@
 //! `exec`: a command whose streams are those of a connection. Three threads beside the command: this one takes what the host
 //! says, one feeds the command's input, and one carries its output and says in the end how it ended.
 
+use std::ffi::OsStr;
 use std::fs::File;
 use std::io::{self, PipeReader, Read, Write};
 use std::net::Shutdown;
 use std::os::fd::{AsFd, OwnedFd};
-use std::path::Path;
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc};
 use std::thread;
@@ -17,11 +19,13 @@ use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, WaitOptions, kill_proc
 use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
 use rustix::termios::{Winsize, tcsetwinsize};
 use vmprof_job::Ended;
-use vmprof_job::agent::{Answer, Exec, Frame, Kind, Stream};
+use vmprof_job::agent::{Answer, Exec, Frame, Kind, Stream, Terminal as Size};
 use vsock::VsockStream;
 
 use super::OURSELVES;
+use crate::as_user::{self, Guise, Login};
 use crate::command::{self, Pipes, Surroundings, text};
+use crate::failure::Failure;
 use crate::terminal::{self, Terminal};
 
 /// From SIGHUP to SIGKILL for a command whose host has gone.
@@ -29,6 +33,9 @@ const HUNG_UP: Duration = Duration::from_secs(10);
 
 /// Reads of one output in a row: more than a pipe holds.
 const READS: usize = 32;
+
+/// What cannot be done where there is no pipe or terminal.
+const STREAMS: &str = "making the command's streams";
 
 /// The connection's writing side, which two threads share, a frame at a time.
 type Outward = Arc<Mutex<Stream<VsockStream>>>;
@@ -54,10 +61,7 @@ pub(super) fn run(
 ) -> io::Result<()> {
     let (started, ends) = match start(asked, surroundings) {
         Ok(started) => started,
-        Err(error) => {
-            let refused = Answer::Refused(format!("the command's streams cannot be made: {error}"));
-            return stream.write_json(Kind::Answer, &refused);
-        }
+        Err(failure) => return stream.write_json(Kind::Answer, &Answer::Refused(failure.message())),
     };
     stream.write_json(Kind::Answer, &Answer::Begun)?;
     let outward: Outward = Arc::new(Mutex::new(Stream::new(stream.get_ref().try_clone()?)));
@@ -118,31 +122,41 @@ fn hang_up(pid: Pid) {
     }
 }
 
-fn start(asked: &Exec, surroundings: &Surroundings) -> io::Result<(Result<Pid, Ended>, Ends)> {
+fn start(asked: &Exec, surroundings: &Surroundings) -> Result<(Result<Pid, Ended>, Ends), Failure> {
     let mut surroundings = surroundings.clone();
+    let login = asked.user.as_deref().map(|user| Login::of(user, Path::new("/"))).transpose()?;
+    if let Some(login) = &login {
+        surroundings.environment.extend(login.environment.iter().cloned());
+        surroundings.directory = if login.home.is_dir() { login.home.clone() } else { "/".into() };
+    }
     surroundings.environment.extend(asked.env.iter().map(|(name, value)| (text(name), text(value))));
     if let Some(directory) = &asked.directory {
         surroundings.directory = surroundings.resolve(directory);
     }
+    let guise = login.map(|login| Guise { ids: login.ids, directory: surroundings.directory.clone() });
     let Some(size) = &asked.terminal else {
-        let (started, Pipes { stdin, stdout, stderr }) = command::start(&surroundings, &asked.argv)?;
+        let (started, Pipes { stdin, stdout, stderr }) = match &guise {
+            None => command::start(&surroundings, &asked.argv).map_err(Failure::step(STREAMS))?,
+            Some(guise) => as_user::start(Path::new(OURSELVES), &surroundings, &asked.argv, guise)?,
+        };
         return Ok((started, Ends { stdin, stdout, stderr: Some(stderr), terminal: None }));
     };
+    let (master, path) = open_terminal().map_err(Failure::step(STREAMS))?;
+    let Size { rows, columns, term } = size;
+    let terminal = Terminal { path: &path, rows: *rows, columns: *columns, term, guise: guise.as_ref() };
+    let started = terminal::start(Path::new(OURSELVES), &surroundings, &asked.argv, &terminal)?;
+    let copy = || master.try_clone().map_err(Failure::step(STREAMS));
+    let ends = Ends { stdin: copy()?, stdout: copy()?, stderr: None, terminal: Some(master) };
+    Ok((started, ends))
+}
+
+/// A pty's master, and where its other end is.
+fn open_terminal() -> io::Result<(OwnedFd, PathBuf)> {
     let master = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC)?;
     grantpt(&master)?;
     unlockpt(&master)?;
     let name = ptsname(&master, Vec::new())?;
-    let path = Path::new(std::ffi::OsStr::new(name.to_str().map_err(io::Error::other)?));
-    let terminal = Terminal { path, rows: size.rows, columns: size.columns, term: &size.term };
-    let started = terminal::start(Path::new(OURSELVES), &surroundings, &asked.argv, &terminal)
-        .map_err(|failure| io::Error::other(failure.message()))?;
-    let ends = Ends {
-        stdin: master.try_clone()?,
-        stdout: master.try_clone()?,
-        stderr: None,
-        terminal: Some(master),
-    };
-    Ok((started, ends))
+    Ok((master, OsStr::from_bytes(name.as_bytes()).into()))
 }
 
 /// What the host says while the command runs. Nonsense is passed over: it is the user's own.
