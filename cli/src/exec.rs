@@ -2,23 +2,22 @@
 
 use std::ffi::OsStr;
 use std::io::{self, Read, Write};
-use std::net::Shutdown;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::net::UnixStream;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::thread;
 
 use rustix::termios::isatty;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGPIPE, SIGQUIT, SIGTERM, SIGUSR1, SIGUSR2, SIGWINCH};
 use signal_hook::iterator::Signals;
-use vmprof_job::agent::{Answer, Exec, Frame, INPUT_WINDOW, Kind, Stream, Terminal, What};
+use vmprof_job::agent::{Answer, Exec, Frame, Kind, Stream, Terminal, What};
 use vmprof_job::{Bytes, Ended};
 
 use crate::args::ExecArguments;
 use crate::failure::{Failure, Kind as FailureKind};
 use crate::places::Places;
 use crate::report::Report;
+use crate::run::outward::{Outward, Window};
 use crate::run::reach;
 use crate::run::terminal::{self, Keys, RawTerminal};
 
@@ -78,63 +77,6 @@ fn asked(arguments: &ExecArguments) -> Exec {
     }
 }
 
-/// The connection's writing side, which the threads share, a frame at a time.
-#[derive(Debug, Clone)]
-struct Outward {
-    stream: Arc<Mutex<Stream<UnixStream>>>,
-    /// Its user has left the command.
-    is_left: Arc<AtomicBool>,
-}
-
-impl Outward {
-    fn of(stream: &Stream<UnixStream>) -> io::Result<Outward> {
-        let writing = Stream::new(stream.get_ref().try_clone()?);
-        Ok(Outward { stream: Arc::new(Mutex::new(writing)), is_left: Arc::default() })
-    }
-
-    fn lock(&self) -> MutexGuard<'_, Stream<UnixStream>> {
-        self.stream.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// What cannot be sent any more is missed by nobody: whoever reads the connection says that it is gone.
-    fn say(&self, kind: Kind, payload: &[u8]) {
-        let _ = self.lock().write(kind, payload);
-    }
-
-    fn signal(&self, number: i32) {
-        self.say(Kind::Signal, &(number as u32).to_le_bytes());
-    }
-
-    /// The command hears of it as of a terminal that is gone.
-    fn leave(&self) {
-        self.is_left.store(true, Ordering::Release);
-        let _ = self.lock().get_ref().shutdown(Shutdown::Both);
-    }
-}
-
-/// How much more of the input may be on its way.
-#[derive(Debug, Default)]
-struct Window {
-    on_its_way: Mutex<u32>,
-    changed: Condvar,
-}
-
-impl Window {
-    /// Waits until `bytes` more have room.
-    fn take(&self, bytes: u32) {
-        let taken = self.on_its_way.lock().unwrap_or_else(PoisonError::into_inner);
-        let full = |waiting: &mut u32| *waiting + bytes > INPUT_WINDOW;
-        let mut taken = self.changed.wait_while(taken, full).unwrap_or_else(PoisonError::into_inner);
-        *taken += bytes;
-    }
-
-    fn give_back(&self, bytes: u32) {
-        let mut taken = self.on_its_way.lock().unwrap_or_else(PoisonError::into_inner);
-        *taken = taken.saturating_sub(bytes);
-        self.changed.notify_all();
-    }
-}
-
 fn carry(mut stream: Stream<UnixStream>, outward: Outward, arguments: &ExecArguments) -> io::Result<Ended> {
     vmprof_sys::signals::read_a_foreign_terminal_as_an_error()?;
     let window = Arc::<Window>::default();
@@ -147,7 +89,7 @@ fn carry(mut stream: Stream<UnixStream>, outward: Outward, arguments: &ExecArgum
     let mut outputs = Outputs { outward, is_read: [true; 2] };
     loop {
         let frame = match stream.expect() {
-            Err(_) if outputs.outward.is_left.load(Ordering::Acquire) => return Ok(Ended::Signaled(SIGHUP)),
+            Err(_) if outputs.outward.is_left() => return Ok(Ended::Signaled(SIGHUP)),
             frame => frame?,
         };
         match frame.kind {

@@ -29,7 +29,7 @@ impl Ran {
 }
 
 pub fn command(argv: Vec<Bytes>, env: Vec<(Bytes, Bytes)>) -> What {
-    What::Exec(Exec { argv, env, directory: Some("/".into()), terminal: None })
+    What::Exec(Exec { argv, env, directory: Some("/".into()), user: None, terminal: None })
 }
 
 /// Runs it to its end, without input, in the host whose sockets lie in `directory`. `within` is how long it may be silent.

@@ -12,6 +12,7 @@ pub mod events;
 pub mod files;
 pub mod log;
 pub mod news;
+pub mod outward;
 pub mod reach;
 pub mod reboots;
 pub mod record;

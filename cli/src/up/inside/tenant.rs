@@ -7,16 +7,17 @@ use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{self, Sender};
-use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::Duration;
 
 use signal_hook::consts::SIGKILL;
-use vmprof_job::agent::{Answer, INPUT_WINDOW, Kind, Stream, What};
+use vmprof_job::agent::{Answer, Kind, Stream, What};
 use vmprof_job::{Ended, FromGuest, ToGuest};
 
 use crate::lab::within;
 use crate::run::channels::PortEnd;
+use crate::run::outward::{Outward, Window};
 use crate::run::reach;
 use crate::run::verdict::MachineEnd;
 
@@ -24,26 +25,6 @@ use crate::run::verdict::MachineEnd;
 const ASKED_WITHIN: Duration = Duration::from_secs(45);
 /// What a process that was killed may take to be reaped.
 const KILLED_WITHIN: Duration = Duration::from_secs(10);
-
-/// The writing side of the connection, a frame at a time.
-#[derive(Clone)]
-struct Outward(Arc<Mutex<Stream<UnixStream>>>);
-
-impl Outward {
-    /// What cannot be sent any more is missed by nobody: whoever reads the connection sees its end.
-    fn say(&self, kind: Kind, payload: &[u8]) {
-        let _ = self.0.lock().unwrap_or_else(PoisonError::into_inner).write(kind, payload);
-    }
-
-    fn signal(&self, number: i32) {
-        self.say(Kind::Signal, &(number as u32).to_le_bytes());
-    }
-
-    fn hang_up(&self) {
-        let stream = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let _ = stream.get_ref().shutdown(Shutdown::Both);
-    }
-}
 
 /// Our end of the control channel, a line at a time.
 #[derive(Clone)]
@@ -74,7 +55,7 @@ impl Running {
             thread::spawn(move || {
                 thread::sleep(KILLED_WITHIN);
                 if !is_over.load(Ordering::Acquire) {
-                    outward.hang_up();
+                    outward.leave();
                 }
             });
         };
@@ -98,7 +79,7 @@ pub(super) fn begin(host: &Path, command: What, ports: Vec<PortEnd>) -> io::Resu
         // A machine's device must not block on them; a thread may.
         end.set_nonblocking(false)?;
     }
-    let outward = Outward(Arc::new(Mutex::new(Stream::new(stream.get_ref().try_clone()?))));
+    let outward = Outward::of(&stream)?;
     let said = Control(Arc::new(Mutex::new(control.try_clone()?)));
     let window = Arc::<Window>::default();
     let (received, is_received) = mpsc::channel();
@@ -187,28 +168,6 @@ impl Obeying {
         };
         // Out of threads: whoever waits for the answer does not wait for ever.
         let _ = thread::Builder::new().name("lab request".into()).spawn(asking);
-    }
-}
-
-/// How much more of the input may be on its way.
-#[derive(Debug, Default)]
-struct Window {
-    on_its_way: Mutex<u32>,
-    changed: Condvar,
-}
-
-impl Window {
-    fn take(&self, bytes: u32) {
-        let taken = self.on_its_way.lock().unwrap_or_else(PoisonError::into_inner);
-        let full = |waiting: &mut u32| *waiting + bytes > INPUT_WINDOW;
-        let mut taken = self.changed.wait_while(taken, full).unwrap_or_else(PoisonError::into_inner);
-        *taken += bytes;
-    }
-
-    fn give_back(&self, bytes: u32) {
-        let mut taken = self.on_its_way.lock().unwrap_or_else(PoisonError::into_inner);
-        *taken = taken.saturating_sub(bytes);
-        self.changed.notify_all();
     }
 }
 
