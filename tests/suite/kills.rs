@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use rustix::process::Signal;
-use vmprof_tests::{Home, eventually, finish, in_labs_of_its_own, in_the_lab, processes_with, spawn};
+use vmprof_tests::{Home, eventually, finish, in_labs_of_its_own, processes_with, spawn};
 
 /// Every process of a run in the lab has the VM's name or its channels on its command line; the name is this test's own.
 fn is_running(name: &str) -> bool {
@@ -52,7 +52,7 @@ fn sigkill_at_any_moment_takes_the_emulated_host_along() {
 
 #[test]
 fn ctrl_c_is_a_clean_stop_with_the_commands_status() {
-    in_the_lab(|| {
+    in_labs_of_its_own(|| {
         let home = Home::new();
         let name = format!("interrupted-{}", std::process::id());
         let running = start(&home, &name);

@@ -74,7 +74,7 @@ fn vms_in_one_lab_plan_around_each_other_and_a_killed_one_stops_nobody() {
         let status = json(&vmprof(&home, &["lab", "status", "--format", "json"]).expect(0));
         assert_eq!((&status["up"], status["runs"].as_array().map(Vec::len)), (&true.into(), Some(2)));
         let twice = vmprof(&home, &["up", "--on", "lab", "--name", "third", &disk, "--", "true"]).expect(125);
-        assert!(twice.stderr.contains("in use by the running VM `one`"), "{}", twice.stderr);
+        assert!(twice.stderr.contains("is in use by the running VM"), "{}", twice.stderr);
 
         // Whoever comes next waits until nothing of it is left, and finds what it wrote.
         kill_process(pid_of(&home, "one"), Signal::KILL).expect("it runs");

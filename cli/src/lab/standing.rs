@@ -12,6 +12,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use super::{Media, Shape};
+use crate::run::record;
 use crate::run::sockets::{self, VSOCK};
 
 /// Where the keeper is asked.
@@ -111,7 +112,7 @@ pub struct Standing {
 impl Standing {
     /// The lab of that directory; `None`: there is none, or it is not up yet.
     pub fn find(directory: &Path) -> Option<Standing> {
-        if !is_kept(directory) {
+        if !record::is_held(directory) {
             return None;
         }
         let facts: Facts = serde_json::from_slice(&fs::read(directory.join(FACTS)).ok()?).ok()?;
@@ -142,11 +143,6 @@ pub fn read_line<T: serde::de::DeserializeOwned>(stream: &UnixStream) -> io::Res
         return Err(io::ErrorKind::UnexpectedEof.into());
     }
     serde_json::from_slice(&line).map_err(io::Error::from)
-}
-
-fn is_kept(directory: &Path) -> bool {
-    let Ok(lock) = File::open(directory.join("lock")) else { return false };
-    matches!(lock.try_lock_shared(), Err(TryLockError::WouldBlock))
 }
 
 /// The keeper's own side of the directory. Dropped, what lies there goes.

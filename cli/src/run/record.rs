@@ -283,7 +283,7 @@ pub fn read(directory: &Path) -> Option<Run> {
     serde_json::from_slice(&fs::read(directory.join("run.json")).ok()?).ok()
 }
 
-/// Whether the run whose record this is lives.
+/// Whether a process holds this directory's lock: the run whose record it is, or a lab's keeper.
 pub fn is_held(directory: &Path) -> bool {
     let Ok(lock) = File::open(directory.join("lock")) else { return false };
     matches!(lock.try_lock_shared(), Err(TryLockError::WouldBlock))
