@@ -74,14 +74,24 @@ impl OnTerminal {
 
     /// Waits for its end: its status, and whether the terminal is as it was, with the screen of before.
     pub fn finish(mut self) -> (Option<i32>, bool) {
+        let ended = self.ended();
+        // The alternate screen is left, and the cursor is back.
+        let is_back = |shown: &str| shown.ends_with("\x1b[?25h") || shown.contains("\x1b[?1049l");
+        eventually("the screen of before", || is_back(&self.shown()).then_some(()));
+        ended
+    }
+
+    /// The same of a program that writes on as others do, without a screen of its own.
+    pub fn finish_in_place(mut self) -> (Option<i32>, bool) {
+        self.ended()
+    }
+
+    fn ended(&mut self) -> (Option<i32>, bool) {
         let status = self.child.wait().expect("the child can be waited for").code();
         let now = tcgetattr(&self.theirs).expect("it is a terminal");
         let modes = |termios: &Termios| {
             (termios.input_modes, termios.output_modes, termios.local_modes, termios.control_modes)
         };
-        // The alternate screen is left, and the cursor is back.
-        let is_back = |shown: &str| shown.ends_with("\x1b[?25h") || shown.contains("\x1b[?1049l");
-        eventually("the screen of before", || is_back(&self.shown()).then_some(()));
         (status, modes(&now) == modes(&self.before))
     }
 }

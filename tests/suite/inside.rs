@@ -6,6 +6,7 @@ use std::thread;
 
 use rustix::process::Signal;
 use serde_json::Value;
+use vmprof_tests::terminal::OnTerminal;
 use vmprof_tests::{Finished, Home, eventually, finish, finish_with_input, in_the_lab, spawn};
 
 /// A guest that is ready and has nothing to do.
@@ -38,6 +39,7 @@ fn commands_and_files_go_into_a_running_guest_and_come_out_of_it() {
         users(&home);
         at_once(&home);
         copies(&home);
+        keys(&home);
         refusals(&home);
         let watching = spawn(&mut home.vmprof(["console", "hello"]));
         let left = exec(&home, &["ps"]).expect(0).stdout;
@@ -168,8 +170,8 @@ fn users(home: &Home) {
     assert_eq!(told.stdout, "33\n50\n/x /\n");
     assert!(told.stderr.contains("Permission denied"), "{}", told.stderr);
     assert_eq!(as_user(&["-u", "1234"], "id -u; id -G; echo $HOME $PWD").expect(0).stdout, "1234\n0\n/ /\n");
-    let none = as_user(&["-u", "nobody"], "true").expect(125);
-    assert!(none.stderr.contains("no user `nobody` in /etc/passwd"), "{}", none.stderr);
+    let none = as_user(&["-u", "stranger"], "true").expect(125);
+    assert!(none.stderr.contains("no user `stranger` in /etc/passwd"), "{}", none.stderr);
     let closed = as_user(&["-u", "1234", "-w", "/tmp/web"], "true").expect(125);
     assert!(
         closed.stderr.contains("user 1234 and group 0 in /tmp/web: Permission denied"),
@@ -226,6 +228,18 @@ fn copies(home: &Home) {
     assert!(none.stderr.contains("nowhere cannot be read"), "{}", none.stderr);
     let full = cp("file", "hello:/proc/here").expect(1);
     assert!(full.stderr.contains("vmprof::run::guest_refused"), "{}", full.stderr);
+}
+
+/// What is typed on the console here is read from it there, and shown as the guest's terminal shows it.
+fn keys(home: &Home) {
+    let reading = spawn(&mut home.vmprof(["exec", "-n", "hello", "--", "head", "-n", "1", "/dev/console"]));
+    let mut console = OnTerminal::start(&mut home.vmprof(["console", "hello"]));
+    console.expect("Ctrl-A x leaves it");
+    console.type_keys("some tyq\x7fped words\r");
+    assert_eq!(reading.finish().expect(0).stdout, "some typed words\n");
+    console.expect("ped words");
+    console.type_keys("\x01x");
+    assert_eq!(console.finish_in_place(), (Some(0), true));
 }
 
 fn refusals(home: &Home) {

@@ -33,7 +33,7 @@ guest rebooting {
         echo before > /booted
         echo -n written | dd of=$disk conv=fsync
         dd if=/booted of=/booted conv=notrunc,fsync
-        sleep "$1"
+        until test -e "$1"; do sleep 1; done
         reboot -f
         """
     HOW
@@ -55,7 +55,7 @@ const LAB: [&str; 3] = ["up", "--on", "lab"];
 fn a_guest_that_reboots_goes_on_with_its_disks_and_is_left_alone_where_that_is_asked_for() {
     in_the_lab(|| {
         let home = Home::new();
-        let profile = profile(&home, r#"run "/usr/bin/boot" "0""#);
+        let profile = profile(&home, r#"run "/usr/bin/boot" "/""#);
         let once = home.run(LAB.iter().chain(&["--no-reboot", &profile])).expect(0);
         assert_eq!(once.stdout, "", "{}", once.stderr);
         assert!(once.stderr.contains("the guest asked for a reboot: the run ends here"), "{}", once.stderr);
@@ -75,7 +75,7 @@ fn a_vm_that_was_left_on_its_own_is_the_same_run_before_and_after_its_guest_rebo
     in_the_lab(|| {
         let home = Home::new();
         let serving = r#"service first {
-            exec "/bin/sh" "-c" "/usr/bin/boot 5 && exec sleep 1000"
+            exec "/bin/sh" "-c" "/usr/bin/boot /go && exec sleep 1000"
             ready command "/usr/bin/test" "-e" "/booted"
         }"#;
         let profile = profile(&home, serving);
@@ -84,6 +84,11 @@ fn a_vm_that_was_left_on_its_own_is_the_same_run_before_and_after_its_guest_rebo
             serde_json::from_str(&home.run(["ps", "--format", "json"]).expect(0).stdout).unwrap()
         };
         let first = listed();
+        let change =
+            ["iothread", "rebooting", "0", "--cpuset", "3", "--poll-max-ns", "12345", "--format", "json"];
+        let changed: Value = serde_json::from_str(&home.run(change).expect(0).stdout).unwrap();
+        assert_ne!(changed["before"], changed["after"]);
+        home.run(["exec", "rebooting", "--", "sh", "-c", ": > /go"]).expect(0);
         eventually("the guest to reboot", || {
             let said = home.run(["logs", "rebooting"]).expect(0).stdout;
             said.contains("rebooting reboots").then_some(())
@@ -100,8 +105,15 @@ fn a_vm_that_was_left_on_its_own_is_the_same_run_before_and_after_its_guest_rebo
         assert_eq!(second.as_array().unwrap().len(), 1);
         second[0]["state"] = first[0]["state"].clone();
         assert_eq!(first, second, "the process, the disks, since when: all of it");
-        // Threads that the first machine did not have are where the plan has them.
+        // Threads that the first machine did not have are where the plan in force has them.
         home.run(["verify", "rebooting"]).expect(0);
+        let is: Value =
+            serde_json::from_str(&home.run(change[..3].iter().chain(&change[7..])).expect(0).stdout).unwrap();
+        assert_eq!(is["before"], changed["after"], "what was changed stays changed");
+        let told: Value =
+            serde_json::from_str(&home.run(["ask", "rebooting", "query-iothreads"]).expect(0).stdout)
+                .unwrap();
+        assert_eq!(told[0]["poll-max-ns"], 12_345);
         let clash = home.run(LAB.iter().chain(&["--detach", &profile])).expect(1);
         assert!(clash.stderr.contains("vmprof::up::name_in_use"), "{}", clash.stderr);
         home.run(["stop", "rebooting"]).expect(0);

@@ -51,6 +51,14 @@ pub fn libvirt(plan: &Plan, files: &BootFiles) -> Exported {
     // What libvirt adds unasked.
     devices.add(Element::new("controller").with("type", "usb").with("model", "none"));
     devices.add(Element::new("memballoon").with("model", "none"));
+    let mut rng = Element::new("rng").with("model", "virtio");
+    // The host's getrandom(2), as with vmprof.
+    rng.add(Element::new("backend").with("model", "builtin"));
+    devices.add(rng);
+    let mut vsock = Element::new("vsock").with("model", "virtio");
+    // libvirt gives out the host's addresses.
+    vsock.add(Element::new("cid").with("auto", "yes"));
+    devices.add(vsock);
     domain.add(devices);
     remarks.boot(files);
     remarks.topology(plan);

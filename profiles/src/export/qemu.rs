@@ -37,8 +37,9 @@ pub fn qemu(plan: &Plan, files: &BootFiles) -> Exported {
         }
         line.json("-object", object);
     });
+    // One is the source of random numbers.
     let devices =
-        plan.disks.len() + plan.nets.len() + usize::from(boot.is_some_and(|boot| boot.root.is_some()));
+        plan.disks.len() + plan.nets.len() + usize::from(boot.is_some_and(|boot| boot.root.is_some())) + 1;
     let mut bus = Bus::new(plan, devices);
     if devices > Bus::PLACES {
         remarks.warn(
@@ -59,6 +60,7 @@ pub fn qemu(plan: &Plan, files: &BootFiles) -> Exported {
     for net in &plan.nets {
         line.net(net, &mut bus, &mut remarks);
     }
+    line.rng(&mut bus);
     for flag in ["-nodefaults", "-no-user-config", "-no-reboot"] {
         line.options.push(vec![flag.to_owned()]);
     }
@@ -67,6 +69,13 @@ pub fn qemu(plan: &Plan, files: &BootFiles) -> Exported {
     remarks.boot(files);
     remarks.topology(plan);
     remarks.iothreads(plan);
+    // An address that is the host's to give, and a device node that not every host has: written down, it would keep the command
+    // from starting twice, or at all.
+    remarks.warn(
+        "vsock",
+        "the guest has no vsock: QEMU's is the host kernel's, with an address of which a host has each only once",
+        "where programs in the guest use it, add `-device vhost-vsock-pci,guest-cid=N` with an N from 3 on that no other VM has",
+    );
     if plan.guest.threads_per_core > 1 {
         remarks.warn(
             "amd_siblings",
@@ -156,6 +165,13 @@ impl Line {
         if let Some(iothread) = plan.iothreads.first() {
             device.set("iothread-vq-mapping", json!([{ "iothread": iothread.name, "vqs": [0] }]));
         }
+        bus.place(&mut device);
+        self.json("-device", device);
+    }
+
+    /// Without a backend that is named, QEMU asks the host's getrandom(2), as vmprof does.
+    fn rng(&mut self, bus: &mut Bus) {
+        let mut device = Object::of("driver", "virtio-rng-pci");
         bus.place(&mut device);
         self.json("-device", device);
     }

@@ -219,6 +219,8 @@ impl<'a, 'x> Reading<'a, 'x> {
                 "interface" => interface(self, node).into_iter().for_each(|net| profile.add(net)),
                 // Nothing is lost where there is none.
                 "memballoon" if node.attribute("model") == Some("none") => {}
+                "rng" if is_plain_rng(node) => {}
+                "vsock" if is_plain_vsock(node) => {}
                 _ => self.leave_whole("devices", node),
             }
         }
@@ -261,6 +263,25 @@ impl<'a, 'x> Reading<'a, 'x> {
 }
 
 /// Entries with one name and reason become one, with their number.
+/// What every guest of vmprof has: random numbers of the host's kernel, as many as it asks for.
+fn is_plain_rng(node: Xml) -> bool {
+    let is_the_kernels = |backend: Xml| match backend.attribute("model") {
+        Some("builtin") => true,
+        Some("random") => matches!(&*text(backend), "/dev/urandom" | "/dev/random" | ""),
+        _ => false,
+    };
+    is_virtio(node) && child(node, "rate").is_none() && child(node, "backend").is_some_and(is_the_kernels)
+}
+
+/// Nobody counts on the address of one that libvirt gave it.
+fn is_plain_vsock(node: Xml) -> bool {
+    is_virtio(node) && child(node, "cid").is_some_and(|cid| cid.attribute("auto") == Some("yes"))
+}
+
+fn is_virtio(node: Xml) -> bool {
+    matches!(node.attribute("model"), None | Some("virtio"))
+}
+
 fn together(mut all: Vec<LeftOut>) -> Vec<LeftOut> {
     all.sort_by_key(|one| (one.line.is_none(), one.line));
     let mut kept: Vec<(LeftOut, usize)> = Vec::new();

@@ -45,12 +45,15 @@ pub(super) fn why(parent: &str, element: &str) -> &'static str {
             "a guest of vmprof has no display, sound or input"
         }
         ("devices", "memballoon") => "there is no balloon: memory is the guest's from the start",
-        ("devices", "rng") => "vmprof has no such device",
+        ("devices", "rng") => "every guest has one virtio-rng, which gives what the host's getrandom(2) does",
+        ("devices", "vsock") => {
+            "every guest has one vsock, whose host side is a Unix socket and not an address"
+        }
         ("devices", "tpm" | "smartcard" | "watchdog" | "panic" | "nvram" | "pstore" | "crypto") => {
             "vmprof has no such device"
         }
         ("devices", "hostdev" | "redirdev" | "redirfilter") => "vmprof hands no host devices through",
-        ("devices", "filesystem" | "shmem" | "memory" | "vsock" | "iommu") => "vmprof has no such device",
+        ("devices", "filesystem" | "shmem" | "memory" | "iommu") => "vmprof has no such device",
         ("disk", "iotune" | "throttlefilters") => "vmprof does not throttle disks",
         ("disk", "boot") => "the guest's root is vmprof's own disk",
         ("disk", "encryption" | "auth") => "vmprof opens plain files and devices",

@@ -132,6 +132,28 @@ fn a_command_to_copy_quotes_what_the_domain_names() {
 }
 
 #[test]
+fn random_numbers_and_a_vsock_are_every_guests_and_what_is_special_of_theirs_is_listed() {
+    let plain = "<rng model='virtio'>\n      <backend model='random'>/dev/urandom</backend>\n    </rng>";
+    let xml = domain("desktop");
+    assert!(xml.contains(plain));
+    for (devices, count) in [
+        (plain, 0),
+        (
+            "<rng model='virtio'><backend model='builtin'/></rng><vsock model='virtio'><cid auto='yes'/></vsock>",
+            0,
+        ),
+        ("<vsock><cid auto='no' address='7'/></vsock>", 1),
+        ("<rng model='virtio'><rate bytes='1024'/><backend model='builtin'/></rng>", 1),
+        ("<rng model='virtio'><backend model='random'>/dev/hwrng</backend></rng>", 1),
+        ("<rng model='virtio'><backend model='egd' type='udp'/></rng>", 1),
+    ] {
+        let left_out = imported("desktop", &xml.replace(plain, devices)).left_out;
+        let told = left_out.iter().filter(|left| left.why.contains("every guest has one v")).count();
+        assert_eq!(told, count, "{devices}");
+    }
+}
+
+#[test]
 fn polling_is_imported_with_its_growth_and_a_policy_unsaid_is_qemus() {
     let profile = imported("sources", &domain("sources")).profile;
     for words in ["poll-max-ns 40000\n", "poll-grow 4\n", "poll-shrink 2\n"] {
