@@ -273,6 +273,7 @@ fn job(
             })
             .collect(),
         links,
+        nets: Vec::new(),
         sysctl: Vec::new(),
         mounts: Vec::new(),
         init: Init::Vmprof,
