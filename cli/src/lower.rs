@@ -105,6 +105,7 @@ pub fn machine(
             })
             .collect(),
         disks,
+        nets: vec![],
     }
 }
 

@@ -106,7 +106,7 @@ impl Vm<Built> {
         let disk_stats = disks.iter().map(Blk::stats).collect();
         let mut devices: Vec<Box<dyn VirtioDevice>> = Vec::new();
         devices.extend(disks.into_iter().map(|disk| Box::new(disk) as Box<dyn VirtioDevice>));
-        let Channels { ports, vsock, serial_out, serial_in } = channels;
+        let Channels { ports, vsock, nets: _, serial_out, serial_in } = channels;
         let mut handlers: Vec<Box<dyn Handler>> = Vec::new();
         if !ports.is_empty() {
             let console = Console::new(ports);

@@ -157,6 +157,7 @@ mod tests {
             emulator_cpus: vec![0],
             iothreads: vec![config::IoThread::named(0, "iothread0")],
             disks: vec![],
+            nets: vec![],
         };
         Handover {
             telling,

@@ -232,6 +232,7 @@ impl Machines {
                 .map(|PortEnd { port, stream }| Port { name: port.to_owned(), stream })
                 .collect(),
             vsock: Some(vsock),
+            nets: vec![],
             serial_out: out,
             serial_in: Some(input),
         };

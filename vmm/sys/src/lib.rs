@@ -12,6 +12,7 @@ pub mod kick;
 pub mod kvm;
 pub mod memory;
 pub mod mempolicy;
+pub mod packets;
 #[cfg(feature = "peers")]
 pub mod peers;
 pub mod program;
