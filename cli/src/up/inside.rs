@@ -18,7 +18,8 @@ use vmprof_job::{
 use vmprof_profiles::{DiskSource, Profile};
 use vmprof_vmm::vhost_user::VsockServer;
 
-use super::{BootImage, Guest, Patience, Upping, sources};
+use super::nets;
+use super::{BootImage, Guest, Patience, Upping, promises, sources};
 use crate::failure::{Failure, Kind};
 use crate::lab::{Drive, EmulatedHost, Inside, Media, Shape, Start, pack};
 use crate::lower::{ROOT_SERIAL, milliseconds};
@@ -42,6 +43,7 @@ const SILENCE: Duration = Duration::from_secs(120);
 
 pub fn up(upping: &Upping) -> Result<u8, Failure> {
     let report = upping.report;
+    promises::in_the_lab(&upping.profile)?;
     let shape = &upping.arguments.lab;
     let directory = upping.places.disks_of(&upping.profile.name);
     let paths = sources::paths(&upping.profile, &directory);
@@ -61,6 +63,11 @@ pub fn up(upping: &Upping) -> Result<u8, Failure> {
     drop(using);
 
     let claimed = if dry { None } else { Some(claim(upping, &paths)?) };
+    // Before anything boots: a port may be in use.
+    let passts = match dry {
+        true => Vec::new(),
+        false => nets::passts(&nets::of_profile(&upping.name, &upping.profile), &builder)?,
+    };
     // Made here and not inside, where the copy would be in memory: it hangs from the emulated host as a drive to write to.
     let (image, _private_root) = match guest {
         Some(Guest { image, .. }) => {
@@ -133,6 +140,8 @@ pub fn up(upping: &Upping) -> Result<u8, Failure> {
     };
     let mut supervision = Supervision::new(manners, artifacts.collector(&upping.name)?);
     relay::listen(state_inside, supervision.events.clone()).map_err(no_channels)?;
+    let _carried = nets::lab::carry_all(passts, &upping.places, &upping.name, &supervision.events)
+        .map_err(no_channels)?;
     if let Some(Claimed { own, kept, .. }) = &claimed {
         let (name, kept) = (upping.name.clone(), kept.clone());
         let answers = Forwarded { name, kept, events: supervision.events.clone() };
@@ -181,7 +190,9 @@ fn claim(upping: &Upping, paths: &[PathBuf]) -> Result<Claimed, Failure> {
     let disks = sources::make(&upping.profile, paths)?;
     let own = OwnRecord::claim(&upping.places, &upping.name)?;
     record::refuse_shared_disks(&upping.places, &disks)?;
-    let run = Run::new(&upping.name, &upping.path, "lab", String::new(), disks.clone());
+    let in_use = nets::in_use(&nets::of_profile(&upping.name, &upping.profile));
+    record::refuse_shared_nets(&upping.places, &upping.name, &in_use)?;
+    let run = Run::new(&upping.name, &upping.path, "lab", String::new(), disks.clone()).with_nets(in_use);
     let kept = Kept::new(own.write(run)?);
     let locks = lock_all(upping, paths, &disks)?;
     Ok(Claimed { own, kept, _locks: locks })

@@ -19,12 +19,14 @@ use vmprof_vmm::config::{IoThread, VmConfig};
 use vmprof_vmm::exit::Exit;
 use vmprof_vmm::iothread::IoThreadError;
 use vmprof_vmm::kvm::{self, Usable};
+use vmprof_vmm::net::FrameStream;
 use vmprof_vmm::pause::PauseNews;
 use vmprof_vmm::vm::{Control, Running, StartError};
 use vmprof_vmm::{BuildError, Channels, Port, Vm, thread};
 
 use super::handover::Handover;
 use super::lease::{Lease, Leased};
+use super::nets::Carried;
 use super::tuned::{InForce, Tuned};
 use crate::failure::{Failure, Kind};
 use crate::lower::milliseconds;
@@ -97,6 +99,7 @@ fn run_machine(report: Report, handover: Handover, detached: Option<&Detached>) 
         record,
         reboots,
         artifacts,
+        carriers,
         job,
         ..
     } = handover;
@@ -130,7 +133,10 @@ fn run_machine(report: Report, handover: Handover, detached: Option<&Detached>) 
     let in_force = InForce { plan, threads, iothreads: config.iothreads.clone() };
     let tuned = Arc::new(Tuned::new(in_force, allowed.into_iter().collect::<CpuSet>(), kept.clone()));
     let vsock = sockets::listen(&record, VSOCK).map_err(os("the guest's socket cannot be opened"))?;
-    let machines = Machines { kvm, config, locks, vsock, job };
+    // Dropped behind the machines: what is at the other end ends with the run.
+    let carried = Carried::take(carriers, &record, &supervision.events)?;
+    let nets = carried.streams.clone();
+    let machines = Machines { kvm, config, locks, vsock, nets, job };
     let answers = Arc::new(Successive::default());
     let mut reboots = Reboots::new(reboots);
 
@@ -216,6 +222,8 @@ struct Machines {
     locks: Vec<DiskLock>,
     /// Where connections to the guest begin, whichever machine it is.
     vsock: UnixListener,
+    /// They go on in the middle of what they carry.
+    nets: Vec<FrameStream>,
     job: Vec<u8>,
 }
 
@@ -232,7 +240,7 @@ impl Machines {
                 .map(|PortEnd { port, stream }| Port { name: port.to_owned(), stream })
                 .collect(),
             vsock: Some(vsock),
-            nets: vec![],
+            nets: self.nets.clone(),
             serial_out: out,
             serial_in: Some(input),
         };

@@ -8,6 +8,7 @@ mod image;
 mod inside;
 mod lease;
 mod machine;
+mod nets;
 mod patience;
 pub mod promises;
 mod root;
