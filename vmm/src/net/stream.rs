@@ -131,9 +131,9 @@ impl FrameStream {
         let mut end = lock(&self.0.end);
         if end.how.is_none() {
             self.0.closed.store(true, Ordering::Release);
+            end.caller.iter().chain(&end.device).for_each(|tell| tell(&how));
             // The other side may not know yet; it fails where it does.
             let _ = rustix::net::shutdown(&self.0.socket, Shutdown::Both);
-            end.caller.iter().chain(&end.device).for_each(|tell| tell(&how));
             end.how = Some(how);
         }
     }

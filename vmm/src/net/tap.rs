@@ -39,7 +39,7 @@ impl Tap {
         let device = || name.to_owned();
         // TUNSETIFF makes what is not there, for those who may.
         let before = index_of(name)?.ok_or_else(|| NetError::NoSuchDevice { device: device(), pairs })?;
-        let flags = flags_of(name);
+        let flags = flags_of(name, before);
         if flags.is_some_and(|flags| flags & IFF_TAP == 0) {
             return Err(NetError::NotATap { device: device() });
         }
@@ -111,13 +111,15 @@ fn index_of(name: &str) -> Result<Option<u32>, NetError> {
     }
 }
 
-/// Of a device that /sys shows; those that are not tun or tap devices have none.
-fn flags_of(name: &str) -> Option<u32> {
-    let directory = format!("/sys/class/net/{name}");
-    match std::fs::read_to_string(format!("{directory}/tun_flags")) {
+/// Of the device with this number, if /sys shows it; those that are not tun or tap devices have none.
+fn flags_of(name: &str, index: u32) -> Option<u32> {
+    let read = |file: &str| std::fs::read_to_string(format!("/sys/class/net/{name}/{file}"));
+    if read("ifindex").ok()?.trim() != index.to_string() {
+        return None;
+    }
+    match read("tun_flags") {
         Ok(text) => u32::from_str_radix(text.trim().trim_start_matches("0x"), 16).ok(),
-        Err(error) if error.kind() == io::ErrorKind::NotFound && std::fs::exists(&directory).ok()? => Some(0),
-        Err(_) => None,
+        Err(error) => (error.kind() == io::ErrorKind::NotFound).then_some(0),
     }
 }
 
@@ -128,5 +130,35 @@ fn refused(name: &str, pairs: usize, source: io::Error) -> NetError {
         Some(Errno::PERM) => NetError::NotPermitted { device, pairs },
         Some(Errno::INVAL) => NetError::NotATapOrQueues { device, pairs },
         _ => NetError::Tap { device, source },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What the namespace of the device's tests has no second user for.
+    #[test]
+    fn what_the_kernel_refuses_is_told_with_what_to_do() {
+        let told = |errno: Errno, pairs| refused("tap7", pairs, errno.into()).to_string();
+        let one = "`ip tuntap add dev tap7 mode tap user $USER`";
+        let many = "`ip tuntap add dev tap7 mode tap user $USER multi_queue`";
+        assert!(told(Errno::PERM, 1).contains(one));
+        assert!(told(Errno::INVAL, 2).contains(many) && told(Errno::INVAL, 1).contains(one));
+        assert!(told(Errno::BUSY, 1).contains("in use by another program"));
+        assert!(told(Errno::IO, 1).contains("cannot be used"));
+    }
+
+    #[test]
+    fn a_device_that_is_not_there_is_not_made() {
+        let name = format!("vp{}", std::process::id() % 100_000);
+        match Tap::open(&name, 2, 12) {
+            Err(error @ NetError::NoSuchDevice { .. }) => {
+                assert!(error.to_string().contains("mode tap user $USER multi_queue"), "{error}");
+            }
+            other => panic!("{other:?}"),
+        }
+        assert_eq!(index_of(&name).unwrap(), None);
+        assert!(matches!(Tap::open("lo", 1, 12), Err(NetError::NotATap { .. } | NetError::NoTun { .. })));
     }
 }
