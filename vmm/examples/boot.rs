@@ -145,6 +145,7 @@ fn options(mut words: impl Iterator<Item = String>) -> Result<Options, Box<dyn s
         emulator_cpus: vec![],
         iothreads: (0..iothreads).map(iothread).collect(),
         disks,
+        nets: vec![],
     };
     Ok(Options { config, ports, button, kill })
 }

@@ -25,7 +25,7 @@ use crate::interrupts::{InterruptError, Interrupts};
 use crate::iothread::IoThreadError;
 use crate::kvm::Usable;
 use crate::layout::{self, gsi};
-use crate::net::FrameStream;
+use crate::net::{FrameStream, NetError};
 use crate::pci::{self, BusFull, Function, PciBus};
 use crate::power::{Power, RESET_CODE};
 use crate::serial::Com1;
@@ -100,6 +100,8 @@ pub enum BuildError {
     IoThread(#[from] IoThreadError),
     #[error(transparent)]
     Disk(#[from] DiskError),
+    #[error(transparent)]
+    Net(#[from] NetError),
     #[error("the {what} could not be made")]
     Device { what: &'static str, source: io::Error },
 }

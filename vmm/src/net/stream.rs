@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use rustix::net::{RecvFlags, Shutdown, SocketType};
 use vmprof_sys::packets::{Piece, Vectors};
-use vmprof_sys::segments::GuestBuffers;
+use vmprof_sys::segments::{GuestBuffers, MOST_SEGMENTS};
 
 use super::{LONGEST_FRAME, NetError};
 
@@ -120,8 +120,8 @@ impl FrameStream {
         Receiver { stream: self, state: lock(&self.0.receive) }
     }
 
-    /// Sends frames from the front of `frames`, as many as the socket takes with one system call. A frame whose beginning it
-    /// took counts as sent: the rest is copied, and goes first the next time.
+    /// Sends frames from the front of `frames`, as many as one system call takes, behind what is left of one that went before. A
+    /// frame whose beginning the socket took counts as sent: the rest is copied, and goes first the next time.
     pub(crate) fn send(&self, frames: &mut VecDeque<Frame>) -> Sent {
         lock(&self.0.transmit).send(self, frames)
     }
@@ -131,9 +131,9 @@ impl FrameStream {
         let mut end = lock(&self.0.end);
         if end.how.is_none() {
             self.0.closed.store(true, Ordering::Release);
+            end.caller.iter().chain(&end.device).for_each(|tell| tell(&how));
             // The other side may not know yet; it fails where it does.
             let _ = rustix::net::shutdown(&self.0.socket, Shutdown::Both);
-            end.caller.iter().chain(&end.device).for_each(|tell| tell(&how));
             end.how = Some(how);
         }
     }
@@ -253,9 +253,9 @@ impl Frame {
         [Piece::Own(&self.length), Piece::Guest(&self.buffers)]
     }
 
-    /// Bytes of the frame itself.
+    /// Bytes of the frame itself, sent or not.
     pub(crate) fn bytes(&self) -> u64 {
-        self.buffers.bytes()
+        u32::from_be_bytes(self.length).into()
     }
 }
 
@@ -264,7 +264,7 @@ impl Frame {
 pub(crate) struct Sent {
     /// Those at the front that need nothing more.
     pub(crate) frames: usize,
-    /// The socket took not all: it is writable when it takes more.
+    /// The socket took less than it was given: it is writable when it takes more.
     pub(crate) blocked: bool,
 }
 
@@ -278,10 +278,17 @@ struct Transmit {
 impl Transmit {
     fn send(&mut self, stream: &FrameStream, frames: &mut VecDeque<Frame>) -> Sent {
         let Transmit { rest, vectors } = self;
-        let of_frames = frames.iter().map(|frame| LENGTH_BYTES as u64 + frame.bytes()).sum::<u64>();
-        let whole = rest.len() as u64 + of_frames;
+        let (mut pieces, mut whole) = (1, rest.len() as u64);
+        let fits = |frame: &&Frame| {
+            pieces += frame.pieces();
+            let fits = pieces <= MOST_SEGMENTS;
+            whole += if fits { LENGTH_BYTES as u64 + frame.bytes() } else { 0 };
+            fits
+        };
+        let count = frames.iter().take_while(fits).count();
         let sent = loop {
-            let pieces = std::iter::once(Piece::Own(rest)).chain(frames.iter().flat_map(Frame::parts));
+            let parts = frames.iter().take(count).flat_map(Frame::parts);
+            let pieces = std::iter::once(Piece::Own(rest)).chain(parts);
             match vectors.send(stream.0.socket.as_fd(), pieces) {
                 Ok(sent) => break sent,
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}

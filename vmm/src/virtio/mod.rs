@@ -2,6 +2,7 @@
 
 pub mod blk;
 mod capability;
+pub mod config_changes;
 mod config_signal;
 pub mod console;
 pub mod device;
@@ -11,6 +12,7 @@ pub mod function;
 #[cfg(test)]
 pub(crate) mod mock;
 pub mod msix;
+pub mod net;
 pub(crate) mod orders;
 pub(crate) mod queue;
 pub mod rng;

@@ -23,4 +23,5 @@ pub mod segments;
 pub mod shared;
 pub mod signals;
 mod slab;
+pub mod tap;
 pub mod vring;
