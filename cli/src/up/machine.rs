@@ -19,7 +19,7 @@ use vmprof_vmm::config::{IoThread, VmConfig};
 use vmprof_vmm::exit::Exit;
 use vmprof_vmm::iothread::IoThreadError;
 use vmprof_vmm::kvm::{self, Usable};
-use vmprof_vmm::net::FrameStream;
+use vmprof_vmm::net::{FrameStream, NetError};
 use vmprof_vmm::pause::PauseNews;
 use vmprof_vmm::vm::{Control, Running, StartError};
 use vmprof_vmm::{BuildError, Channels, Port, Vm, thread};
@@ -315,6 +315,10 @@ fn not_built(error: BuildError) -> Failure {
             "give the source a size that is a multiple of the block, or leave the logical block's size out",
         ),
         BuildError::Disk(_) => (Kind::Failure, ""),
+        BuildError::Net(NetError::Busy { .. }) => {
+            (Kind::Failure, "`vmprof ps` lists this user's running VMs")
+        }
+        BuildError::Net(_) => (Kind::HostCannot, "`net passt` needs no device of the host's"),
         BuildError::Memory(_) => {
             (Kind::HostCannot, "`vmprof host` shows each node's memory and free huge pages")
         }
