@@ -15,6 +15,7 @@ mod inside;
 mod kills;
 mod machine;
 mod matrix;
+mod net;
 mod postgres;
 mod reboots;
 mod reconnect;
