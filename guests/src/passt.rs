@@ -11,8 +11,8 @@ use crate::builder::Builder;
 use crate::error::Result;
 use crate::toolset::{Realised, Toolset};
 
-/// A date, as passt's versions are.
-const WANTED: u32 = 2026_07_28;
+/// A date, as passt's versions are: 28 July 2026.
+const WANTED: u32 = 20260728;
 const PROGRAM: &str = "passt";
 const BINARY: &str = "usr/bin/passt";
 /// The same with checksums by AVX2. passt looks for it beside itself, where run by its loader it is not.

@@ -15,6 +15,9 @@ const MAC: [u8; 6] = [0x52, 0x54, 0, 0x12, 0x34, 0x56];
 const SERVER: Ipv4Address = Ipv4Address::new(10, 0, 2, 2);
 const OURS: Ipv4Address = Ipv4Address::new(10, 0, 2, 15);
 
+/// What is changed about a server's usual answer.
+type Change = &'static dyn Fn(&mut DhcpRepr<'_>);
+
 /// A wire: what the client has sent, and what it will find.
 #[derive(Clone, Default)]
 struct Wire {
@@ -204,7 +207,7 @@ fn questions_are_asked_again_until_somebody_answers() {
 
 #[test]
 fn answers_that_are_for_others_or_make_no_network_are_passed_by() {
-    let wrong: [(&str, &dyn Fn(&mut DhcpRepr<'_>)); 6] = [
+    let wrong: [(&str, Change); 6] = [
         ("another's", &|message| message.client_hardware_address = EthernetAddress([2; 6])),
         ("of another question", &|message| message.transaction_id ^= 1),
         ("of nobody", &|message| message.server_identifier = None),
