@@ -6,13 +6,16 @@ use std::time::Duration;
 
 use vmprof_guests::Init as GuestInit;
 use vmprof_job::{Command, DeviceLink, Init, JOB_SCHEMA, Job, Root, Streams};
-use vmprof_profiles::{CpuSet, IoThreadPlan, Plan};
+use vmprof_profiles::{CpuSet, IoThreadPlan, NetBackend, NetPlan, Plan};
 use vmprof_vmm::config;
 
 use crate::up::{BootImage, Engines, Filesystems, Patience, Work};
 
 /// Serial of the disk that holds the guest's root, in the guest and as a drive of the lab; a profile's disk cannot have it, for their names begin otherwise.
 pub const ROOT_SERIAL: &str = "vmprof-root";
+/// The largest that passt has: the more of a stream of TCP is in one frame, the fewer there are. It tells the guest the same by
+/// DHCP (passt(1), `--mtu`).
+const PASST_MTU: u16 = 65520;
 /// Kernel words of every guest: the console, no pause before a panic ends the machine, and a boot that keeps to problems.
 const CMDLINE: &str = "console=ttyS0 panic=-1 quiet";
 
@@ -105,7 +108,40 @@ pub fn machine(
             })
             .collect(),
         disks,
+        nets: plan.nets.iter().enumerate().map(|(position, net)| self::net(name, position, net)).collect(),
     }
+}
+
+fn net(vm: &str, position: usize, net: &NetPlan) -> config::Net {
+    let (backend, mtu) = match &net.backend {
+        NetBackend::Tap { name } => (config::NetBackend::Tap { name: name.clone() }, None),
+        NetBackend::Passt { .. } => (config::NetBackend::Stream, Some(PASST_MTU)),
+    };
+    config::Net {
+        name: net.name.clone(),
+        mac: mac(vm, position, net.mac.as_deref()),
+        backend,
+        queue_size: net.queue_size,
+        mtu,
+        virtqueues: net.virtqueues.iter().map(|virtqueue| virtqueue.iothread).collect(),
+    }
+}
+
+/// The hardware address of a VM's network device: what the profile has, or one that is always the VM's, among QEMU's own.
+pub fn mac(vm: &str, position: usize, said: Option<&str>) -> [u8; 6] {
+    let bytes: Option<Vec<u8>> =
+        said.and_then(|said| said.split(':').map(|byte| u8::from_str_radix(byte, 16).ok()).collect());
+    if let Some(mac) = bytes.and_then(|bytes| bytes.try_into().ok()) {
+        return mac;
+    }
+    let digest = blake3::hash(format!("{vm}\0net{position}").as_bytes());
+    let [a, b, c, ..] = *digest.as_bytes();
+    [0x52, 0x54, 0, a, b, c]
+}
+
+/// As messages, arguments and /sys have a hardware address.
+pub fn colons(mac: [u8; 6]) -> String {
+    mac.map(|byte| format!("{byte:02x}")).join(":")
 }
 
 /// Whether a vCPU may run where the IOThread does. No CPUs are all those that vmprof may run on.
@@ -115,7 +151,14 @@ fn shares_cpus(plan: &Plan, iothread: &IoThreadPlan) -> bool {
 }
 
 /// The job of the guest's first process: `work` is what it is for, and `streams` is where a command's streams lead.
-pub fn job(plan: &Plan, image: &BootImage, filesystems: &Filesystems, work: &Work, streams: Streams) -> Job {
+pub fn job(
+    vm: &str,
+    plan: &Plan,
+    image: &BootImage,
+    filesystems: &Filesystems,
+    work: &Work,
+    streams: Streams,
+) -> Job {
     let conduct = &image.conduct;
     Job {
         schema: JOB_SCHEMA.to_owned(),
@@ -140,6 +183,15 @@ pub fn job(plan: &Plan, image: &BootImage, filesystems: &Filesystems, work: &Wor
             })
             .collect(),
         links: Vec::<DeviceLink>::new(),
+        nets: plan
+            .nets
+            .iter()
+            .enumerate()
+            .map(|(position, net)| vmprof_job::Net {
+                name: net.name.clone(),
+                mac: colons(mac(vm, position, net.mac.as_deref())),
+            })
+            .collect(),
         sysctl: conduct.sysctl.clone(),
         mounts: filesystems.mounts().to_vec(),
         init: match conduct.init {

@@ -13,6 +13,7 @@ use crate::image::ImageError;
 use crate::kernel::KernelError;
 use crate::lock::LockError;
 use crate::oci::OciError;
+use crate::passt::PasstError;
 use crate::root::RootError;
 use crate::store::StoreError;
 use crate::tree::TreeError;
@@ -120,6 +121,10 @@ pub enum GuestError {
     #[error(transparent)]
     #[diagnostic(transparent)]
     Emulator(#[from] EmulatorError),
+
+    #[error(transparent)]
+    #[diagnostic(transparent)]
+    Passt(#[from] PasstError),
 }
 
 impl GuestError {
@@ -141,6 +146,7 @@ impl GuestError {
             Self::Root(error) => error.class(),
             Self::Image(error) => error.class(),
             Self::Emulator(error) => error.class(),
+            Self::Passt(PasstError::Version { .. }) => FailureClass::Failure,
         }
     }
 }

@@ -10,11 +10,12 @@ use crate::{cpio, init};
 /// kernel that lacks one of them is refused.
 pub(crate) const NEEDED: [&str; 5] = ["virtio_pci", "virtio_blk", "virtio_console", "button", "evdev"];
 
-/// Taken where the kernel has them: older devices, the host's random bytes, word of a panic to the VMM, and the sockets of `exec`
-/// and `cp`.
-pub(crate) const WELCOME: [&str; 7] = [
+/// Taken where the kernel has them: older devices, the host's random bytes, word of a panic to the VMM, the sockets of `exec`
+/// and `cp`, and network devices, which the profile decides on and not the recipe.
+pub(crate) const WELCOME: [&str; 8] = [
     "virtio_pci_modern_dev",
     "virtio_pci_legacy_dev",
+    "virtio_net",
     "virtio_rng",
     "pvpanic",
     "pvpanic_mmio",

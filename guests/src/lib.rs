@@ -39,6 +39,7 @@ mod modules;
 mod oci;
 mod packed;
 mod parallel;
+pub mod passt;
 mod progress;
 mod recipe;
 mod root;
@@ -65,6 +66,7 @@ pub use kernel::KernelError;
 pub use lab::{LabHost, lab_host};
 pub use lock::{Asked, Change, Lock, LockError, LockedPackage, Release};
 pub use oci::OciError;
+pub use passt::{Passt, PasstError};
 pub use progress::{Progress, Silent, Stage, Total};
 pub use recipe::{
     Compression, Conduct, Distribution, Format, Group, GuestMount, Image, ImageConfig, Init, Kernel,

@@ -16,6 +16,7 @@ mod kills;
 mod lab;
 mod machine;
 mod matrix;
+mod net;
 mod postgres;
 mod reboots;
 mod reconnect;

@@ -228,6 +228,7 @@ fn job(root: &str) -> Job {
         root,
         disks: vec![Disk { name: serial.clone(), serial: serial.clone(), scheduler: None, format: None }],
         links: vec![DeviceLink { path: "/dev/served".to_owned(), serial }],
+        nets: Vec::new(),
         sysctl: Vec::new(),
         mounts: Vec::new(),
         init: Init::Vmprof,

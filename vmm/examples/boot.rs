@@ -47,7 +47,8 @@ fn run() -> Result<u8, Box<dyn std::error::Error>> {
         ports.push(Port { name: name.clone(), stream: theirs.into() });
         std::thread::spawn(move || echo(&name, ours));
     }
-    let channels = Channels { ports, vsock: None, serial_out: Box::new(io::stdout()), serial_in: None };
+    let channels =
+        Channels { ports, vsock: None, nets: vec![], serial_out: Box::new(io::stdout()), serial_in: None };
     let vm = Vm::build(&host, &options.config, channels, &[])?.start()?;
     eprintln!("boot: started after {:?}", begun.elapsed());
     let control = vm.control();
@@ -144,6 +145,7 @@ fn options(mut words: impl Iterator<Item = String>) -> Result<Options, Box<dyn s
         emulator_cpus: vec![],
         iothreads: (0..iothreads).map(iothread).collect(),
         disks,
+        nets: vec![],
     };
     Ok(Options { config, ports, button, kill })
 }

@@ -22,6 +22,9 @@ pub struct VmConfig {
     pub iothreads: Vec<IoThread>,
     /// In the order in which the guest finds them on the PCI bus.
     pub disks: Vec<Disk>,
+    /// In the order in which the guest finds them, after the disks.
+    #[serde(default)]
+    pub nets: Vec<Net>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -182,6 +185,38 @@ pub const FEWEST_QUEUE_ENTRIES: u16 = 4;
 pub const LARGEST_LOGICAL_BLOCK_BYTES: u32 = 4_096;
 /// The device tells the guest in sixteen bits how many of the smallest logical blocks it is.
 pub const LARGEST_PHYSICAL_BLOCK_BYTES: u32 = 2 << 20;
+
+/// A network device (virtio 1.3, 5.1).
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Net {
+    /// The plan's name of it: `net0`.
+    pub name: String,
+    /// The guest's address: no group's, and not all zeros.
+    pub mac: [u8; 6],
+    pub backend: NetBackend,
+    /// Entries of each virtqueue, a power of two from [`FEWEST_NET_QUEUE_ENTRIES`] to 32,768.
+    pub queue_size: u16,
+    /// The longest payload of a frame that the guest is told of, from [`LEAST_MTU`] bytes on; `None` tells it none.
+    pub mtu: Option<u16>,
+    /// Which IOThread serves each virtqueue: receive 2k and transmit 2k+1 of pair k, the control queue last. A stream has one
+    /// pair, and so three.
+    pub virtqueues: Vec<u32>,
+}
+
+/// What carries the frames of a network device.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum NetBackend {
+    /// A tap device that exists; with several queue pairs one of several queues (IFF_MULTI_QUEUE).
+    Tap { name: String },
+    /// A stream socket, which the caller gives in [`Channels`](crate::Channels): the next of its `nets`.
+    Stream,
+}
+
+/// A frame's header and data: what a queue holds at least.
+pub const FEWEST_NET_QUEUE_ENTRIES: u16 = 2;
+/// virtio 1.3, 5.1.4.1: a device tells of no smaller one.
+pub const LEAST_MTU: u16 = 68;
 
 /// QEMU's cache modes: whether the host's page cache is used, and what a completed write or flush promises.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]

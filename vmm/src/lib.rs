@@ -21,6 +21,7 @@ pub mod iothread;
 pub mod kvm;
 pub mod layout;
 mod machine;
+pub mod net;
 pub mod pause;
 pub mod pci;
 pub mod power;

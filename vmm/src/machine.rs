@@ -25,6 +25,7 @@ use crate::interrupts::{InterruptError, Interrupts};
 use crate::iothread::IoThreadError;
 use crate::kvm::Usable;
 use crate::layout::{self, gsi};
+use crate::net::{FrameStream, NetError};
 use crate::pci::{self, BusFull, Function, PciBus};
 use crate::power::{Power, RESET_CODE};
 use crate::serial::Com1;
@@ -38,6 +39,9 @@ pub struct Channels {
     pub ports: Vec<Port>,
     /// Where the outside begins connections to the guest's virtio-vsock; `None`: the guest has none.
     pub vsock: Option<UnixListener>,
+    /// What carries the frames of the network devices whose backend is a stream, in their order. A machine that follows another
+    /// one is given the same.
+    pub nets: Vec<FrameStream>,
     /// What the guest writes to its serial console. It may block: the guest waits meanwhile, and after the guest's end the
     /// machine does, until it is killed. For that a signal has to end a write with `Interrupted`, as it does a file's.
     pub serial_out: Box<dyn Write + Send>,
@@ -96,6 +100,8 @@ pub enum BuildError {
     IoThread(#[from] IoThreadError),
     #[error(transparent)]
     Disk(#[from] DiskError),
+    #[error(transparent)]
+    Net(#[from] NetError),
     #[error("the {what} could not be made")]
     Device { what: &'static str, source: io::Error },
 }

@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 use crate::iothread::counters::IoThreadSnapshot;
 use crate::pause::PauseSnapshot;
 use crate::virtio::blk::DiskSnapshot;
+use crate::virtio::net::NetSnapshot;
 
 /// A snapshot. Numbers of different threads are not of the same instant.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -14,6 +15,8 @@ pub struct Stats {
     pub vcpus: Vec<VcpuStats>,
     pub iothreads: Vec<IoThreadSnapshot>,
     pub disks: Vec<DiskSnapshot>,
+    #[serde(default)]
+    pub nets: Vec<NetSnapshot>,
     /// Since when and why the guest does not run; `None` while it does.
     #[serde(default)]
     pub paused: Option<PauseSnapshot>,

@@ -21,16 +21,17 @@ use crate::serial::outlet::{self, Flowing};
 use crate::stats::ExitCounters;
 use crate::thread::{Thread, ThreadError};
 use crate::vcpu::Vcpu;
-use crate::virtio::blk::{Blk, DiskStats};
+use crate::virtio::blk::Blk;
 use crate::virtio::console::Console;
 use crate::virtio::device::VirtioDevice;
+use crate::virtio::net::Net;
 use crate::virtio::rng::Rng;
 use crate::virtio::vsock::Vsock;
 
 mod control;
 
 pub use control::Control;
-use control::Shared;
+use control::{DeviceStats, Shared};
 
 /// A machine in the stage `S`.
 #[derive(Debug)]
@@ -43,7 +44,7 @@ pub struct Built {
     parts: Parts,
     /// They run already, and wait for queues.
     iothreads: Vec<Handle>,
-    disk_stats: Vec<DiskStats>,
+    stats: DeviceStats,
     pause: Arc<Pause>,
     vcpu_cpus: Vec<Cpus>,
     emulator_cpus: Cpus,
@@ -103,10 +104,15 @@ impl Vm<Built> {
             Blk::of_machine(disk, locked, &iothreads, &pause)
         });
         let disks = disks.collect::<Result<Vec<_>, _>>()?;
-        let disk_stats = disks.iter().map(Blk::stats).collect();
+        let Channels { ports, vsock, nets: streams, serial_out, serial_in } = channels;
+        let nets = Net::of_machine(&config.nets, streams, &iothreads)?;
+        let stats = DeviceStats {
+            disks: disks.iter().map(Blk::stats).collect(),
+            nets: nets.iter().map(Net::stats).collect(),
+        };
         let mut devices: Vec<Box<dyn VirtioDevice>> = Vec::new();
         devices.extend(disks.into_iter().map(|disk| Box::new(disk) as Box<dyn VirtioDevice>));
-        let Channels { ports, vsock, serial_out, serial_in } = channels;
+        devices.extend(nets.into_iter().map(|net| Box::new(net) as Box<dyn VirtioDevice>));
         let mut handlers: Vec<Box<dyn Handler>> = Vec::new();
         if !ports.is_empty() {
             let console = Console::new(ports);
@@ -129,24 +135,24 @@ impl Vm<Built> {
         parts.handlers.extend(handlers);
         let ram = parts.bus.interrupts.vm().ram();
         iothreads.iter().try_for_each(|iothread| iothread.register_memory(ram))?;
-        Ok(Vm::of(config, parts, iothreads, disk_stats, pause))
+        Ok(Vm::of(config, parts, iothreads, stats, pause))
     }
 
     pub(crate) fn of(
         config: &VmConfig,
         parts: Parts,
         iothreads: Vec<Handle>,
-        disk_stats: Vec<DiskStats>,
+        stats: DeviceStats,
         pause: Arc<Pause>,
     ) -> Vm<Built> {
         let vcpu_cpus = config.vcpus.iter().map(|vcpu| vcpu.cpus.clone()).collect();
         let emulator_cpus = config.emulator_cpus.clone();
-        Vm { stage: Built { parts, iothreads, disk_stats, pause, vcpu_cpus, emulator_cpus } }
+        Vm { stage: Built { parts, iothreads, stats, pause, vcpu_cpus, emulator_cpus } }
     }
 
     /// Starts the threads, each on its CPUs, and when all are in place the guest.
     pub fn start(self) -> Result<Vm<Running>, StartError> {
-        let Built { parts, iothreads, disk_stats, pause, vcpu_cpus, emulator_cpus } = self.stage;
+        let Built { parts, iothreads, stats, pause, vcpu_cpus, emulator_cpus } = self.stage;
         let Parts { bus, vcpus, handlers, outlet } = parts;
         let (ends, ended) = mpsc::channel();
         let emulator = Emulator::start(&emulator_cpus, handlers, ends.clone())?;
@@ -189,7 +195,7 @@ impl Vm<Built> {
         threads.extend(iothreads.iter().map(|iothread| (format!("IO {}", iothread.name()), iothread.tid())));
         let shared_bus = Arc::downgrade(&bus);
         let shared =
-            Shared { bus: shared_bus, ends, threads, counters, iothreads, disk_stats, pause: pause.clone() };
+            Shared { bus: shared_bus, ends, threads, counters, iothreads, stats, pause: pause.clone() };
         let control = Control::new(shared);
         let (emulator, killed) = (Some(emulator), false);
         Ok(Vm { stage: Running { control, bus, ended, pause, vcpu_threads, emulator, serial, killed } })

@@ -158,6 +158,7 @@ fn job() -> Job {
         root: Root::Initramfs,
         disks: Vec::new(),
         links: Vec::new(),
+        nets: Vec::new(),
         sysctl: Vec::new(),
         mounts: Vec::new(),
         init: Init::Vmprof,

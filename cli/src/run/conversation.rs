@@ -19,6 +19,8 @@ use super::record::State;
 #[derive(Debug)]
 pub enum Event {
     Said(FromGuest),
+    /// For the user, in a sentence: what becomes of the run is not decided by it.
+    Notice(String),
     /// A line on the control channel that is none of ours.
     Garbled(String),
     InputEnded {
@@ -261,6 +263,8 @@ pub fn hold(
                 account.ready_after = Some(after);
                 tell(News::Ready { after });
             }
+            Ok(Event::Notice(text)) => tell(News::Notice(text)),
+            Ok(Event::Said(FromGuest::Notice { message })) => tell(News::Notice(message)),
             Ok(Event::Said(FromGuest::Service { name, state })) => tell(News::Service { name, state }),
             Ok(Event::Said(FromGuest::Failed { message })) => account.failed = Some(message),
             Ok(Event::Said(FromGuest::Stopped { killed })) => account.stopped = Some(killed),

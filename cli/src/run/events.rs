@@ -93,7 +93,7 @@ impl Happening {
                 into: artifact.into.clone(),
                 error: failure.clone(),
             }),
-            News::InsideIsAt(_) | News::CannotStopPaused => None,
+            News::InsideIsAt(_) | News::CannotStopPaused | News::Notice(_) => None,
         }
     }
 

@@ -33,6 +33,8 @@ pub enum News {
         failure: Option<String>,
     },
     Resumed,
+    /// What the user should know of, in a sentence; the run goes on.
+    Notice(String),
     /// A clean stop was asked of a guest that stands still.
     CannotStopPaused,
     /// The machine has ended so, and the next one begins.
@@ -110,6 +112,7 @@ impl Teller {
                 Some(format!("{name} is paused: {failure}; `vmprof resume {name}` tries it again"))
             }
             News::Paused { failure: None } => Some(format!("{name} is paused, until `vmprof resume {name}`")),
+            News::Notice(text) => Some(text.clone()),
             News::Resumed => Some(format!("{name} goes on")),
             // The verdict tells of it.
             News::Collected { failure: Some(_), .. } => None,
@@ -127,9 +130,8 @@ impl Teller {
     pub fn state(&self, news: &News) -> Option<State> {
         match (news, self.ran) {
             // Ready is the emulated host; its guest is not yet.
-            (News::Service { .. } | News::InsideSays(_), _) | (News::Ready { .. }, Ran::Inside { .. }) => {
-                None
-            }
+            (News::Service { .. } | News::InsideSays(_) | News::Notice(_), _)
+            | (News::Ready { .. }, Ran::Inside { .. }) => None,
             (News::InsideIsAt(state), _) => Some(*state),
             (News::Reboots { .. }, _) => Some(State::Starting),
             (News::Ready { .. }, Ran::Serving) => Some(State::Serving),

@@ -38,6 +38,8 @@ pub struct Run {
     /// CPUs of this host that pinned threads hold, as a kernel list; empty in the lab.
     pub cpus: String,
     pub disks: Vec<DiskInUse>,
+    #[serde(default)]
+    pub nets: Vec<NetInUse>,
 }
 
 /// How far a run is. It only goes forward, but for a reboot.
@@ -72,6 +74,25 @@ impl State {
     }
 }
 
+/// What of this host's networks one run alone can have.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all = "lowercase")]
+pub enum NetInUse {
+    Tcp { port: u16 },
+    Udp { port: u16 },
+    Tap { name: String },
+}
+
+impl NetInUse {
+    fn told(&self) -> String {
+        match self {
+            NetInUse::Tcp { port } => format!("tcp port {port} of this host"),
+            NetInUse::Udp { port } => format!("udp port {port} of this host"),
+            NetInUse::Tap { name } => format!("the tap device `{name}`"),
+        }
+    }
+}
+
 /// A disk by what it is, whatever path led to it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DiskInUse {
@@ -98,7 +119,12 @@ impl Run {
             started,
             cpus,
             disks,
+            nets: Vec::new(),
         }
+    }
+
+    pub fn with_nets(self, nets: Vec<NetInUse>) -> Run {
+        Run { nets, ..self }
     }
 }
 
@@ -132,6 +158,12 @@ pub enum RecordError {
         help("stop it with `vmprof stop {holder}`, or give the profile another source")
     )]
     DiskInUse { disk: String, path: PathBuf, holder: String, pid: u32 },
+    #[error("{what} is in use by the running VM `{holder}` (pid {pid})")]
+    #[diagnostic(
+        code(vmprof::up::net_in_use),
+        help("stop it with `vmprof stop {holder}`, or give the profile another port or device")
+    )]
+    NetInUse { what: String, holder: String, pid: u32 },
     #[error("no VM named `{name}` is running")]
     #[diagnostic(code(vmprof::run::not_running), help("`vmprof ps` lists the running ones"))]
     NotRunning { name: String },
@@ -317,6 +349,16 @@ pub fn refuse_shared_disks(places: &Places, wanted: &[DiskInUse]) -> Result<(), 
     Ok(())
 }
 
+/// Refuses a port or a tap device that a running VM has, naming that VM.
+pub fn refuse_shared_nets(places: &Places, own: &str, wanted: &[NetInUse]) -> Result<(), RecordError> {
+    for run in running(places).into_iter().filter(|run| run.name != own) {
+        if let Some(net) = wanted.iter().find(|net| run.nets.contains(net)) {
+            return Err(RecordError::NetInUse { what: net.told(), holder: run.name, pid: run.pid });
+        }
+    }
+    Ok(())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -379,6 +421,21 @@ mod tests {
         assert!(running(&places).is_empty());
         let own = OwnRecord::claim(&places, "db").unwrap();
         assert!(!own.directory().join("run.json").exists());
+    }
+
+    #[test]
+    fn a_port_or_a_tap_in_use_is_refused_and_its_holder_named() {
+        let (_keep, places) = places();
+        let own = OwnRecord::claim(&places, "first").unwrap();
+        let tap = NetInUse::Tap { name: "tap0".into() };
+        own.write(run("first", vec![]).with_nets(vec![NetInUse::Tcp { port: 8080 }, tap.clone()])).unwrap();
+        for (wanted, told) in
+            [(NetInUse::Tcp { port: 8080 }, "tcp port 8080 of this host"), (tap, "the tap device `tap0`")]
+        {
+            let error = refuse_shared_nets(&places, "second", &[wanted]).unwrap_err();
+            assert_eq!(error.to_string(), format!("{told} is in use by the running VM `first` (pid 7)"));
+        }
+        refuse_shared_nets(&places, "second", &[NetInUse::Udp { port: 8080 }]).unwrap();
     }
 
     #[test]

@@ -148,6 +148,7 @@ mod tests {
                 vcpus: vec![VcpuStats { name: "CPU 0/KVM".into(), tid: 7, ..VcpuStats::default() }],
                 iothreads: vec![iothread],
                 disks: vec![disk],
+                nets: vec![],
                 paused: None,
             },
         }

@@ -20,6 +20,7 @@ use vmprof_sys::{inherited, signals};
 use vmprof_vmm::config::VmConfig;
 
 use super::lease::Lease;
+use super::nets::Carrier;
 use super::{Patience, Telling};
 use crate::run::artifacts::Artifacts;
 use crate::run::detached::Passed;
@@ -60,6 +61,8 @@ pub struct Handover {
     pub artifacts: Artifacts,
     /// In the order in which they end.
     pub leases: Vec<Lease>,
+    /// Of the network devices that are no tap, in the plan's order.
+    pub carriers: Vec<Carrier>,
     /// After what the guest is started anew.
     pub reboots: Policy,
     /// The job as an archive that follows the initramfs; it travels behind all this.
@@ -158,6 +161,7 @@ mod tests {
             emulator_cpus: vec![0],
             iothreads: vec![config::IoThread::named(0, "iothread0")],
             disks: vec![],
+            nets: vec![],
         };
         Handover {
             telling,
@@ -175,6 +179,7 @@ mod tests {
             detached: None,
             artifacts: Artifacts::default(),
             leases: vec![],
+            carriers: vec![Carrier::Outside { device: "net0".into() }],
             reboots: Policy::of(false, Some("panic=10")),
             job: job.to_vec(),
         }

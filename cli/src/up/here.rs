@@ -6,10 +6,12 @@ use vmprof_profiles::CpuSet;
 
 use super::handover::Handover;
 use super::lease::Lease;
+use super::nets::{self, Carrier};
 use super::{Guest, Patience, Upping, engines, promises, sources};
 use crate::failure::Failure;
 use crate::lower;
 use crate::profile;
+use crate::progress::Stages;
 use crate::run::detached::Detached;
 use crate::run::reboots::Policy;
 use crate::run::record::{self, OwnRecord, Run};
@@ -39,7 +41,17 @@ pub fn up(upping: &Upping) -> Result<u8, Failure> {
     let disks = sources::make(&upping.profile, &paths)?;
     let own = OwnRecord::claim(&upping.places, &upping.name)?;
     record::refuse_shared_disks(&upping.places, &disks)?;
-    let keeper = own.write(Run::new(&upping.name, &upping.path, "kvm", host.pinned(&plan), disks))?;
+    let devices = nets::of_plan(&upping.name, &plan.nets);
+    let in_use = nets::in_use(&devices);
+    record::refuse_shared_nets(&upping.places, &upping.name, &in_use)?;
+    let run = Run::new(&upping.name, &upping.path, "kvm", host.pinned(&plan), disks).with_nets(in_use);
+    let keeper = own.write(run)?;
+    let stages = Stages::new(report);
+    // With an image at hand this is the vmprof inside: passt runs outside.
+    let passts = match arguments.image {
+        Some(_) => Vec::new(),
+        None => nets::passts(&devices, &upping.builder(&store, &stages))?,
+    };
     let (image, private_root) = image.with_private_root(&upping.places, &upping.name)?;
 
     let streams = match arguments.console {
@@ -49,7 +61,7 @@ pub fn up(upping: &Upping) -> Result<u8, Failure> {
         }
         false => Streams::Ports,
     };
-    let job = lower::job(&plan, &image, &filesystems, &work, streams);
+    let job = lower::job(&upping.name, &plan, &image, &filesystems, &work, streams);
     let config = lower::machine(&upping.name, &plan, &image, &paths, &engines);
     let job = append_archive(&[(JOB_PATH, 0o600, vmprof_job::line(&job))])?;
 
@@ -61,6 +73,14 @@ pub fn up(upping: &Upping) -> Result<u8, Failure> {
     leases.push(Lease::of_record(&own).map_err(kept)?);
     leases.extend(Lease::of_hold(&held).map_err(kept)?);
     let detached = upping.detached.as_ref().map(Detached::pass).transpose().map_err(kept)?;
+    let carriers: Vec<Carrier> = match arguments.image {
+        Some(_) => Carrier::outside(&devices),
+        None => passts
+            .iter()
+            .map(|passt| passt.pass().map(Carrier::Passt))
+            .collect::<Result<_, _>>()
+            .map_err(kept)?,
+    };
     let planned = |(name, cpus): (String, CpuSet)| PlannedThread { name, cpus: cpus.to_string() };
     let handover = Handover {
         telling: upping.telling(work.ran(), Some(&image)),
@@ -75,6 +95,7 @@ pub fn up(upping: &Upping) -> Result<u8, Failure> {
         detached,
         artifacts: upping.artifacts()?,
         leases,
+        carriers,
         reboots: Policy::of(arguments.no_reboot, image.cmdline.as_deref()),
         job,
     };

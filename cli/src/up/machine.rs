@@ -17,6 +17,7 @@ use vmprof_vmm::backing::{DiskError, DiskLock};
 use vmprof_vmm::config::VmConfig;
 use vmprof_vmm::exit::Exit;
 use vmprof_vmm::kvm::{self, Usable};
+use vmprof_vmm::net::{FrameStream, NetError};
 use vmprof_vmm::pause::PauseNews;
 use vmprof_vmm::vm::{Running, StartError};
 use vmprof_vmm::{BuildError, Channels, Port, Vm, thread};
@@ -24,6 +25,7 @@ use vmprof_vmm::{BuildError, Channels, Port, Vm, thread};
 use super::answers::Here;
 use super::handover::Handover;
 use super::lease::{Lease, Leased};
+use super::nets::Carried;
 use super::tuned::{InForce, Tuned};
 use crate::failure::{Failure, Kind};
 use crate::lower::milliseconds;
@@ -93,6 +95,7 @@ fn run_machine(report: Report, handover: Handover, detached: Option<&Detached>) 
         record,
         reboots,
         artifacts,
+        carriers,
         job,
         ..
     } = handover;
@@ -126,7 +129,10 @@ fn run_machine(report: Report, handover: Handover, detached: Option<&Detached>) 
     let in_force = InForce { plan, threads, iothreads: config.iothreads.clone() };
     let tuned = Arc::new(Tuned::new(in_force, allowed.into_iter().collect::<CpuSet>(), kept.clone()));
     let vsock = sockets::listen(&record, VSOCK).map_err(os("the guest's socket cannot be opened"))?;
-    let machines = Machines { kvm, config, locks, vsock, job };
+    // Dropped behind the machines: what is at the other end ends with the run.
+    let carried = Carried::take(carriers, &record, &supervision.events)?;
+    let nets = carried.streams.clone();
+    let machines = Machines { kvm, config, locks, vsock, nets, job };
     let answers = Arc::new(Successive::default());
     let mut reboots = Reboots::new(reboots);
 
@@ -212,6 +218,8 @@ struct Machines {
     locks: Vec<DiskLock>,
     /// Where connections to the guest begin, whichever machine it is.
     vsock: UnixListener,
+    /// They go on in the middle of what they carry.
+    nets: Vec<FrameStream>,
     job: Vec<u8>,
 }
 
@@ -228,6 +236,7 @@ impl Machines {
                 .map(|PortEnd { port, stream }| Port { name: port.to_owned(), stream })
                 .collect(),
             vsock: Some(vsock),
+            nets: self.nets.clone(),
             serial_out: out,
             serial_in: Some(input),
         };
@@ -302,6 +311,10 @@ fn not_built(error: BuildError) -> Failure {
             "give the source a size that is a multiple of the block, or leave the logical block's size out",
         ),
         BuildError::Disk(_) => (Kind::Failure, ""),
+        BuildError::Net(NetError::Busy { .. }) => {
+            (Kind::Failure, "`vmprof ps` lists this user's running VMs")
+        }
+        BuildError::Net(_) => (Kind::HostCannot, "`net passt` needs no device of the host's"),
         BuildError::Memory(_) => {
             (Kind::HostCannot, "`vmprof host` shows each node's memory and free huge pages")
         }

@@ -9,6 +9,7 @@ mod image;
 mod inside;
 mod lease;
 mod machine;
+mod nets;
 mod patience;
 pub mod promises;
 mod root;

@@ -2,7 +2,7 @@
 //! anything is built or booted; `plan` shows it, since a plan may be made for another program.
 
 use miette::Diagnostic;
-use vmprof_profiles::{Plan, Profile};
+use vmprof_profiles::{NetBackend, NetPlan, Plan, Profile};
 use vmprof_vmm::config::{FEWEST_QUEUE_ENTRIES, LARGEST_LOGICAL_BLOCK_BYTES, LARGEST_PHYSICAL_BLOCK_BYTES};
 
 use crate::failure::{Failure, Kind};
@@ -40,7 +40,7 @@ pub fn of_profile(profile: &Profile) -> Result<(), Failure> {
         physical_block_bytes: disk.physical_block_bytes,
         queue_size: disk.queue_size,
     });
-    refuse(disks.flat_map(|wish| wish.unkept()).chain(nets(profile.nets.len())).collect())
+    refuse(disks.flat_map(|wish| wish.unkept()).collect())
 }
 
 /// Looks at a plan, which another version may have made.
@@ -51,7 +51,19 @@ pub fn of_plan(plan: &Plan) -> Result<(), Failure> {
         physical_block_bytes: disk.physical_block_bytes,
         queue_size: disk.queue_size,
     });
-    refuse(disks.flat_map(|wish| wish.unkept()).chain(nets(plan.nets.len())).collect())
+    refuse(disks.flat_map(|wish| wish.unkept()).chain(plan.nets.iter().filter_map(net)).collect())
+}
+
+/// Looks at what the emulated host cannot have.
+pub fn in_the_lab(profile: &Profile) -> Result<(), Failure> {
+    let taps = profile.nets.iter().filter_map(|net| match &net.backend.value {
+        NetBackend::Tap { name } => Some(Promise {
+            asked: format!("`net tap name={name}`: the lab's emulated host has no tap devices, and those of this host are out of its reach"),
+            instead: "write `net passt`, which runs on this host, or run it on a host with KVM (`--on kvm`)".to_owned(),
+        }),
+        NetBackend::Passt { .. } => None,
+    });
+    refuse(taps.collect())
 }
 
 fn refuse(promises: Vec<Promise>) -> Result<(), Failure> {
@@ -61,12 +73,15 @@ fn refuse(promises: Vec<Promise>) -> Result<(), Failure> {
     }
 }
 
-fn nets(count: usize) -> Option<Promise> {
-    let devices =
-        if count == 1 { "one network device".to_owned() } else { format!("{count} network devices") };
-    (count > 0).then(|| Promise {
-        asked: format!("`net`: {devices}, and the machine has none to give"),
-        instead: "write `net none`, or leave `net` out: the guest then has its loopback alone".to_owned(),
+/// The language knows no such profile; a plan may have been written by other means.
+fn net(net: &NetPlan) -> Option<Promise> {
+    let passt = matches!(net.backend, NetBackend::Passt { .. });
+    (passt && net.queues > 1).then(|| Promise {
+        asked: format!(
+            "{}: {} queue pairs over passt, which has one stream for all of them",
+            net.name, net.queues
+        ),
+        instead: "plan it again with one".to_owned(),
     })
 }
 
@@ -114,7 +129,7 @@ impl Wish<'_> {
 
 #[cfg(test)]
 mod tests {
-    use vmprof_profiles::{Aio, ErrorPolicy, Net, NetBackend, Written, read_profile};
+    use vmprof_profiles::{Aio, ErrorPolicy, Net, Written, read_profile};
 
     use super::*;
 
@@ -149,32 +164,36 @@ mod tests {
     #[test]
     fn everything_is_refused_at_once_each_with_its_disk() {
         let mut profile = profile();
-        let data = profile.disks[0].name.clone();
         (profile.disks[1].logical_block_bytes, profile.disks[1].physical_block_bytes) =
             (Some(65536), Some(4 << 20));
         profile.disks[1].queue_size = 2;
-        profile.nets.push(Net {
-            backend: Written {
-                value: NetBackend::Passt { forwards: vec![] },
-                span: data.span,
-                line: data.line,
-            },
-            queues: 1,
-            queues_line: None,
-            queue_size: 256,
-            mac: None,
-        });
         let told = told(&profile);
-        assert_eq!(told[0], "this version of `up` cannot do 4 things that the profile asks for");
+        assert_eq!(told[0], "this version of `up` cannot do 3 things that the profile asks for");
         let expected = [
             ("`log`", "logical blocks of 65536"),
             ("`log`", "physical blocks of 4194304"),
             ("`log`", "queues of 2"),
-            ("`net`", "one network device"),
         ];
         assert_eq!(told.len(), 1 + expected.len(), "{told:?}");
         for (message, (disk, what)) in told[1..].iter().zip(expected) {
             assert!(message.contains(disk) && message.contains(what), "{message}");
         }
+    }
+
+    #[test]
+    fn a_tap_is_refused_in_the_lab_alone() {
+        let mut profile = profile();
+        let data = profile.disks[0].name.clone();
+        let mut push = |value| {
+            let backend = Written { value, span: data.span, line: data.line.clone() };
+            profile.nets.push(Net { backend, queues: 1, queues_line: None, queue_size: 256, mac: None });
+        };
+        push(NetBackend::Passt { forwards: vec![] });
+        push(NetBackend::Tap { name: "tap7".into() });
+        assert_eq!(told(&profile), [""; 0]);
+        let failure = in_the_lab(&profile).unwrap_err();
+        assert_eq!(failure.kind, Kind::HostCannot);
+        let related: Vec<_> = failure.problem.related().unwrap().map(|one| one.to_string()).collect();
+        assert!(related.len() == 1 && related[0].contains("tap7"), "{related:?}");
     }
 }

@@ -15,13 +15,14 @@ use crate::command::{self, Surroundings};
 use crate::control::Control;
 use crate::failure::Failure;
 use crate::keeping::Keeping;
+use crate::network::{FIRST_LEASE, Network};
 use crate::power::{self, Buttons};
 use crate::pump::{FromCommand, ToCommand};
 use crate::reap::Children;
 use crate::services::{Console, Keeper, Places};
 use crate::supervisor::{FAILURE_HEARD, Launch, Started, Streams, Supervisor};
 use crate::terminal::{self, Terminal};
-use crate::{agent, cpus, disks, job, kmsg, loopback, modules, mounts, ports, sysctl, systemd, volumes};
+use crate::{agent, cpus, disks, job, kmsg, modules, mounts, netlink, ports, sysctl, systemd, volumes};
 
 /// Devices appear while the kernel probes them; an emulated machine on a busy host takes its time.
 pub(crate) const DEVICE_WAIT: Duration = Duration::from_secs(30);
@@ -71,6 +72,8 @@ fn supervise(mut control: Control) -> ! {
             fail(control, Some(&children), &failure)
         }
     }
+    // From here on it asks; what follows takes its time.
+    let mut network = Network::start(&job.nets);
     let readied = ready_services(&job).and_then(|keeper| Ok((keeper, launch(job.command.as_ref())?)));
     let (keeper, launch) = match readied {
         Ok(readied) => readied,
@@ -78,6 +81,14 @@ fn supervise(mut control: Control) -> ! {
     };
     let surroundings = job.command.as_ref().map_or_else(Surroundings::of_root, Surroundings::of);
     let agent = agent::start(&surroundings);
+    if let Err(missing) = network.ready(FIRST_LEASE) {
+        let message = format!(
+            "{missing} of the guest has no address from DHCP after {} s; it goes on asking",
+            FIRST_LEASE.as_secs()
+        );
+        kmsg::note(&message);
+        control.send(&FromGuest::Notice { message });
+    }
     let supervisor = Supervisor {
         control,
         children: &children,
@@ -90,6 +101,7 @@ fn supervise(mut control: Control) -> ! {
     };
     let end = supervisor.run(launch);
     agent.end();
+    network.end();
     power::end(Some(&children), end.grace)
 }
 
@@ -151,7 +163,7 @@ fn prepare() -> Result<Job, Failure> {
     }
     rustix::system::sethostname(job.hostname.as_bytes())
         .map_err(|error| Failure::step(&format!("setting the host name `{}`", job.hostname))(error.into()))?;
-    loopback::up().map_err(Failure::step("bringing up the loopback interface"))?;
+    netlink::set_up(netlink::LOOPBACK).map_err(Failure::step("bringing up the loopback interface"))?;
     if let Some(command) = &job.command
         && !Path::new(&command.directory).is_dir()
     {

@@ -46,6 +46,7 @@ pub(crate) mod tests {
                 format: None,
             }],
             links: Vec::new(),
+            nets: Vec::new(),
             sysctl: Vec::new(),
             mounts: Vec::new(),
             init: Init::Vmprof,

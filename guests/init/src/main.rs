@@ -18,9 +18,10 @@ mod filesystems;
 mod job;
 mod keeping;
 mod kmsg;
-mod loopback;
 mod modules;
 mod mounts;
+mod netlink;
+mod network;
 mod ports;
 mod power;
 mod pump;
@@ -50,6 +51,8 @@ fn main() -> ExitCode {
     let arguments: Vec<OsString> = std::env::args_os().skip(1).collect();
     match arguments.split_first() {
         Some((word, rest)) if word == agent::WORD => agent::run(rest),
+        Some((word, rest)) if word == network::WORD => network::run(rest),
+        Some((word, rest)) if word == network::LEASE_WORD => network::take_lease(rest),
         Some((word, rest)) if word == terminal::WORD => ExitCode::from(terminal::become_command(rest)),
         Some((word, rest)) if word == as_user::WORD => ExitCode::from(as_user::become_command(rest)),
         Some((word, rest)) if word == become_user::WORD => ExitCode::from(become_user::become_user(rest)),

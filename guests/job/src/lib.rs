@@ -45,6 +45,9 @@ pub struct Job {
     pub disks: Vec<Disk>,
     /// Symbolic links made before the command starts, each to the device of the disk with that serial.
     pub links: Vec<DeviceLink>,
+    /// Network devices, each of which gets its address by DHCP. With [`Init::Systemd`] systemd's own network service is told.
+    #[serde(default)]
+    pub nets: Vec<Net>,
     /// Kernel settings, written below /proc/sys before anything starts: `vm.swappiness`, `1`.
     pub sysctl: Vec<(String, String)>,
     /// Made in this order, after the disks.
@@ -94,6 +97,15 @@ pub struct Disk {
     pub scheduler: Option<String>,
     /// Made on the disk where that is empty; `None` leaves it as it is.
     pub format: Option<Filesystem>,
+}
+
+/// A network device the guest finds.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Net {
+    /// The plan's name of it: `net0`.
+    pub name: String,
+    /// Its hardware address, as /sys/class/net/*/address has it.
+    pub mac: String,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -195,6 +207,8 @@ pub enum FromGuest {
     Hello { kernel: String, uptime_ms: u64 },
     /// A service is at something new.
     Service { name: String, state: ServiceState },
+    /// Something the user should know of; the boot goes on.
+    Notice { message: String },
     /// Root, disks, mounts and services are as the job asks; the command starts now, or the guest serves.
     Ready { uptime_ms: u64 },
     /// The boot could not be finished, or a service without which the guest serves nothing failed for good: what was asked,

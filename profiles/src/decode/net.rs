@@ -83,7 +83,7 @@ impl<'a> Reading<'a> {
         } else {
             Some(Vec::new())
         };
-        let (queues, queues_line, queue_size) = self.pairs(&block);
+        let (queues, queues_line, queue_size) = self.pairs(&block, word);
         let mac = block.only("mac").map(|node| {
             let help = "write it in quotes: `mac \"52:54:00:12:34:56\"`";
             let mac = node.required_arg("the address", help).and_then(|v| self.mac(v, used));
@@ -103,10 +103,25 @@ impl<'a> Reading<'a> {
         Some(Net { backend: self.written(at, backend), queues: queues?, queues_line, queue_size, mac })
     }
 
-    fn pairs(&self, block: &Block<'a>) -> (Option<u32>, Option<Line>, u16) {
+    fn pairs(&self, block: &Block<'a>, word: Word) -> (Option<u32>, Option<Line>, u16) {
         let Some(node) = block.only("queues") else { return (Some(1), None, QUEUE_SIZE) };
         let help = "write how many pairs: `queues 2`";
-        let pairs = node.required_arg("how many", help).and_then(|v| v.u64(1..=MOST_PAIRS));
+        let pairs = node.required_arg("how many", help).and_then(|v| {
+            let pairs = v.u64(1..=MOST_PAIRS)?;
+            if pairs > 1 && matches!(word, Word::Passt) {
+                self.findings.push(
+                    v.problem(
+                        "passt_queues",
+                        "passt carries all packets in one stream, and has one queue pair",
+                    )
+                    .help(
+                        "leave `queues` out, or write `queues 1`; a tap device has as many as are asked for",
+                    ),
+                );
+                return None;
+            }
+            Some(pairs)
+        });
         let size = self.queue_size(&node);
         let line = node.line();
         node.finish();

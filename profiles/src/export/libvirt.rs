@@ -283,7 +283,8 @@ fn interface(net: &NetPlan, remarks: &mut Remarks) -> Element {
                     Protocol::Tcp => "tcp",
                     Protocol::Udp => "udp",
                 };
-                let mut forward = Element::new("portForward").with("proto", word);
+                let mut forward =
+                    Element::new("portForward").with("proto", word).with("address", "127.0.0.1");
                 for one in forwards.iter().filter(|forward| forward.protocol == protocol) {
                     forward.add(Element::new("range").with("start", one.host).with("to", one.guest));
                 }

@@ -264,7 +264,7 @@ impl Line {
                     let ports: Vec<Value> = forwards
                         .iter()
                         .filter(|forward| forward.protocol == protocol)
-                        .map(|forward| json!({ "str": format!("{}:{}", forward.host, forward.guest) }))
+                        .map(|forward| json!({ "str": format!("127.0.0.1/{}:{}", forward.host, forward.guest) }))
                         .collect();
                     if !ports.is_empty() {
                         netdev.set(property, ports);

@@ -23,7 +23,7 @@ pub(super) fn interface<'a, 'x>(reading: &mut Reading<'a, 'x>, node: Xml<'a, 'x>
                 reading.leave(
                     node,
                     format!("{what}: QEMU's own user network"),
-                    "vmprof's is passt, which has the host's addresses and not 10.0.2.15",
+                    "vmprof's is passt, with the same addresses; the host's loopback is not behind 10.0.2.2",
                 );
             }
             let mut net = Draft::new("net passt", reading.origin(node, what.clone())).kept();
@@ -86,10 +86,16 @@ pub(super) fn interface<'a, 'x>(reading: &mut Reading<'a, 'x>, node: Xml<'a, 'x>
             .and_then(|queues| queues.parse::<u32>().ok())
             .filter(|queues| *queues > 1)
         {
-            net.add(Draft::new(
-                format!("queues {queues}"),
-                reading.origin(driver, format!("{what}: queues='{queues}'")),
-            ));
+            match kind {
+                // As libvirt has it, too: its passt takes the first pair.
+                "user" => {
+                    reading.leave(driver, format!("{what}: queues='{queues}'"), "passt has one queue pair")
+                }
+                _ => net.add(Draft::new(
+                    format!("queues {queues}"),
+                    reading.origin(driver, format!("{what}: queues='{queues}'")),
+                )),
+            }
         }
         // Receive queues of 256 are everyone's.
         let mut known = vec!["queues"];
@@ -117,11 +123,11 @@ fn forwards<'a, 'x>(reading: &mut Reading<'a, 'x>, node: Xml<'a, 'x>, what: &str
     let mut seen = BTreeSet::new();
     for forward in children(node, "portForward") {
         let protocol = forward.attribute("proto").unwrap_or("tcp");
-        if forward.attribute("address").is_some() || forward.attribute("dev").is_some() {
+        if forward.attribute("address") != Some("127.0.0.1") || forward.attribute("dev").is_some() {
             reading.leave(
                 forward,
                 format!("{what}: the address of a port forward"),
-                "a port is forwarded on all of the host's addresses",
+                "a port is forwarded on 127.0.0.1 alone",
             );
         }
         for range in children(forward, "range") {

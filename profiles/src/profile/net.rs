@@ -25,9 +25,9 @@ pub struct Net {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum NetBackend {
-    /// passt as a child process: no root, the host's own addresses.
+    /// passt as a child process: no root, the same addresses on every host.
     Passt {
-        /// Ports of the host that reach the guest.
+        /// Ports of the host's loopback (127.0.0.1) that reach the guest.
         forwards: Vec<Forward>,
     },
     /// A tap device that exists.

@@ -303,6 +303,11 @@ impl Handle {
         let _ = self.0.bell.write(1);
     }
 
+    /// What wakes the thread as [`wake`](Self::wake) does and keeps nothing of it, for those that it serves itself.
+    pub fn waker(&self) -> io::Result<Waker> {
+        self.0.bell.try_clone().map(Waker)
+    }
+
     /// Whether the thread has ended: before `stop`, that is a failure, which `stop` tells.
     pub fn is_finished(&self) -> bool {
         let thread = self.0.thread.lock().unwrap_or_else(PoisonError::into_inner);
@@ -328,6 +333,17 @@ impl Handle {
             batch: counters.batch.load(Ordering::Relaxed),
             latency: counters.latency.load(Ordering::Relaxed),
         }
+    }
+}
+
+/// Wakes an IOThread.
+#[derive(Debug)]
+pub struct Waker(EventFd);
+
+impl Waker {
+    pub fn wake(&self) {
+        // Fails only when the counter would overflow: then the thread is being woken anyway.
+        let _ = self.0.write(1);
     }
 }
 

@@ -5,10 +5,10 @@ use std::fs::File;
 use std::io;
 use std::sync::Arc;
 
-use vmprof_sys::ring::{Buffers, Operation};
+use vmprof_sys::ring::{Buffers, Operation, Watched};
 use vmprof_sys::vring::{Position, RingError};
 
-use super::engines::{Engines, Opened};
+use super::engines::{self, Engines, Opened};
 use crate::config::Engine;
 
 /// Whose completion it is.
@@ -20,6 +20,11 @@ pub(super) enum Token {
     Engine,
     Doorbell {
         slot: usize,
+    },
+    /// What a queue watches beside its doorbell.
+    Source {
+        slot: usize,
+        tag: u16,
     },
     Request {
         slot: usize,
@@ -68,7 +73,23 @@ impl Io<'_> {
     pub fn start(&mut self, target: Target, operation: Operation, buffers: Buffers, tag: u16) {
         self.engines.start(target.0, operation, buffers, Token::Request { slot: self.slot, tag });
     }
+
+    /// Has the queue be told of `watched`, beside its doorbell: [`QueueService::ready`] hears of each edge under the same `tag`,
+    /// and of what is there already. Until [`QueueService::unwatched`] has heard of the watch's end, [`QueueService::in_flight`]
+    /// is to count it.
+    pub fn watch(&mut self, watched: Watched, tag: u16) -> io::Result<Watch> {
+        self.engines.watch(watched, Token::Source { slot: self.slot, tag }).map(Watch)
+    }
+
+    /// Begins the end of a watch, for which its owner may ask once.
+    pub fn unwatch(&mut self, watch: Watch) {
+        self.engines.unwatch(watch.0);
+    }
 }
+
+/// What [`Io::watch`] began.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Watch(engines::Watch);
 
 /// A file, as an engine of this thread knows it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -96,6 +117,10 @@ pub trait QueueService: std::fmt::Debug {
     fn resume(&mut self, io: &mut Io<'_>) -> Drained;
     /// An operation has ended.
     fn completed(&mut self, tag: u16, result: io::Result<u32>, buffers: Buffers, io: &mut Io<'_>);
+    /// What is watched under this tag has changed. Edges are told once: whoever hears of one goes on until there is no more.
+    fn ready(&mut self, _tag: u16) {}
+    /// A watch has ended: as asked (`None`), or because the kernel gave it up.
+    fn unwatched(&mut self, _tag: u16, _error: Option<io::Error>) {}
     /// Shows the driver all requests that ended since the last time: one index, at most one interrupt.
     fn publish(&mut self);
     /// Whether a request waits to be taken.

@@ -389,6 +389,18 @@ impl Worker {
                         served.watch = None;
                     }
                 }
+                Completion::Rang { token: Token::Source { slot, tag } } => {
+                    self.wake(slot);
+                    if let Some(Some(served)) = self.queues.get_mut(slot) {
+                        served.service.ready(tag);
+                    }
+                }
+                Completion::Unwatched { token: Token::Source { slot, tag }, error } => {
+                    self.wake(slot);
+                    if let Some(Some(served)) = self.queues.get_mut(slot) {
+                        served.service.unwatched(tag, error);
+                    }
+                }
                 // A thread that no longer hears its bells would hang its guest in silence: it ends instead.
                 Completion::Unwatched { error: Some(error), .. } => return Err(error),
                 // Engines have told what ended; requests and watches answer in no other way.

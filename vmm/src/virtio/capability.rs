@@ -40,6 +40,7 @@ pub(super) fn add_msix(config: &mut ConfigSpace, vectors: u16, table: u64, pendi
 /// The PCI class that fits: mass storage, or communication.
 pub(super) fn class_of(device_id: u16) -> [u8; 3] {
     match device_id {
+        1 => [0x02, 0x00, 0],
         2 => [0x01, 0x80, 0],
         3 => [0x07, 0x80, 0],
         _ => [0xff, 0, 0],

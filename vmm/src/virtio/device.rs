@@ -5,6 +5,7 @@ use std::sync::Arc;
 use vmm_sys_util::eventfd::EventFd;
 use vmprof_sys::vring::{Position, Vring};
 
+use super::config_changes::ConfigChanges;
 use super::distress::Distress;
 
 /// A virtio device as the PCI transport sees it. Called from vCPU threads under the transport's lock, never from two at once.
@@ -39,6 +40,10 @@ pub trait VirtioDevice: Send {
     fn reset(&mut self);
     /// Where the device's threads say that the driver broke it: shown as DEVICE_NEEDS_RESET. `None`: it has no such threads.
     fn distress(&self) -> Option<Arc<Distress>> {
+        None
+    }
+    /// Where the device's threads say that its configuration changed. `None`: only the driver changes it.
+    fn config_changes(&self) -> Option<Arc<ConfigChanges>> {
         None
     }
 }

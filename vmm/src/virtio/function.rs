@@ -12,6 +12,7 @@ use super::capability::{
     COMMON_CFG, DEVICE_CFG, ISR_CFG, MSIX_ALL_MASKED, MSIX_ENABLE, NOTIFY_CFG, PCI_CFG, add_msix,
     add_structure, class_of,
 };
+use super::config_changes::ConfigChanges;
 use super::config_signal::ConfigSignal;
 use super::device::{ActiveQueue, QueueInterrupt, VirtioDevice};
 use super::distress::Distress;
@@ -57,6 +58,7 @@ pub struct VirtioFunction {
     msix: Msix,
     signal: Arc<ConfigSignal>,
     distress: Option<Arc<Distress>>,
+    changes: Option<Arc<ConfigChanges>>,
     doorbells: Vec<Doorbell>,
     device: Box<dyn VirtioDevice>,
     interrupts: Arc<Interrupts>,
@@ -121,6 +123,11 @@ impl VirtioFunction {
             let signal = signal.clone();
             distress.on_raise(move || signal.raise());
         }
+        let changes = device.config_changes();
+        if let Some(changes) = &changes {
+            let signal = signal.clone();
+            changes.on_change(move || signal.raise());
+        }
         Ok(VirtioFunction {
             name,
             config,
@@ -130,6 +137,7 @@ impl VirtioFunction {
             msix,
             signal,
             distress,
+            changes,
             doorbells,
             device,
             interrupts,
@@ -311,6 +319,9 @@ impl Function for VirtioFunction {
                     && self.distress.as_ref().is_some_and(|distress| distress.is_raised())
                 {
                     self.transport.broke();
+                }
+                if let Some(changes) = &self.changes {
+                    self.transport.set_config_generation(changes.generation());
                 }
                 self.transport.read(offset as usize, data);
             }

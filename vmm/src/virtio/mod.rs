@@ -2,6 +2,7 @@
 
 pub mod blk;
 mod capability;
+pub mod config_changes;
 mod config_signal;
 pub mod console;
 pub mod device;
@@ -12,6 +13,7 @@ pub mod function;
 #[cfg_attr(not(test), allow(dead_code, reason = "fuzz targets call some of it, tests all"))]
 pub(crate) mod mock;
 pub mod msix;
+pub mod net;
 pub(crate) mod orders;
 pub(crate) mod queue;
 pub mod rng;

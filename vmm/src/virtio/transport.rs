@@ -35,6 +35,7 @@ mod field {
     pub(super) const CONFIG_VECTOR: usize = 0x10;
     pub(super) const NUM_QUEUES: usize = 0x12;
     pub(super) const STATUS: usize = 0x14;
+    pub(super) const CONFIG_GENERATION: usize = 0x15;
     pub(super) const QUEUE_SELECT: usize = 0x16;
     pub(super) const QUEUE_SIZE: usize = 0x18;
     pub(super) const QUEUE_VECTOR: usize = 0x1a;
@@ -93,6 +94,7 @@ pub struct Transport {
     device_feature_select: u32,
     driver_feature_select: u32,
     queue_select: u16,
+    config_generation: u8,
     phase: Phase,
 }
 
@@ -139,6 +141,7 @@ impl Transport {
             device_feature_select: 0,
             driver_feature_select: 0,
             queue_select: 0,
+            config_generation: 0,
             phase,
         }
     }
@@ -174,6 +177,11 @@ impl Transport {
     /// The vector for configuration changes.
     pub fn config_vector(&self) -> u16 {
         self.phase.setup().config_vector
+    }
+
+    /// How often the device's configuration changed by itself, as the driver is to read it next.
+    pub fn set_config_generation(&mut self, generation: u8) {
+        self.config_generation = generation;
     }
 
     pub fn is_live(&self) -> bool {
@@ -319,6 +327,7 @@ impl Transport {
         put(field::CONFIG_VECTOR, &setup.config_vector.to_le_bytes());
         put(field::NUM_QUEUES, &(self.queue_sizes.len() as u16).to_le_bytes());
         put(field::STATUS, &[setup.status]);
+        put(field::CONFIG_GENERATION, &[self.config_generation]);
         put(field::QUEUE_SELECT, &self.queue_select.to_le_bytes());
         // virtio 1.3, 4.1.4.3: a queue that is not there has size 0.
         if let Some(queue) = queue {

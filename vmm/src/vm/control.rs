@@ -10,6 +10,7 @@ use crate::iothread::{Change, Handle, IoThreadError, Unmoved};
 use crate::pause::{Pause, PauseError, PauseNews};
 use crate::stats::{ExitCounters, Stats, VcpuStats};
 use crate::virtio::blk::{DiskStats, OpenAs};
+use crate::virtio::net::NetStats;
 
 /// A handle on a running machine: cheap to clone, good on any thread, harmless after the end.
 #[derive(Debug, Clone)]
@@ -25,8 +26,15 @@ pub(super) struct Shared {
     /// Number, name, thread id and exits of each vCPU.
     pub(super) counters: Vec<(u32, String, i32, Arc<ExitCounters>)>,
     pub(super) iothreads: Vec<Handle>,
-    pub(super) disk_stats: Vec<DiskStats>,
+    pub(super) stats: DeviceStats,
     pub(super) pause: Arc<Pause>,
+}
+
+/// The counters of its devices, each kind in the order of the configuration.
+#[derive(Debug, Default)]
+pub(crate) struct DeviceStats {
+    pub(super) disks: Vec<DiskStats>,
+    pub(super) nets: Vec<NetStats>,
 }
 
 impl Control {
@@ -76,7 +84,7 @@ impl Control {
 
     /// How each disk is open, in the order of the configuration.
     pub fn disks_open_as(&self) -> io::Result<Vec<OpenAs>> {
-        self.0.disk_stats.iter().map(DiskStats::open_as).collect()
+        self.0.stats.disks.iter().map(DiskStats::open_as).collect()
     }
 
     /// Changes an IOThread while it serves; `None`: there is none of this number.
@@ -95,7 +103,8 @@ impl Control {
         Stats {
             vcpus: self.0.counters.iter().map(vcpu).collect(),
             iothreads: self.0.iothreads.iter().map(Handle::snapshot).collect(),
-            disks: self.0.disk_stats.iter().map(DiskStats::snapshot).collect(),
+            disks: self.0.stats.disks.iter().map(DiskStats::snapshot).collect(),
+            nets: self.0.stats.nets.iter().map(NetStats::snapshot).collect(),
             paused: self.0.pause.snapshot(),
         }
     }

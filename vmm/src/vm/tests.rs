@@ -23,7 +23,8 @@ fn machine(test: &str, vcpus: u32, code: &[u8]) -> Option<(Vm<Running>, Outside)
 }
 
 fn running(host: &Usable, vcpus: u32, code: &[u8], out: impl Write + Send + 'static) -> Vm<Running> {
-    let channels = Channels { ports: vec![], vsock: None, serial_out: Box::new(out), serial_in: None };
+    let channels =
+        Channels { ports: vec![], vsock: None, nets: vec![], serial_out: Box::new(out), serial_in: None };
     let built = Vm::build_with(host, &config(vcpus), &[], channels, Start::RealMode { code });
     built.unwrap().start().unwrap()
 }
@@ -48,6 +49,7 @@ fn config(vcpus: u32) -> VmConfig {
         emulator_cpus: vec![],
         iothreads: vec![],
         disks: vec![],
+        nets: vec![],
     }
 }
 
@@ -148,6 +150,7 @@ fn a_machine_after_another_has_its_disks_and_channels_and_nothing_of_the_first_i
         let channels = Channels {
             ports: vec![],
             vsock: None,
+            nets: vec![],
             serial_out: Box::new(outside.clone()),
             serial_in: Some(input.into()),
         };
@@ -326,8 +329,13 @@ fn the_guest_reads_its_siblings_from_its_processor() {
     for (threads_per_core, vcpus) in [(1, 4), (2, 4), (4, 8)] {
         let config = VmConfig { threads_per_core, ..config(vcpus) };
         let outside = Outside::default();
-        let channels =
-            Channels { ports: vec![], vsock: None, serial_out: Box::new(outside.clone()), serial_in: None };
+        let channels = Channels {
+            ports: vec![],
+            vsock: None,
+            nets: vec![],
+            serial_out: Box::new(outside.clone()),
+            serial_in: None,
+        };
         let vm = Vm::build_with(&host, &config, &[], channels, Start::RealMode { code: &code });
         assert!(matches!(vm.unwrap().start().unwrap().wait(), Exit::PowerOff));
         let said = outside.0.lock().unwrap().clone();

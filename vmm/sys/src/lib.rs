@@ -12,6 +12,7 @@ pub mod kick;
 pub mod kvm;
 pub mod memory;
 pub mod mempolicy;
+pub mod packets;
 #[cfg(feature = "peers")]
 pub mod peers;
 pub mod program;
@@ -22,4 +23,5 @@ pub mod segments;
 pub mod shared;
 pub mod signals;
 mod slab;
+pub mod tap;
 pub mod vring;

@@ -1,8 +1,8 @@
 //! An io_uring that owns each operation, with its buffers, until the kernel has completed it: no caller can free, reuse or
 //! move away memory that the kernel still writes. One thread makes it, submits to it and waits in it.
 //!
-//! What waits besides I/O are *watches*: multishot polls on eventfds, so that one `io_uring_enter` waits for doorbells,
-//! commands and completions alike.
+//! What waits besides I/O are *watches*: multishot polls on eventfds and on other files, so that one `io_uring_enter` waits for
+//! doorbells, commands, packets and completions alike.
 
 // UNSAFETY: the kernel reads and writes the memory that submitted entries point to.
 #![allow(unsafe_code, reason = "pushing entries whose memory must outlive them")]
@@ -12,12 +12,11 @@ use std::fs::File;
 use std::io;
 use std::marker::PhantomData;
 use std::mem::MaybeUninit;
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsFd as _, AsRawFd};
 use std::sync::Arc;
 use std::time::Duration;
 
 use io_uring::{IoUring, cqueue, squeue};
-use vmm_sys_util::eventfd::EventFd;
 
 use crate::aligned::AlignedBuffer;
 use crate::memory::GuestRam;
@@ -30,6 +29,7 @@ mod files;
 mod registered;
 mod remote;
 mod setup;
+mod watched;
 
 use entrance::Entrance;
 use entry::CANCELLATION;
@@ -38,6 +38,7 @@ use files::Files;
 pub use registered::RegisterError;
 use registered::Registered;
 pub use setup::{Completions, Options, SetupError, SubmissionThread};
+pub use watched::Watched;
 
 /// Completions taken from the kernel's queue at once.
 const BATCH: usize = 32;
@@ -90,9 +91,9 @@ pub enum Wait {
 pub enum Completion<T> {
     /// An operation ended: bytes moved, or the kernel's error. Its buffers come back.
     Done { token: T, result: io::Result<u32>, buffers: Buffers },
-    /// A watched eventfd was written.
+    /// What is watched has changed: an eventfd was written, say.
     Rang { token: T },
-    /// A watch has ended, and its eventfd is closed: as asked (`None`), or because the kernel gave it up.
+    /// A watch has ended, and its descriptor is closed: as asked (`None`), or because the kernel gave it up.
     Unwatched { token: T, error: Option<io::Error> },
 }
 
@@ -103,7 +104,7 @@ pub struct WatchId(usize);
 #[derive(Debug)]
 enum Held<T> {
     Operation { token: T, buffers: Buffers },
-    Watch { token: T, eventfd: EventFd, ending: bool },
+    Watch { token: T, watched: Watched, ending: bool },
 }
 
 /// See the module. `T` is how the owner knows an operation again.
@@ -192,12 +193,13 @@ impl<T: Copy> Ring<T> {
         self.push(entry);
     }
 
-    /// Watches an eventfd until [`unwatch`](Self::unwatch): each write of it, and a count that it already holds, rings.
-    /// It is never read: polls that fire more than once fire for each write, whatever the count.
-    pub fn watch(&mut self, eventfd: EventFd, token: T) -> WatchId {
-        let fd = eventfd.as_raw_fd();
-        let index = self.slots.insert(Held::Watch { token, eventfd, ending: false });
-        self.push(entry::poll(fd, index));
+    /// Watches a file until [`unwatch`](Self::unwatch), and tells of what is there already. An eventfd is never read: polls
+    /// that fire more than once fire for each write, whatever the count.
+    pub fn watch(&mut self, watched: impl Into<Watched>, token: T) -> WatchId {
+        let watched = watched.into();
+        let (fd, events) = (watched.as_fd().as_raw_fd(), watched.events());
+        let index = self.slots.insert(Held::Watch { token, watched, ending: false });
+        self.push(entry::poll(fd, events, index));
         WatchId(index)
     }
 
@@ -286,10 +288,10 @@ impl<T: Copy> Ring<T> {
                 Some(Completion::Done { token, result, buffers })
             }
             Held::Watch { token, .. } if cqueue::more(flags) => Some(Completion::Rang { token: *token }),
-            Held::Watch { token, eventfd, ending: false } if result >= 0 => {
+            Held::Watch { token, watched, ending: false } if result >= 0 => {
                 // The kernel ends a poll that finds no room for its completion: begin it anew, and look.
-                let (token, fd) = (*token, eventfd.as_raw_fd());
-                self.push(entry::poll(fd, index));
+                let (token, fd, events) = (*token, watched.as_fd().as_raw_fd(), watched.events());
+                self.push(entry::poll(fd, events, index));
                 Some(Completion::Rang { token })
             }
             Held::Watch { .. } => {

@@ -82,6 +82,11 @@ impl GuestBuffers {
         self.bytes
     }
 
+    /// How many pieces these are.
+    pub fn pieces(&self) -> usize {
+        self.segments().len()
+    }
+
     /// The pieces that are left. Good for as long as `self` lives, wherever it is moved: they point into a heap block.
     pub(crate) fn segments(&self) -> &[iovec] {
         &self.segments[self.first..]
@@ -119,6 +124,22 @@ impl GuestBuffers {
             // since `eat` counts to its length; our own memory never overlaps the guest's.
             unsafe { std::ptr::copy_nonoverlapping(source[at..].as_ptr(), target, len) };
         })
+    }
+
+    /// Copies `source` to where `skip` bytes come before it, and drops nothing. What does not fit is left out.
+    pub fn write_at(&self, skip: usize, source: &[u8]) {
+        let mut before = skip;
+        let mut at = 0;
+        for piece in self.segments() {
+            let passed = before.min(piece.iov_len);
+            before -= passed;
+            let len = (piece.iov_len - passed).min(source.len() - at);
+            let (source, target) = (&source[at..at + len], piece.iov_base.cast::<u8>().wrapping_add(passed));
+            // SAFETY: `target` holds `len` bytes of guest memory that `regions` keeps mapped, since `passed + len` is no more
+            // than the piece has; our own memory never overlaps the guest's.
+            unsafe { std::ptr::copy_nonoverlapping(source.as_ptr(), target, len) };
+            at += len;
+        }
     }
 
     /// Copies from the front into `target` and drops what was read. Answers how many bytes that were.
@@ -236,6 +257,14 @@ mod tests {
         assert_eq!((buffers.read_front(&mut found), &found), (6, b"efghab"));
         assert_eq!(buffers.take_front(&mut found), 6);
         assert_eq!(&found, b"efghab");
+        buffers.write_at(1, b"!");
+        assert_eq!(ram.read_obj::<[u8; 4]>(GuestAddress(0x1000)).unwrap(), *b"abc!");
+        buffers.write_at(1, b"dxyz");
+        assert_eq!(
+            ram.read_obj::<[u8; 5]>(GuestAddress(0x1000)).unwrap(),
+            *b"abcde",
+            "no more than there is room"
+        );
         buffers.zero_front(100);
         assert_eq!(buffers.bytes(), 0);
         assert_eq!(ram.read_obj::<[u8; 4]>(GuestAddress(0x1000)).unwrap(), *b"ab\0\0");

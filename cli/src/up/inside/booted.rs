@@ -135,6 +135,7 @@ fn job(going: &Going<'_>, inside: &Inside, sources: &[Source], patience: Patienc
         root: Root::Initramfs,
         disks: disks.collect(),
         links: links.collect(),
+        nets: Vec::new(),
         sysctl: Vec::new(),
         mounts: Vec::new(),
         init: Init::Vmprof,

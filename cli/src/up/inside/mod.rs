@@ -19,7 +19,7 @@ use vmprof_job::ToGuest;
 use self::booted::Means;
 use self::command::Going;
 use self::forwarded::Forwarded;
-use super::{Guest, Patience, Upping, sources};
+use super::{Guest, Patience, Upping, nets, promises, sources};
 use crate::failure::Failure;
 use crate::lab::standing::Standing;
 use crate::lab::{Inside, Shape};
@@ -75,6 +75,7 @@ fn to_join(upping: &Upping) -> Option<Standing> {
 
 pub fn up(upping: &Upping) -> Result<u8, Failure> {
     let report = upping.report;
+    promises::in_the_lab(&upping.profile)?;
     let shape = upping.arguments.lab.clone().unwrap_or_default();
     let directory = upping.places.disks_of(&upping.profile.name);
     let paths = sources::paths(&upping.profile, &directory);
@@ -94,6 +95,11 @@ pub fn up(upping: &Upping) -> Result<u8, Failure> {
     drop(using);
 
     let claimed = if dry { None } else { Some(claim(upping, &paths)?) };
+    // Before anything boots: a port may be in use.
+    let passts = match dry {
+        true => Vec::new(),
+        false => nets::passts(&nets::of_profile(&upping.name, &upping.profile), &builder)?,
+    };
     // Made here and not inside, where the copy would be in memory: it hangs from the emulated host as a drive to write to.
     let (image, _private_root) = match guest {
         Some(Guest { image, .. }) => {
@@ -141,6 +147,8 @@ pub fn up(upping: &Upping) -> Result<u8, Failure> {
     };
     let mut supervision = Supervision::new(manners, artifacts.collector(&upping.name)?);
     relay::listen(relay, supervision.events.clone()).map_err(no_channels)?;
+    let _carried = nets::lab::carry_all(passts, &upping.places, &upping.name, &supervision.events)
+        .map_err(no_channels)?;
     if let Some(Claimed { own, kept, .. }) = &claimed {
         let (vmprof, kept) = (inside.vmprof.clone(), kept.clone());
         let answers = Forwarded { vmprof, name, kept, events: supervision.events.clone() };
@@ -183,7 +191,9 @@ fn claim(upping: &Upping, paths: &[PathBuf]) -> Result<Claimed, Failure> {
     let disks = sources::make(&upping.profile, paths)?;
     let own = OwnRecord::claim(&upping.places, &upping.name)?;
     record::refuse_shared_disks(&upping.places, &disks)?;
-    let run = Run::new(&upping.name, &upping.path, "lab", String::new(), disks.clone());
+    let in_use = nets::in_use(&nets::of_profile(&upping.name, &upping.profile));
+    record::refuse_shared_nets(&upping.places, &upping.name, &in_use)?;
+    let run = Run::new(&upping.name, &upping.path, "lab", String::new(), disks.clone()).with_nets(in_use);
     let kept = Kept::new(own.write(run)?);
     let locks = lock_all(upping, paths, &disks)?;
     Ok(Claimed { own, kept, _locks: locks })

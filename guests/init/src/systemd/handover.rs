@@ -10,7 +10,7 @@ use std::process::{Child, Command, Stdio};
 use std::thread;
 
 use rustix::process::{Pid, PidfdFlags, PidfdGetfdFlags, Signal, pidfd_getfd, pidfd_open, pidfd_send_signal};
-use vmprof_job::Job;
+use vmprof_job::{Job, Net};
 
 use super::role;
 use crate::control::Control;
@@ -29,6 +29,9 @@ const UNIT: &str = "vmprof.service";
 const WANTED_BY: &str = "sysinit.target";
 /// Read after all others, whose names begin with numbers: what the job says of the kernel stays so.
 const SYSCTL: &str = "/run/sysctl.d/zz-vmprof.conf";
+/// Read after all others, as above: a device that a file of the image's is for is that file's. systemd-networkd reads them where
+/// the image has it started.
+const NETWORKS: &str = "/run/systemd/network";
 /// Who would ask for a login on the console, which is vmprof's.
 const LOGINS: [&str; 2] = ["serial-getty@ttyS0.service", "console-getty.service"];
 
@@ -80,6 +83,9 @@ fn leave(root: &Path, job: &Job) -> io::Result<()> {
     for login in LOGINS {
         symlink("/dev/null", at(&format!("{UNITS}/{login}")))?;
     }
+    for net in &job.nets {
+        make(&format!("{NETWORKS}/zz-vmprof-{}.network", net.name), network(net).as_bytes())?;
+    }
     if !job.sysctl.is_empty() {
         make(SYSCTL, sysctl(&job.sysctl).as_bytes())?;
     }
@@ -112,6 +118,11 @@ fn unit() -> String {
 /// Lines of sysctl.d(5).
 fn sysctl(settings: &[(String, String)]) -> String {
     settings.iter().map(|(name, value)| format!("{name} = {value}\n")).collect()
+}
+
+/// As the first process would see to it where there is no systemd.
+fn network(net: &Net) -> String {
+    format!("[Match]\nMACAddress={}\n[Network]\nDHCP=ipv4\n[DHCPv4]\nUseMTU=yes\n", net.mac)
 }
 
 fn start_holder(port: OwnedFd) -> io::Result<Child> {
@@ -153,6 +164,7 @@ mod tests {
         let mut job = crate::job::tests::job(&["true"]);
         job.sysctl =
             vec![("vm.swappiness".into(), "1".into()), ("kernel.core_pattern".into(), "core %p".into())];
+        job.nets = vec![Net { name: "net0".into(), mac: "52:54:00:12:34:56".into() }];
         leave(root.path(), &job).unwrap();
         let mode = |path: &str| fs::metadata(root.path().join(path)).unwrap().permissions().mode() & 0o777;
         assert_eq!(
@@ -165,6 +177,12 @@ mod tests {
         assert!(unit.contains("\nExecStart=/run/vmprof/init under-systemd\n"), "{unit}");
         assert!(unit.lines().all(|line| line.starts_with(['[', '#']) || line.contains('=')), "{unit}");
         assert_eq!(fs::read_link(units.join("serial-getty@ttyS0.service")).unwrap(), Path::new("/dev/null"));
+        let network =
+            fs::read_to_string(root.path().join("run/systemd/network/zz-vmprof-net0.network")).unwrap();
+        assert!(
+            network.starts_with("[Match]\nMACAddress=52:54:00:12:34:56\n[Network]\nDHCP=ipv4\n"),
+            "{network}"
+        );
         let settings = fs::read_to_string(root.path().join("run/sysctl.d/zz-vmprof.conf")).unwrap();
         assert_eq!(settings, "vm.swappiness = 1\nkernel.core_pattern = core %p\n");
     }

@@ -254,6 +254,7 @@ fn guests_job(image: &GuestImage) -> Outcome<Job> {
         },
         disks: vec![disk(DATA_SERIAL, Some("none"))],
         links: Vec::new(),
+        nets: Vec::new(),
         sysctl: conduct.sysctl.clone(),
         mounts: Vec::new(),
         init: Init::Vmprof,
@@ -274,6 +275,7 @@ fn hosts_job(environment: &[(String, String)]) -> Job {
         links: [(place::ROOT_DISK, ROOT_SERIAL), (place::FILES_DISK, FILES_SERIAL)]
             .map(|(path, serial)| DeviceLink { path: path.to_owned(), serial: serial.to_owned() })
             .into(),
+        nets: Vec::new(),
         sysctl: Vec::new(),
         mounts: Vec::new(),
         init: Init::Vmprof,

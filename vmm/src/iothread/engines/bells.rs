@@ -1,5 +1,5 @@
 //! Where an IOThread without io_uring sleeps: in epoll, edge-triggered, so that an eventfd that was written is told of once
-//! for each write and never read, as a ring's multishot poll does it.
+//! for each write and never read, as a ring's multishot poll does it. Other files are watched in the same way.
 
 use std::io;
 use std::os::fd::OwnedFd;
@@ -8,9 +8,7 @@ use rustix::buffer::spare_capacity;
 use rustix::event::Timespec;
 use rustix::event::epoll::{self, CreateFlags, Event, EventData, EventFlags};
 use rustix::io::Errno;
-use vmm_sys_util::eventfd::EventFd;
-use vmprof_sys::eventfd::borrowed;
-use vmprof_sys::ring::{Completion, Wait};
+use vmprof_sys::ring::{Completion, Wait, Watched};
 
 use crate::iothread::service::Token;
 
@@ -20,7 +18,7 @@ const BATCH: usize = 64;
 pub(super) struct Bells {
     epoll: OwnedFd,
     /// By the number that epoll tells.
-    watched: Vec<Option<(EventFd, Token)>>,
+    watched: Vec<Option<(Watched, Token)>>,
     events: Vec<Event>,
     heard: Vec<Completion<Token>>,
 }
@@ -37,22 +35,26 @@ impl Bells {
         Ok(Bells { epoll, watched: Vec::new(), events, heard: Vec::new() })
     }
 
-    /// As a ring's watch: each write, and a count that it already holds, rings.
-    pub(super) fn watch(&mut self, eventfd: EventFd, token: Token) -> io::Result<usize> {
+    /// As a ring's watch: what is there already is told, too.
+    pub(super) fn watch(&mut self, watched: Watched, token: Token) -> io::Result<usize> {
         let index = self.watched.iter().position(Option::is_none).unwrap_or(self.watched.len());
-        let flags = EventFlags::IN | EventFlags::ET;
-        epoll::add(&self.epoll, borrowed(&eventfd), EventData::new_u64(index as u64), flags)?;
+        let flags = match watched {
+            Watched::Bell(_) => EventFlags::IN,
+            Watched::Readable(_) => EventFlags::IN | EventFlags::RDHUP,
+            Watched::Writable(_) => EventFlags::OUT,
+        };
+        epoll::add(&self.epoll, &watched, EventData::new_u64(index as u64), flags | EventFlags::ET)?;
         if index == self.watched.len() {
             self.watched.push(None);
         }
-        self.watched[index] = Some((eventfd, token));
+        self.watched[index] = Some((watched, token));
         Ok(index)
     }
 
     pub(super) fn unwatch(&mut self, index: usize) {
-        let Some((eventfd, token)) = self.watched.get_mut(index).and_then(Option::take) else { return };
+        let Some((watched, token)) = self.watched.get_mut(index).and_then(Option::take) else { return };
         // Fails only for what is not there, and then it is as wanted.
-        let _ = epoll::delete(&self.epoll, borrowed(&eventfd));
+        let _ = epoll::delete(&self.epoll, &watched);
         self.heard.push(Completion::Unwatched { token, error: None });
     }
 
@@ -94,7 +96,7 @@ impl Bells {
 mod tests {
     use std::time::Duration;
 
-    use vmm_sys_util::eventfd::EFD_NONBLOCK;
+    use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
     use super::*;
 
@@ -109,7 +111,7 @@ mod tests {
         let mut bells = Bells::new().unwrap();
         let bell = EventFd::new(EFD_NONBLOCK).unwrap();
         bell.write(1).unwrap();
-        let watch = bells.watch(bell.try_clone().unwrap(), Token::Doorbell { slot: 7 }).unwrap();
+        let watch = bells.watch(bell.try_clone().unwrap().into(), Token::Doorbell { slot: 7 }).unwrap();
         bells.wait(Wait::Forever).unwrap();
         let rang = |found: &[Completion<Token>]| {
             matches!(found, [Completion::Rang { token: Token::Doorbell { slot: 7 } }])

@@ -5,11 +5,11 @@ use std::fs::File;
 use std::io;
 use std::sync::Arc;
 
-use vmm_sys_util::eventfd::EventFd;
 use vmprof_sys::aio::Aio;
 use vmprof_sys::memory::GuestRam;
 use vmprof_sys::ring::{
     Buffers, Completion, Completions, FileId, Operation, Options, Ring, SubmissionThread, Wait, WatchId,
+    Watched,
 };
 use vmprof_sys::scheduling::{self, Policy};
 
@@ -23,8 +23,8 @@ use crate::thread;
 mod bells;
 mod pool;
 
-/// A bell that an IOThread hears, to end it by.
-#[derive(Debug, Clone, Copy)]
+/// Something that an IOThread is told of, to end it by.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Watch {
     Ring(WatchId),
     Epoll(usize),
@@ -153,10 +153,10 @@ impl Engines {
         pool.move_to(cpus).map_err(|source| IoThreadError::Moved { name: self.name.clone(), source })
     }
 
-    pub(super) fn watch(&mut self, eventfd: EventFd, token: Token) -> io::Result<Watch> {
+    pub(super) fn watch(&mut self, watched: impl Into<Watched>, token: Token) -> io::Result<Watch> {
         match &mut self.place {
-            Place::Ring(ring) => Ok(Watch::Ring(ring.watch(eventfd, token))),
-            Place::Epoll(bells) => bells.watch(eventfd, token).map(Watch::Epoll),
+            Place::Ring(ring) => Ok(Watch::Ring(ring.watch(watched, token))),
+            Place::Epoll(bells) => bells.watch(watched.into(), token).map(Watch::Epoll),
         }
     }
 

@@ -6,7 +6,7 @@ use std::process::Command;
 use super::{FORM_VARIABLE, form};
 
 /// Tests whose devices are served through rings.
-const OVER_RINGS: [&str; 2] = ["virtio::blk::", "virtio::console::"];
+const OVER_RINGS: [&str; 3] = ["virtio::blk::", "virtio::console::", "virtio::net::"];
 
 #[test]
 fn what_holds_over_split_rings_holds_over_every_form() {

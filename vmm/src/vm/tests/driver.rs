@@ -142,7 +142,7 @@ fn run(test: &str, code: &[u8]) -> Option<(Exit, Arc<Mutex<Seen>>, String, Stats
     let config = config(1);
     let parts =
         machine::assemble(&host, &config, vec![Box::new(probe)], Box::new(outside.clone()), None, start);
-    let vm = Vm::of(&config, parts.unwrap(), vec![], vec![], Arc::default()).start().unwrap();
+    let vm = Vm::of(&config, parts.unwrap(), vec![], DeviceStats::default(), Arc::default()).start().unwrap();
     let control = vm.control();
     let exit = vm.wait();
     Some((exit, seen, outside.text(), control.stats()))

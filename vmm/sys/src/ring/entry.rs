@@ -91,8 +91,8 @@ fn without_buffers(fd: types::Fd, operation: Operation) -> squeue::Entry {
     }
 }
 
-pub(super) fn poll(fd: i32, index: usize) -> squeue::Entry {
-    opcode::PollAdd::new(types::Fd(fd), libc::POLLIN as u32).multi(true).build().user_data(index as u64)
+pub(super) fn poll(fd: i32, events: u32, index: usize) -> squeue::Entry {
+    opcode::PollAdd::new(types::Fd(fd), events).multi(true).build().user_data(index as u64)
 }
 
 /// Not POLL_REMOVE: that one gives up on a poll that is just firing, and leaves it armed.

@@ -69,6 +69,7 @@ fn a_guest_reads_what_is_typed_and_whoever_is_attached_sees_it_reboot() {
         emulator_cpus: vec![],
         iothreads: vec![],
         disks: vec![],
+        nets: vec![],
     };
     let console = Console::start(sockets::listen(keep.path(), CONSOLE).unwrap(), None).unwrap();
     let attached = |keyboard| attach(sockets::connect(keep.path(), CONSOLE).unwrap(), keyboard).unwrap();
@@ -78,8 +79,13 @@ fn a_guest_reads_what_is_typed_and_whoever_is_attached_sees_it_reboot() {
     let (watched, watcher) = watch(attached(false));
     for text in [&b"uname\r"[..], b"again\r"] {
         let (printing, input) = console.plug(Box::new(io::sink())).unwrap();
-        let channels =
-            Channels { ports: vec![], vsock: None, serial_out: Box::new(printing), serial_in: Some(input) };
+        let channels = Channels {
+            ports: vec![],
+            vsock: None,
+            nets: vec![],
+            serial_out: Box::new(printing),
+            serial_in: Some(input),
+        };
         let vm = Vm::build(&host, &config, channels, &[]).unwrap().start().unwrap();
         keys.write_all(text).unwrap();
         assert_eq!(until(&typed, b"\r"), text);
