@@ -166,7 +166,7 @@ impl Taking {
     }
 
     /// Sends frames over a stream, many with one system call.
-    fn to_stream(
+    fn send(
         &mut self,
         stream: &FrameStream,
         frames: &mut VecDeque<Frame>,
@@ -221,7 +221,7 @@ impl Taking {
     }
 
     /// Writes frames to a tap device's queue, one with each system call.
-    fn to_tap(
+    fn write(
         &mut self,
         tap: &Tap,
         pair: usize,
@@ -277,9 +277,9 @@ impl QueueService for TxQueue {
         let pair = usize::from(self.index / 2);
         let left = match &mut self.sink {
             Sink::Stream { stream, frames, heads, has_rest } => {
-                self.taking.to_stream(stream, frames, heads, has_rest, left)
+                self.taking.send(stream, frames, heads, has_rest, left)
             }
-            Sink::Tap { tap, vectors, held } => self.taking.to_tap(tap, pair, vectors, held, left),
+            Sink::Tap { tap, vectors, held } => self.taking.write(tap, pair, vectors, held, left),
         };
         match left? {
             Left::Nothing => Ok(Drained::All),
