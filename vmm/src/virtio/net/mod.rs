@@ -20,8 +20,9 @@ use crate::net::{Backend, FrameStream, LONGEST_FRAME, MOST_ETHERNET_BYTES, NetEr
 mod chains;
 mod control;
 mod counters;
-pub mod header;
+mod header;
 mod offered;
+pub mod outgoing;
 mod receive;
 mod transmit;
 mod watching;

@@ -54,7 +54,9 @@ fn transmitted(batch: usize) -> f64 {
                 bench.tx.queue.add(&[readable(at, (HEADER_BYTES + BYTES) as u32)]).unwrap();
             }
             bench.tx.queue.kick();
-            (0..batch).for_each(|_| drop(bench.tx.queue.wait_used()));
+            for _ in 0..batch {
+                bench.tx.queue.wait_used();
+            }
         }
         reader.join().unwrap();
     })
@@ -62,7 +64,9 @@ fn transmitted(batch: usize) -> f64 {
 
 fn received(batch: usize) -> f64 {
     let mut bench = Bench::new(false);
-    (0..BUFFERS).for_each(|at| drop(bench.rx.offer(&[(at * 2048, 2048)])));
+    for at in 0..BUFFERS {
+        bench.rx.offer(&[(at * 2048, 2048)]);
+    }
     bench.rx.queue.kick();
     rate(|| {
         let writer = write_all(bench.peer.try_clone().unwrap(), batch);
