@@ -8,6 +8,7 @@ use vmprof_sys::memory::GuestRam;
 
 use super::*;
 use crate::iothread::{IoThread, tested};
+use crate::net::LONGEST_FRAME;
 use crate::virtio::mock::{self, Driver, readable, writable};
 
 mod costs;
