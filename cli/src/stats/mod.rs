@@ -2,6 +2,7 @@
 
 mod blockstats;
 mod latency;
+mod nets;
 mod prometheus;
 mod rates;
 mod text;

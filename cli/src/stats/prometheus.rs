@@ -4,25 +4,31 @@ use std::fmt::{Display, Write};
 
 use vmprof_vmm::iothread::counters::QueueSnapshot;
 
-use super::Stats;
+use super::{Stats, nets};
 
 /// Metrics as they are written: those of one name must stand together.
 #[derive(Debug, Default)]
-struct Text(String);
+pub(super) struct Text(String);
 
 impl Text {
     /// Begins a metric.
-    fn metric(&mut self, name: &str, kind: &str, help: &str) {
+    pub(super) fn metric(&mut self, name: &str, kind: &str, help: &str) {
         // Writing to a string does not fail.
         let _ = writeln!(self.0, "# HELP {name} {help}\n# TYPE {name} {kind}");
     }
 
-    fn sample(&mut self, name: &str, labels: &[(&str, &dyn Display)], value: impl Display) {
+    pub(super) fn sample(&mut self, name: &str, labels: &[(&str, &dyn Display)], value: impl Display) {
         let labels: Vec<String> = labels
             .iter()
             .map(|(label, value)| format!("{label}=\"{}\"", escaped(&value.to_string())))
             .collect();
         let _ = writeln!(self.0, "{name}{{{}}} {value}", labels.join(","));
+    }
+}
+
+impl Display for Text {
+    fn fmt(&self, out: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        out.write_str(&self.0)
     }
 }
 
@@ -104,6 +110,7 @@ impl Stats {
         }
         self.queues(&mut text, vm);
         self.latencies(&mut text, vm);
+        nets::metrics(&machine.nets, &mut text, vm);
         text.0
     }
 

@@ -3,8 +3,8 @@
 use vmprof_vmm::iothread::counters::Oldest;
 use vmprof_vmm::pause::PauseSnapshot;
 
-use super::Stats;
 use super::latency::{LATENCY_HEADS, latencies};
+use super::{Stats, nets};
 
 impl Stats {
     /// For a person: a table a kind.
@@ -86,6 +86,7 @@ impl Stats {
                 text += &format!("disk {} needs a reset: {fault}\n", disk.name);
             }
         }
+        text += &nets::table(&machine.nets);
         text
     }
 }

@@ -153,7 +153,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 /// What was read and not yet taken: `buffer[start..end]`.
 #[derive(Debug, Default)]
 struct Receive {
-    /// Made when the first byte is read.
+    /// Made when the socket is first read.
     buffer: Vec<u8>,
     start: usize,
     end: usize,

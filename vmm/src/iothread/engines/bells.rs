@@ -134,4 +134,33 @@ mod tests {
         bells.wait(Wait::Never).unwrap();
         assert!(!bells.has_heard());
     }
+
+    #[test]
+    fn a_socket_is_told_of_when_it_has_more_to_read_or_to_write_and_when_it_closes() {
+        use std::io::Write as _;
+
+        let mut bells = Bells::new().unwrap();
+        let (mut theirs, ours) = std::os::unix::net::UnixStream::pair().unwrap();
+        let again = || ours.try_clone().unwrap().into();
+        let readable = bells.watch(Watched::Readable(again()), Token::Source { slot: 3, tag: 1 }).unwrap();
+        bells.wait(Wait::Never).unwrap();
+        assert!(heard(&mut bells).is_empty());
+        let rang = |bells: &mut Bells| {
+            bells.wait(Wait::Forever).unwrap();
+            heard(bells)
+                .iter()
+                .all(|told| matches!(told, Completion::Rang { token: Token::Source { slot: 3, .. } }))
+        };
+        for _ in 0..10 {
+            theirs.write_all(b"frame").unwrap();
+            assert!(rang(&mut bells), "nobody reads, and each arrival is told");
+        }
+        let writable = bells.watch(Watched::Writable(again()), Token::Source { slot: 3, tag: 2 }).unwrap();
+        assert!(rang(&mut bells), "there is room already");
+        bells.unwatch(writable);
+        assert!(matches!(heard(&mut bells)[..], [Completion::Unwatched { error: None, .. }]));
+        drop(theirs);
+        assert!(rang(&mut bells));
+        bells.unwatch(readable);
+    }
 }

@@ -116,7 +116,7 @@ fn the_longest_frame_goes_both_ways() {
         while found.is_empty() {
             found = received(&stream);
         }
-        assert_eq!(found, [frame.clone()]);
+        assert_eq!(found, std::slice::from_ref(&frame));
     });
     let (_ram, mut frames) = frames_of(std::slice::from_ref(&frame));
     assert_eq!(stream.send(&mut frames), Sent { frames: 1, blocked: false });
@@ -202,7 +202,7 @@ proptest! {
         let mut transmit = Transmit::default();
         let done = transmit.account(taken, &mut frames);
         frames.drain(..done);
-        let mut left: Vec<u8> = transmit.rest.iter().copied().collect();
+        let mut left = transmit.rest.to_vec();
         left.extend(encoded(&all[done..]));
         prop_assert_eq!(left, &bytes[taken..]);
     }

@@ -6,7 +6,7 @@ pub(super) const NUM_BUFFERS_AT: usize = 10;
 
 /// What of a header the device looks at itself. The rest is the kernel's, which checks it when it takes the frame.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Header {
+pub(super) struct Header {
     flags: u8,
     gso_type: u8,
 }
@@ -17,18 +17,18 @@ const NEEDS_CSUM: u8 = 1;
 const GSO_NONE: u8 = 0;
 
 impl Header {
-    pub fn of(bytes: &[u8; HEADER_BYTES]) -> Header {
+    pub(super) fn of(bytes: &[u8; HEADER_BYTES]) -> Header {
         let [flags, gso_type, ..] = *bytes;
         Header { flags, gso_type }
     }
 
     /// Whether the frame is to be cut into packets.
-    pub fn is_segmented(self) -> bool {
+    pub(super) fn is_segmented(self) -> bool {
         self.gso_type != GSO_NONE
     }
 
     /// Whether the frame can travel as it is.
-    pub fn is_plain(self) -> bool {
+    pub(super) fn is_plain(self) -> bool {
         self.flags & NEEDS_CSUM == 0 && !self.is_segmented()
     }
 }

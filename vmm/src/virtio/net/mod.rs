@@ -1,11 +1,10 @@
 //! virtio-net (virtio 1.3, 5.1): the device that the transport sees, and what its queues share. How they are served is in
 //! [`receive`], [`transmit`] and [`control`]; what carries the frames outside, in [`crate::net`].
 
-use std::sync::atomic::{AtomicBool, AtomicU16, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
 use vmprof_sys::tap::offload;
-use vmprof_sys::vring::{Position, RingError};
+use vmprof_sys::vring::Position;
 
 use super::config_changes::ConfigChanges;
 use super::device::{ActivateError, ActiveQueue, VirtioDevice};
@@ -13,21 +12,24 @@ use super::distress::Distress;
 use super::transport::F_RING_RESET;
 use crate::config::{self, FEWEST_NET_QUEUE_ENTRIES, LEAST_MTU, NetBackend};
 use crate::iothread::service::{Begin, QueueService};
-use crate::iothread::{DeviceId, Handle, Waker};
+use crate::iothread::{DeviceId, Handle};
 use crate::net::tap::Tap;
-use crate::net::{Backend, FrameStream, LONGEST_FRAME, MOST_ETHERNET_BYTES, NetError};
+use crate::net::{Backend, FrameStream, NetError};
 
+mod adapter;
 mod chains;
 mod control;
 mod counters;
-pub mod header;
+mod header;
 mod offered;
+pub mod outgoing;
 mod receive;
 mod transmit;
 mod watching;
 
+use adapter::Adapter;
+pub use adapter::NetStats;
 use control::ControlQueue;
-use counters::NetCounters;
 pub use counters::{NetQueueSnapshot, NetSnapshot, QueueKind};
 use header::HEADER_BYTES;
 use receive::RxQueue;
@@ -62,101 +64,6 @@ const HOST_TSO: u64 = HOST_TSO4 | HOST_TSO6;
 const LINK_UP: u16 = 1;
 /// As many as the kernel's tap devices have queues, half of what virtio-net does (virtio 1.3, 5.1.4.1).
 const MOST_PAIRS: u16 = 128;
-/// Payload of a frame where nobody says otherwise.
-const USUAL_MTU: usize = 1_500;
-
-/// Whether frames can go anywhere, as the guest is shown it.
-#[derive(Debug)]
-struct Link {
-    up: AtomicBool,
-    changes: Arc<ConfigChanges>,
-}
-
-impl Link {
-    fn go_down(&self) {
-        if self.up.swap(false, Ordering::AcqRel) {
-            self.changes.tell();
-        }
-    }
-}
-
-/// What the queues of one device share. It holds nothing of the backend: whoever reads its counters may outlive the machine.
-#[derive(Debug)]
-struct Adapter {
-    name: String,
-    mac: [u8; 6],
-    mtu: Option<u16>,
-    pairs: u16,
-    link: Arc<Link>,
-    /// The pairs that the driver uses: the first ones.
-    active_pairs: AtomicU16,
-    /// The IOThreads of the queues, which look at `active_pairs` when they are woken.
-    wakers: Vec<Waker>,
-    distress: Arc<Distress>,
-    counters: Vec<Arc<NetCounters>>,
-    /// Why the device needs a reset or its link is down; written by IOThreads, read by whoever asks for a snapshot.
-    fault: Mutex<Option<String>>,
-}
-
-impl Adapter {
-    fn is_active(&self, pair: u16) -> bool {
-        pair < self.active_pairs.load(Ordering::Acquire)
-    }
-
-    /// The driver uses the first `pairs` from now on.
-    fn set_pairs(&self, pairs: u16) {
-        if self.active_pairs.swap(pairs, Ordering::AcqRel) != pairs {
-            self.wakers.iter().for_each(Waker::wake);
-        }
-    }
-
-    /// Without what is before a frame in a queue.
-    fn longest_frame(&self) -> usize {
-        self.mtu.map_or(LONGEST_FRAME, |mtu| usize::from(mtu) + MOST_ETHERNET_BYTES)
-    }
-
-    /// Of frames that are one packet, where no mtu was given.
-    fn usual_frame(&self) -> usize {
-        self.mtu.map_or(USUAL_MTU, usize::from) + MOST_ETHERNET_BYTES
-    }
-
-    fn break_down(&self, queue: u16, error: RingError) {
-        self.note(format!("virtqueue {queue}: {error}"));
-        self.distress.raise();
-    }
-
-    /// The backend is gone: the guest sees its link go down.
-    fn lost(&self, why: String) {
-        self.note(why);
-        self.link.go_down();
-    }
-
-    /// The first fault is the one that the others may follow from.
-    fn note(&self, fault: String) {
-        self.fault.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(fault);
-    }
-}
-
-/// Reads a device's counters while the transport has it.
-#[derive(Debug, Clone)]
-pub struct NetStats(Arc<Adapter>);
-
-impl NetStats {
-    pub fn snapshot(&self) -> NetSnapshot {
-        let adapter = &self.0;
-        let control = 2 * adapter.pairs;
-        let counted = (0..).zip(&adapter.counters);
-        NetSnapshot {
-            name: adapter.name.clone(),
-            link: adapter.link.up.load(Ordering::Acquire),
-            virtqueues: counted
-                .map(|(index, counters)| counters.snapshot(index, QueueKind::of(index, control)))
-                .collect(),
-            fault: adapter.fault.lock().unwrap_or_else(PoisonError::into_inner).clone(),
-        }
-    }
-}
-
 /// What is there while the driver has the device.
 #[derive(Debug, Clone, Copy)]
 struct Live {
@@ -217,24 +124,13 @@ impl Net {
                 Backend::Tap(Arc::new(Tap::open(name, pairs.into(), HEADER_BYTES as i32)?))
             }
         };
-        let link = Arc::new(Link { up: AtomicBool::new(true), changes: Arc::default() });
         let mut awake: Vec<u32> = config.virtqueues.clone();
         awake.sort_unstable();
         awake.dedup();
         let of = |id: &u32| served_by.iter().find(|handle| handle.id() == *id);
         let wakers = awake.iter().filter_map(of).map(Handle::waker).collect::<Result<_, _>>();
-        let adapter = Arc::new(Adapter {
-            name: net(),
-            mac: config.mac,
-            mtu: config.mtu,
-            pairs,
-            link: Arc::clone(&link),
-            active_pairs: AtomicU16::new(1),
-            wakers: wakers.map_err(|source| NetError::Waker { net: net(), source })?,
-            distress: Arc::default(),
-            counters: served_by.iter().map(|_| Arc::default()).collect(),
-            fault: Mutex::default(),
-        });
+        let wakers = wakers.map_err(|source| NetError::Waker { net: net(), source })?;
+        let adapter = Arc::new(Adapter::new(config, pairs, wakers));
         if let Backend::Stream(stream) = &backend {
             let noted = Arc::downgrade(&adapter);
             stream.tell_device(move |end| {
@@ -375,7 +271,7 @@ impl VirtioDevice for Net {
     /// virtio 1.3, 5.1.4: the address, the link, the most pairs, the mtu.
     fn read_config(&self, offset: u32, data: &mut [u8]) {
         let adapter = &self.adapter;
-        let status = if adapter.link.up.load(Ordering::Acquire) { LINK_UP } else { 0 };
+        let status = if adapter.link.is_up() { LINK_UP } else { 0 };
         let words = [status, adapter.pairs, adapter.mtu.unwrap_or(0)].map(u16::to_le_bytes);
         let config = [&adapter.mac[..], words.as_flattened()].concat();
         for (at, byte) in (offset as usize..).zip(data) {
@@ -421,12 +317,7 @@ impl VirtioDevice for Net {
                 self.iothreads.iter().map(|iothread| iothread.release(live.device)).collect();
             releases.into_iter().for_each(|release| drop(release.wait()));
         }
-        let adapter = &self.adapter;
-        adapter.active_pairs.store(1, Ordering::Release);
-        adapter.distress.clear();
-        if adapter.link.up.load(Ordering::Acquire) {
-            *adapter.fault.lock().unwrap_or_else(PoisonError::into_inner) = None;
-        }
+        self.adapter.reset();
     }
 
     fn distress(&self) -> Option<Arc<Distress>> {

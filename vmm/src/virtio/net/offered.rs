@@ -71,6 +71,10 @@ impl Offered {
             if self.budget == 0 {
                 return Ok(Room::Later);
             }
+            // A driver that offers buffers again while we have them does not make us keep more than there can be.
+            if self.ready.len() >= self.ring.size().into() {
+                return Ok(Room::Never);
+            }
             let Some(chain) = self.chains.take(&mut self.ring)? else {
                 // A driver that gave half of its ring has no more to give: what waits for that would wait for ever.
                 let most = self.ready.len() >= usize::from(self.ring.size() / 2).max(1);

@@ -14,12 +14,13 @@ use vmprof_sys::vring::{Position, RingError, Vring};
 use super::Adapter;
 use super::chains::{Chain, Chains, MOST_PIECES, Side};
 use super::counters::NetCounters;
-use super::header::{HEADER_BYTES, Header};
+use super::header::HEADER_BYTES;
+use super::outgoing::{Limits, may_go};
 use super::watching::Watching;
 use crate::iothread::service::{Drained, Io, QueueService};
 use crate::net::stream::Frame;
 use crate::net::tap::Tap;
-use crate::net::{Backend, ETHERNET_BYTES, FrameStream, LONGEST_FRAME};
+use crate::net::{Backend, FrameStream};
 use crate::virtio::device::{ActiveQueue, QueueInterrupt};
 
 /// Frames taken in one turn, for each request that a disk's queue takes in one; and bytes, after which it ends.
@@ -43,8 +44,7 @@ struct Taking {
     adapter: Arc<Adapter>,
     ring: Vring,
     chains: Chains,
-    /// Whether the driver may leave checksums and segments to the backend.
-    offloads: bool,
+    limits: Limits,
     counters: Arc<NetCounters>,
 }
 
@@ -95,7 +95,8 @@ impl TxQueue {
             Backend::Tap(tap) => Sink::Tap { tap, vectors: Vectors::default(), held: None },
         };
         let chains = Chains::new(&ring, Side::Driver);
-        let taking = Taking { adapter, ring, chains, offloads, counters };
+        let limits = Limits { longest_frame: adapter.longest_frame(), offloads };
+        let taking = Taking { adapter, ring, chains, limits, counters };
         TxQueue { index, interrupt, taking, sink, watching: Watching::default(), blocked: false }
     }
 
@@ -130,23 +131,12 @@ impl Taking {
         while *left > 0 {
             let Some(Chain { head, buffers, is_sound }) = self.chains.take(&mut self.ring)? else { break };
             *left -= 1;
-            if is_sound && self.may_go(&buffers) {
+            if is_sound && may_go(&buffers, &self.limits) {
                 return Ok(Some((head, buffers)));
             }
             self.dropped(head, buffers);
         }
         Ok(None)
-    }
-
-    fn may_go(&self, buffers: &GuestBuffers) -> bool {
-        let mut header = [0; HEADER_BYTES];
-        if buffers.read_front(&mut header) < HEADER_BYTES {
-            return false;
-        }
-        let header = Header::of(&header);
-        let frame = usize::try_from(buffers.bytes()).unwrap_or(usize::MAX) - HEADER_BYTES;
-        let longest = if header.is_segmented() { LONGEST_FRAME } else { self.adapter.longest_frame() };
-        (ETHERNET_BYTES..=longest).contains(&frame) && (self.offloads || header.is_plain())
     }
 
     fn give_back(&mut self, head: u16, buffers: GuestBuffers) {
@@ -166,7 +156,7 @@ impl Taking {
     }
 
     /// Sends frames over a stream, many with one system call.
-    fn to_stream(
+    fn send(
         &mut self,
         stream: &FrameStream,
         frames: &mut VecDeque<Frame>,
@@ -221,7 +211,7 @@ impl Taking {
     }
 
     /// Writes frames to a tap device's queue, one with each system call.
-    fn to_tap(
+    fn write(
         &mut self,
         tap: &Tap,
         pair: usize,
@@ -277,9 +267,9 @@ impl QueueService for TxQueue {
         let pair = usize::from(self.index / 2);
         let left = match &mut self.sink {
             Sink::Stream { stream, frames, heads, has_rest } => {
-                self.taking.to_stream(stream, frames, heads, has_rest, left)
+                self.taking.send(stream, frames, heads, has_rest, left)
             }
-            Sink::Tap { tap, vectors, held } => self.taking.to_tap(tap, pair, vectors, held, left),
+            Sink::Tap { tap, vectors, held } => self.taking.write(tap, pair, vectors, held, left),
         };
         match left? {
             Left::Nothing => Ok(Drained::All),

@@ -2,6 +2,7 @@ use std::io::{Read as _, Write as _};
 use std::os::unix::fs::FileExt as _;
 
 use vm_memory::{Bytes as _, GuestAddress};
+use vmm_sys_util::eventfd::EventFd;
 
 use super::*;
 use crate::memory::GuestRam;
@@ -87,6 +88,33 @@ fn a_watch_rings_for_each_write_without_being_read() {
     let ended = wait_for(&mut ring, 1);
     assert!(matches!(ended[..], [Completion::Unwatched { token: 7, error: None }]), "{ended:?}");
     assert_eq!(ring.busy(), 0);
+}
+
+#[test]
+fn a_socket_is_told_of_when_it_has_more_to_read_or_to_write_and_when_it_closes() {
+    let mut ring = Ring::<u32>::new().unwrap();
+    let (mut theirs, ours) = std::os::unix::net::UnixStream::pair().unwrap();
+    let again = || ours.try_clone().unwrap().into();
+    let readable = ring.watch(Watched::Readable(again()), 1);
+    ring.enter(Wait::AtMost(Duration::from_millis(1))).unwrap();
+    let mut told = Vec::new();
+    ring.reap(&mut told);
+    assert!(told.is_empty(), "{told:?}");
+    for _ in 0..10 {
+        // Nobody reads: each arrival is told all the same.
+        theirs.write_all(b"frame").unwrap();
+        assert!(matches!(wait_for(&mut ring, 1)[..], [Completion::Rang { token: 1 }]));
+    }
+    let writable = ring.watch(Watched::Writable(again()), 2);
+    assert!(matches!(wait_for(&mut ring, 1)[..], [Completion::Rang { token: 2 }]), "there is room already");
+    ring.unwatch(writable);
+    assert!(matches!(wait_for(&mut ring, 1)[..], [Completion::Unwatched { token: 2, error: None }]));
+    drop(theirs);
+    assert!(matches!(wait_for(&mut ring, 1)[0], Completion::Rang { token: 1 }));
+    ring.unwatch(readable);
+    while ring.busy() > 0 {
+        wait_for(&mut ring, 1);
+    }
 }
 
 /// A doorbell that is rung while its watch is being ended: the end comes all the same.

@@ -112,7 +112,10 @@ fn a_frame_that_no_ring_of_the_drivers_holds_is_dropped_and_the_next_comes() {
 fn a_broken_ring_needs_a_reset_and_the_other_queues_go_on() {
     for ring in [true, false] {
         let mut bench = Bench::new(ring);
-        bench.rx.queue.set_available(1_000);
+        // A chain in a circle.
+        let piece = writable(bench.rx.data, 16);
+        bench.rx.queue.write_descriptor(0, piece, mock::NEXT, 0);
+        bench.rx.queue.offer(0);
         bench.arrives(&frame(1, 60));
         let distress = bench.net.distress().unwrap();
         while !distress.is_raised() {
