@@ -129,14 +129,18 @@ fn net(vm: &str, position: usize, net: &NetPlan) -> config::Net {
 
 /// The hardware address of a VM's network device: what the profile has, or one that is always the VM's, among QEMU's own.
 pub fn mac(vm: &str, position: usize, said: Option<&str>) -> [u8; 6] {
-    let bytes: Option<Vec<u8>> =
-        said.and_then(|said| said.split(':').map(|byte| u8::from_str_radix(byte, 16).ok()).collect());
-    if let Some(mac) = bytes.and_then(|bytes| bytes.try_into().ok()) {
+    if let Some(mac) = said.and_then(octets) {
         return mac;
     }
     let digest = blake3::hash(format!("{vm}\0net{position}").as_bytes());
     let [a, b, c, ..] = *digest.as_bytes();
     [0x52, 0x54, 0, a, b, c]
+}
+
+/// `52:54:00:12:34:56`
+pub fn octets(text: &str) -> Option<[u8; 6]> {
+    let bytes: Option<Vec<u8>> = text.split(':').map(|byte| u8::from_str_radix(byte, 16).ok()).collect();
+    bytes?.try_into().ok()
 }
 
 /// As messages, arguments and /sys have a hardware address.
@@ -256,4 +260,21 @@ fn engines_of(disks: &[config::Disk], iothread: u32) -> Vec<config::Engine> {
     engines.sort_unstable();
     engines.dedup();
     engines
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_vms_devices_have_addresses_that_are_always_theirs_and_one_devices_own() {
+        let first = mac("db", 0, None);
+        assert_eq!((first, &first[..3]), (mac("db", 0, None), &[0x52, 0x54, 0][..]));
+        // Of one device and not of a group (IEEE 802), and given by hand and not by a maker.
+        assert_eq!(first[0] & 0b11, 0b10);
+        assert!(first != mac("db", 1, None) && first != mac("web", 0, None));
+        assert_eq!(mac("db", 0, Some("02:00:00:AB:cd:01")), [2, 0, 0, 0xab, 0xcd, 1]);
+        assert_eq!(colons(first), colons(octets(&colons(first)).unwrap()));
+        assert_eq!((octets("52:54"), octets("52:54:00:12:34:5g")), (None, None));
+    }
 }

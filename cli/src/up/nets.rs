@@ -110,8 +110,9 @@ impl Carrier {
 /// The streams of a run, for each of its machines in turn, and what is at their other ends. Dropping it ends that.
 #[derive(Debug, Default)]
 pub struct Carried {
-    pub streams: Vec<FrameStream>,
+    /// Dropped first: that its streams end then is no news.
     _passts: Vec<passt::Carrying>,
+    pub streams: Vec<FrameStream>,
 }
 
 impl Carried {

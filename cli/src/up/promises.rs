@@ -6,6 +6,7 @@ use vmprof_profiles::{NetBackend, NetPlan, Plan, Profile};
 use vmprof_vmm::config::{FEWEST_QUEUE_ENTRIES, LARGEST_LOGICAL_BLOCK_BYTES, LARGEST_PHYSICAL_BLOCK_BYTES};
 
 use crate::failure::{Failure, Kind};
+use crate::lower;
 
 /// Everything at once, each with what to write instead.
 #[derive(Debug, thiserror::Error, Diagnostic)]
@@ -75,6 +76,12 @@ fn refuse(promises: Vec<Promise>) -> Result<(), Failure> {
 
 /// The language knows no such profile; a plan may have been written by other means.
 fn net(net: &NetPlan) -> Option<Promise> {
+    if let Some(mac) = net.mac.as_deref().filter(|mac| lower::octets(mac).is_none()) {
+        return Some(Promise {
+            asked: format!("{}: the hardware address \"{mac}\", which is none", net.name),
+            instead: "plan it again".to_owned(),
+        });
+    }
     let passt = matches!(net.backend, NetBackend::Passt { .. });
     (passt && net.queues > 1).then(|| Promise {
         asked: format!(

@@ -73,10 +73,10 @@ fn one_that_does_not_start_says_why() {
 
 #[test]
 fn an_end_that_nobody_asked_for_is_told_with_its_last_words_and_another_is_not() {
-    for ends_by_itself in [true, false] {
+    for (ends_by_itself, is_passed) in [(true, false), (true, true), (false, false), (false, true)] {
         let (ours, theirs) = UnixStream::pair().unwrap();
         let mut command = Command::new("sh");
-        command.args(["-c", "echo 'No route left' >&2; read word; exit 1"]);
+        command.args(["-c", "read word; echo \"No route $word\" >&2; exit 1"]);
         let mut child =
             command.stdin(Stdio::from(OwnedFd::from(theirs))).stderr(Stdio::piped()).spawn().unwrap();
         drop(command);
@@ -86,10 +86,20 @@ fn an_end_that_nobody_asked_for_is_told_with_its_last_words_and_another_is_not()
             socket: ours.into(),
             said: child.stderr.take().unwrap().into(),
         };
+        let running = match is_passed {
+            true => {
+                let passed = running.pass().unwrap();
+                // An exec runs no destructors.
+                std::mem::forget(running);
+                let text = serde_json::to_string(&passed).unwrap();
+                serde_json::from_str::<Passed>(&text).unwrap().take().unwrap()
+            }
+            false => running,
+        };
         let (events, heard) = std::sync::mpsc::channel();
         let (socket, carrying) = running.carry(events).unwrap();
         if ends_by_itself {
-            drop(socket);
+            File::from(socket).write_all(b"left\n").unwrap();
             let Ok(Event::Notice(text)) = heard.recv() else { panic!("no notice") };
             assert!(text.contains("net0") && text.contains("No route left"), "{text}");
         }
