@@ -2,7 +2,7 @@
 //! serves until it is told to stop.
 
 use rustix::process::Signal;
-use vmprof_tests::{Home, in_the_lab, spawn};
+use vmprof_tests::{Home, in_labs_of_its_own, spawn};
 
 const UP: [&str; 4] = ["up", "--on", "lab", "profiles/db.kdl"];
 
@@ -29,7 +29,7 @@ const COUNTING: &str = "set -e
 
 #[test]
 fn every_committed_transaction_survives_a_killed_machine_and_the_server_then_serves_until_ctrl_c() {
-    in_the_lab(|| {
+    in_labs_of_its_own(|| {
         let home = Home::new();
         let mut running = spawn(&mut home.vmprof(UP.iter().chain(&["--", "sh", "-c", COMMITTING])));
         // What is printed on the way must not fill the pipe.
