@@ -30,6 +30,16 @@ fn without_a_lab_its_verbs_say_so() {
     assert!(shape.stderr.contains("out of range"), "{}", shape.stderr);
 }
 
+/// A lab of the home's own, which goes with the test however that ends.
+struct Lab<'a>(&'a Home);
+
+impl Drop for Lab<'_> {
+    fn drop(&mut self) {
+        // Most tests have stopped it.
+        let _ = vmprof(self.0, &["lab", "stop"]);
+    }
+}
+
 /// One vCPU and a disk of a size that boots fast.
 fn profile(home: &Home) -> String {
     let text = format!(
@@ -52,6 +62,7 @@ fn pid_of(home: &Home, name: &str) -> Pid {
 fn vms_in_one_lab_plan_around_each_other_and_a_killed_one_stops_nobody() {
     in_labs_of_its_own(|| {
         let home = Home::new();
+        let _lab = Lab(&home);
         vmprof(&home, &["lab", "start"]).expect(0);
         let again = vmprof(&home, &["lab", "start"]).expect(0);
         assert!(again.stderr.contains("is up already"), "{}", again.stderr);
@@ -99,6 +110,7 @@ fn vms_in_one_lab_plan_around_each_other_and_a_killed_one_stops_nobody() {
 fn a_lab_whose_keeper_is_killed_takes_its_vms_along_and_is_no_hindrance() {
     in_labs_of_its_own(|| {
         let home = Home::new();
+        let _lab = Lab(&home);
         vmprof(&home, &["lab", "start"]).expect(0);
         let words = ["up", "--detach", "--wait", "--on", "lab", "profiles/hello.kdl", "--", "sleep", "600"];
         vmprof(&home, &words).expect(0);

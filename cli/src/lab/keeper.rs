@@ -19,7 +19,7 @@ use vmprof_vmm::vhost_user::VsockServer;
 
 use super::emulated::{Drive, EmulatedHost, Media, Start};
 use super::qmp::Qmp;
-use super::standing::{Asked, Facts, Kept, SOCKET, Said, read_line};
+use super::standing::{Asked, Facts, Kept, SOCKET, Said, Standing, read_line};
 use super::tenants::Tenants;
 use super::{Inside, Shape, pack};
 use crate::failure::{Failure, Kind};
@@ -34,6 +34,8 @@ use crate::run::sockets::{self, VSOCK};
 const UP_WITHIN: Duration = Duration::from_secs(180);
 /// How long all runs together may take to a clean stop.
 const STOPPED_WITHIN: Duration = Duration::from_secs(150);
+/// How often a lab looks whether it is still found: a runtime directory goes when its user logs out.
+const LOOK_EVERY: Duration = Duration::from_secs(10);
 /// For whoever is asked by a signal and has just begun.
 const ASK_AGAIN: Duration = Duration::from_secs(5);
 
@@ -122,7 +124,9 @@ pub fn keep(places: &Places, shape: &Shape, detached: &Detached, report: Report)
     detached.ready();
     report.notice(format_args!("the lab is up: {shape}, Linux {kernel}, QEMU {}", emulator.version));
 
-    let stopping = stop_when_asked(heard, tenants, handle.clone(), control);
+    let directory = kept.directory().to_owned();
+    let is_there = move || Standing::find(&directory).is_some();
+    let stopping = stop_when_asked(heard, tenants, handle.clone(), control, is_there);
     let stopping = stopping.map_err(os("the lab cannot be watched"))?;
     let ended = machine.wait();
     // Its last word to whoever waits, or nobody's any more.
@@ -277,24 +281,26 @@ fn serve_one(stream: UnixStream, tenants: &Tenants, events: &Sender<Event>) -> i
     }
 }
 
-/// Has all runs stop when somebody wants it, and ends the host; a second time at once. Answers whether anybody did.
+/// Has all runs stop when somebody wants it, or when nobody finds the lab any more, and ends the host; a second time at once.
+/// Answers whether anybody did.
 fn stop_when_asked(
     heard: Receiver<Event>,
     tenants: Arc<Tenants>,
     machine: super::emulated::Handle,
     control: UnixStream,
+    is_there: impl Fn() -> bool + Send + 'static,
 ) -> io::Result<thread::JoinHandle<bool>> {
     thread::Builder::new().name("lab".into()).spawn(move || {
         let mut asking = Vec::new();
-        loop {
-            match heard.recv() {
+        while is_there() {
+            match heard.recv_timeout(LOOK_EVERY) {
                 Ok(Event::StopAsked(who)) => {
                     asking.push(who);
                     break;
                 }
                 Ok(Event::Signalled) => break,
-                Ok(Event::Gone) | Err(_) => return false,
-                Ok(Event::Said(_)) => {}
+                Ok(Event::Gone) | Err(RecvTimeoutError::Disconnected) => return false,
+                Ok(Event::Said(_)) | Err(RecvTimeoutError::Timeout) => {}
             }
         }
         tenants.close();
