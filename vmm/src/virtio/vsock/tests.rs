@@ -387,6 +387,23 @@ fn what_the_guest_said_last_comes_out_before_the_machine_ends() {
     assert_eq!(reader.join().unwrap(), 30 * 8192);
 }
 
+#[test]
+fn callers_that_come_and_go_leave_nothing_behind_with_a_guest_that_takes_nothing() {
+    let directory = tempfile::tempdir().unwrap();
+    let place = directory.path().join("s");
+    let mut muxer = Muxer::new(GUEST_CID, UnixListener::bind(&place).unwrap()).unwrap();
+    for _ in 0..1500 {
+        let mut caller = UnixStream::connect(&place).unwrap();
+        caller.write_all(b"CONNECT 1000\n").unwrap();
+        muxer.look_outside(true);
+        assert!(muxer.has_word(), "the guest is to be asked");
+        drop(caller);
+        muxer.look_outside(true);
+        muxer.check();
+    }
+    assert!(!muxer.has_word());
+}
+
 proptest! {
     #[test]
     fn whatever_guest_and_callers_do_the_rules_hold_and_others_are_served(
