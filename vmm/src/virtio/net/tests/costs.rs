@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use super::*;
 
-const FRAMES: usize = 256_000;
+const FRAMES: usize = 64_000;
 const BYTES: usize = 1_514;
 /// Buffers of the driver's, one descriptor each.
 const BUFFERS: u64 = 64;
