@@ -16,8 +16,6 @@ use crate::failure::{Failure, Kind};
 use crate::lab::standing::{Asked, Join, Joined, Said, Standing, Wanted};
 use crate::lab::{Inside, Prepared, within};
 use crate::run::channels;
-use crate::run::record::OwnRecord;
-use crate::run::sockets::{self, VSOCK};
 use crate::run::{files, reach};
 use crate::up::inside::tenant;
 
@@ -39,11 +37,7 @@ pub(super) fn told(standing: &Standing) -> String {
 }
 
 /// Joins, and begins the vmprof inside.
-pub(super) fn start(
-    going: &Going<'_>,
-    standing: &Standing,
-    own: Option<&OwnRecord>,
-) -> Result<Machine, Failure> {
+pub(super) fn start(going: &Going<'_>, standing: &Standing) -> Result<Machine, Failure> {
     let hashes = hashes(going)?;
     // The name inside is known with the place; where the drives lie depends on that alone.
     let drives = going.sources(&Inside::shared("", &hashes)).into_iter().map(|source| Wanted {
@@ -69,10 +63,6 @@ pub(super) fn start(
     let (ours, ports) = channels::open().map_err(no_channels)?;
     let began = tenant::begin(host, within::command(argv, going.env(&inside)), ports);
     let running = began.map_err(failed("the vmprof inside cannot be run"))?;
-    if let Some(own) = own {
-        // Verbs find the way to the emulated host where that of a run's own would be.
-        sockets::lead(own.directory(), VSOCK, &standing.vsock()).map_err(no_channels)?;
-    }
     let (kill, wait) = running.apart();
     Ok(Machine {
         inside,

@@ -29,6 +29,7 @@ use crate::run::control;
 use crate::run::conversation::Manners;
 use crate::run::record::{self, DiskInUse, Kept, OwnRecord, Run};
 use crate::run::relay;
+use crate::run::sockets::{self, VSOCK};
 use crate::run::supervise::{Input, Supervision};
 use crate::run::terminal::RawTerminal;
 use crate::run::verdict::{MachineEnd, Ran};
@@ -118,21 +119,30 @@ pub fn up(upping: &Upping) -> Result<u8, Failure> {
     if let Some(detached) = &upping.detached {
         detached.begin_log().map_err(|error| Failure::os("the log cannot be begun", error))?;
     }
-    let raw = match upping.arguments.console {
-        true => RawTerminal::take().map_err(|error| Failure::os("the terminal cannot be made raw", error))?,
-        false => None,
-    };
     let own = claimed.as_ref().map(|claimed| &claimed.own);
     let started = Instant::now();
-    let is_joined = matches!(lab, Lab::Joined(_));
+    let leads_to = match &lab {
+        Lab::Joined(standing) => Some(standing.vsock()),
+        Lab::Own(_) => None,
+    };
+    let is_joined = leads_to.is_some();
     let machine = match lab {
         Lab::Own(means) => means.start(&going, &shape, patience, own)?,
-        Lab::Joined(standing) => joined::start(&going, &standing, own)?,
+        Lab::Joined(standing) => joined::start(&going, &standing)?,
     };
     let Machine { inside, name, channels, relay, kill, wait } = machine;
     if let Some(Claimed { kept, .. }) = claimed.as_ref().filter(|_| is_joined) {
         kept.keeper().is_inside_as(&name);
     }
+    if let (Some(own), Some(leads_to)) = (own, leads_to) {
+        // Verbs find the way to the emulated host where that of a run's own would be.
+        sockets::lead(own.directory(), VSOCK, &leads_to).map_err(no_channels)?;
+    }
+    // It may have taken a while until here, and somebody may have wanted out.
+    let raw = match upping.arguments.console {
+        true => RawTerminal::take().map_err(|error| Failure::os("the terminal cannot be made raw", error))?,
+        false => None,
+    };
     let (_, artifacts) = artifacts.by_way_of(inside.artifacts().as_ref());
     let manners = Manners {
         interrupt: ToGuest::Signal { number: SIGTERM },
