@@ -5,8 +5,10 @@ use std::io::{self, Read};
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
 
+use signal_hook::consts::SIGUSR1;
 use vmprof_job::Bytes;
 use vmprof_job::agent::{Answer, Item, Kind as Frame, Stream};
 
@@ -38,6 +40,9 @@ pub(super) fn told(standing: &Standing) -> String {
 
 /// Joins, and begins the vmprof inside.
 pub(super) fn start(going: &Going<'_>, standing: &Standing) -> Result<Machine, Failure> {
+    // The keeper asks by it for a clean stop, and again while nobody has heard; until then it would end this process.
+    signal_hook::flag::register(SIGUSR1, Arc::default())
+        .map_err(|error| Failure::os("a signal's handler cannot be installed", error))?;
     let hashes = hashes(going)?;
     // The name inside is known with the place; where the drives lie depends on that alone.
     let drives = going.sources(&Inside::shared("", &hashes)).into_iter().map(|source| Wanted {
