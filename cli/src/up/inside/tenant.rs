@@ -315,7 +315,8 @@ mod tests {
 
     #[test]
     fn what_is_ended_hard_is_killed() {
-        let Begun { running, agent, .. } = begun(|mut stream| {
+        // An input that ends would be said first.
+        let Begun { running, agent, ours, .. } = begun(|mut stream| {
             let frame = stream.expect().unwrap();
             assert_eq!((frame.kind, frame.number().unwrap()), (Kind::Signal, 9));
             stream.write_json(Kind::Ended, &Ended::Signaled(9)).unwrap();
@@ -323,5 +324,6 @@ mod tests {
         let (kill, _) = running.apart();
         kill();
         agent.join().unwrap();
+        drop(ours);
     }
 }
