@@ -173,12 +173,12 @@ mod tests {
     use crate::fetch::FetchError;
     use crate::progress::Silent;
     use crate::store::{Store, StoreError};
+    use crate::testing;
     use crate::toolset::{LIBRARIES, LOADER};
 
     fn script(directory: &Path, says: &str) -> PathBuf {
         let path = directory.join(PROGRAM);
-        std::fs::write(&path, format!("#!/bin/sh\necho '{says}'\n")).unwrap();
-        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755)).unwrap();
+        testing::program(&path, &format!("echo '{says}'"));
         path
     }
 

@@ -99,13 +99,12 @@ impl Passt {
 
 #[cfg(test)]
 mod tests {
-    use std::os::unix::fs::PermissionsExt as _;
-
     use super::*;
     use crate::error::GuestError;
     use crate::fetch::FetchError;
     use crate::progress::Silent;
     use crate::store::Store;
+    use crate::testing;
 
     #[test]
     fn a_version_is_the_date_in_it_however_it_is_packaged() {
@@ -127,8 +126,7 @@ mod tests {
         let builder = Builder::new(&store, &Silent).offline(true);
         let program = dir.path().join(PROGRAM);
         let says = |text: &str| {
-            std::fs::write(&program, format!("#!/bin/sh\necho '{text}'\n")).unwrap();
-            std::fs::set_permissions(&program, std::fs::Permissions::from_mode(0o755)).unwrap();
+            testing::program(&program, &format!("echo '{text}'"));
             find_with(&builder, Some(dir.path().as_os_str()))
         };
         assert_eq!(says("passt 2026_09_01.0293c6f").unwrap().argv, [program.as_os_str()]);

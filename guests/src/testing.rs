@@ -3,7 +3,9 @@
 
 #[cfg(test)]
 use std::cell::RefCell;
+use std::io::Write as _;
 use std::path::Path;
+use std::process::{Command, Stdio};
 use std::sync::Arc;
 
 #[cfg(test)]
@@ -17,6 +19,16 @@ use crate::recipe::Recipe;
 #[cfg(test)]
 use crate::recipe::{Kernel, Root};
 use crate::store::Store;
+
+/// Makes a program of a shell script. Another process writes it: of a file that this one has open for writing a child that another
+/// test just starts has a copy until its exec, and nobody may run it meanwhile (ETXTBSY, execve(2)).
+pub fn program(path: &Path, script: &str) {
+    let mut install = Command::new("install");
+    install.args(["-m755", "/dev/stdin"]).arg(path).stdin(Stdio::piped());
+    let mut child = install.spawn().unwrap();
+    child.stdin.take().unwrap().write_all(format!("#!/bin/sh\n{script}\n").as_bytes()).unwrap();
+    assert!(child.wait().unwrap().success());
+}
 
 /// What a made-up package holds.
 #[derive(Debug, Clone)]

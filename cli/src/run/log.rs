@@ -81,6 +81,13 @@ impl Bounded {
     }
 }
 
+impl Drop for Bounded {
+    fn drop(&mut self) {
+        // Closing it would leave the lock to a child that another thread is about to start, until its exec (flock(2)).
+        let _ = self.file.unlock();
+    }
+}
+
 /// Writes a log; dropping it writes what is left.
 #[derive(Debug)]
 pub struct Writer {

@@ -77,6 +77,10 @@ fn writers_exclude_everyone_and_readers_share() {
     let held = Backing::open(&writer).unwrap();
     assert!(matches!(Backing::open(&reader), Err(DiskError::InUse { .. })));
     drop(held);
+    // A child that another test just starts has the file, too, until its exec.
+    while matches!(Backing::open(&reader), Err(DiskError::InUse { .. })) {
+        std::thread::yield_now();
+    }
     let (_one, _two) = (Backing::open(&reader).unwrap(), Backing::open(&reader).unwrap());
     let error = Backing::open(&writer).unwrap_err();
     assert!(matches!(error, DiskError::InUse { .. }) && error.to_string().contains("`data`"), "{error}");

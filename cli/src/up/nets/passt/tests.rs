@@ -1,5 +1,3 @@
-use std::os::unix::fs::PermissionsExt;
-
 use super::*;
 use vmprof_profiles::NetBackend;
 
@@ -37,15 +35,11 @@ fn the_question_is_arps_and_only_its_answer_counts() {
     assert_eq!(framed(&[1, 2, 3]), [0, 0, 0, 3, 1, 2, 3]);
 }
 
-/// A program in passt's place.
+/// A script in passt's place.
 fn start_script(script: &str) -> Result<Running, Failure> {
-    let directory = tempfile::tempdir().unwrap();
-    let program = directory.path().join("passt");
-    std::fs::write(&program, format!("#!/bin/sh\n{script}\n")).unwrap();
-    std::fs::set_permissions(&program, std::fs::Permissions::from_mode(0o755)).unwrap();
     let backend = NetBackend::Passt { forwards: forwards() };
     let device = Device { name: "net0".into(), position: 0, mac: [2; 6], backend: &backend };
-    start(&Passt { argv: vec![program.into()] }, &device, &forwards())
+    start(&Passt { argv: ["sh", "-c", script].map(Into::into).to_vec() }, &device, &forwards())
 }
 
 #[test]
