@@ -19,7 +19,11 @@ fuzz_target!(|data: &[u8]| {
         b'd' => fuzzing::deb(rest),
         b'D' => {
             let control = tarball::tar(b"0 644 - control\t\tPackage: fuzz\\nReplaces: a (<< 1), b\\n");
-            let parts = [("debian-binary", b"2.0\n".to_vec()), ("control.tar", control), ("data.tar", tarball::tar(rest))];
+            let parts = [
+                ("debian-binary", b"2.0\n".to_vec()),
+                ("control.tar", control),
+                ("data.tar", tarball::tar(rest)),
+            ];
             fuzzing::deb(&ar(&parts));
         }
         b'p' => fuzzing::packed(rest),
@@ -31,7 +35,9 @@ fuzz_target!(|data: &[u8]| {
 fn ar(parts: &[(&str, Vec<u8>)]) -> Vec<u8> {
     let mut out = b"!<arch>\n".to_vec();
     for (name, bytes) in parts {
-        out.extend(format!("{name:<16}{:<12}{:<6}{:<6}{:<8}{:<10}`\n", 0, 0, 0, "100644", bytes.len()).into_bytes());
+        out.extend(
+            format!("{name:<16}{:<12}{:<6}{:<6}{:<8}{:<10}`\n", 0, 0, 0, "100644", bytes.len()).into_bytes(),
+        );
         out.extend_from_slice(bytes);
         out.resize(out.len().next_multiple_of(2), b'\n');
     }

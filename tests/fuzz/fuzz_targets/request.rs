@@ -14,7 +14,8 @@ const CAPACITY_BYTES: u64 = 32 * 512;
 fuzz_target!(|data: &[u8]| {
     let Some((first, data)) = data.split_first() else { return };
     let (packed, read_only) = (first & 1 != 0, first & 2 != 0);
-    let limits = Limits { capacity_bytes: CAPACITY_BYTES, read_only, most_segments: 14, longest_segment: 12 << 10 };
+    let limits =
+        Limits { capacity_bytes: CAPACITY_BYTES, read_only, most_segments: 14, longest_segment: 12 << 10 };
     let mut list = None;
     hostile::run(packed, data, &mut |head, chain, regions| {
         let buffers = list.get_or_insert_with(|| GuestBuffers::new(regions.ram()));

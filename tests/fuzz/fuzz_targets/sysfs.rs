@@ -37,7 +37,8 @@ const OF_CPU: &[&str] = &[
 ];
 
 /// Files of one node.
-const OF_NODE: &[&str] = &["cpulist", "cpumap", "distance", "meminfo", "hugepages/hugepages-2048kB/free_hugepages"];
+const OF_NODE: &[&str] =
+    &["cpulist", "cpumap", "distance", "meminfo", "hugepages/hugepages-2048kB/free_hugepages"];
 
 /// Files of one drive.
 const OF_DRIVE: &[&str] = &[
