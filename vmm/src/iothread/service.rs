@@ -74,6 +74,12 @@ impl Io<'_> {
         self.engines.start(target.0, operation, buffers, Token::Request { slot: self.slot, tag });
     }
 
+    /// Whether an operation of this target's is its engine's once it is started. Where not, [`QueueService::handed_over`] tells of
+    /// the moment, before any of them can end.
+    pub fn takes_at_once(&self, target: Target) -> bool {
+        self.engines.takes_at_once(target.0)
+    }
+
     /// Has the queue be told of `watched`, beside its doorbell: [`QueueService::ready`] hears of each edge under the same `tag`,
     /// and of what is there already. Until [`QueueService::unwatched`] has heard of the watch's end, [`QueueService::in_flight`]
     /// is to count it.
@@ -138,7 +144,8 @@ pub trait QueueService: std::fmt::Debug {
     fn broken(&mut self, error: RingError);
     /// Whether to take the times of requests from here on.
     fn take_times(&mut self, _take: bool) {}
-    /// Times are taken, and at this moment all that was started is being handed over to its engine.
+    /// Times are taken, and at this moment all that was started is being handed over to its engine, if it has not been
+    /// ([`Io::takes_at_once`]).
     fn handed_over(&mut self, _at_ns: u64) {}
     /// After the last request ended: the queue is about to be dropped.
     fn end(&mut self, io: &mut Io<'_>);

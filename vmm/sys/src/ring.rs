@@ -218,6 +218,12 @@ impl<T: Copy> Ring<T> {
         self.slots.used()
     }
 
+    /// Whether what is started is in the kernel's hands at once, and may end before any [`enter`](Self::enter): a thread of the
+    /// kernel's looks for it (IORING_SETUP_SQPOLL, io_uring_setup(2)).
+    pub fn takes_at_once(&self) -> bool {
+        self.uring.0.params().is_setup_sqpoll()
+    }
+
     /// Whether a call of [`enter`](Self::enter) has something to submit.
     pub fn has_submissions(&mut self) -> bool {
         !self.overflow.is_empty() || !self.uring.0.submission().is_empty()

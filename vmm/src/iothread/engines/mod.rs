@@ -231,6 +231,11 @@ impl Engines {
         self.started
     }
 
+    /// Whether what is started on this file may end before the next [`enter`](Self::enter).
+    pub(super) fn takes_at_once(&self, opened: Opened) -> bool {
+        matches!((opened, &self.place), (Opened::Ring(_), Place::Ring(ring)) if ring.takes_at_once())
+    }
+
     pub(super) fn start(&mut self, opened: Opened, operation: Operation, buffers: Buffers, token: Token) {
         self.in_flight += 1;
         self.started += 1;

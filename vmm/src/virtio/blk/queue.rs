@@ -268,6 +268,16 @@ impl BlkQueue {
         io.start(self.target, operation, buffers, head);
     }
 
+    /// The end of these may be the next that is heard of them.
+    fn time_what_was_taken_at_once(&mut self, io: &Io<'_>) {
+        if let Some(timing) = &mut self.timing
+            && timing.has_started()
+            && io.takes_at_once(self.target)
+        {
+            timing.handed_over(latency::now());
+        }
+    }
+
     fn synced(&mut self, head: u16, request: Request, result: io::Result<u32>, io: &mut Io<'_>) {
         match result {
             // One that ran beside a flush that failed may not have been told.
@@ -343,6 +353,7 @@ impl QueueService for BlkQueue {
         let mut chain = std::mem::take(&mut self.chain);
         let drained = self.take(quota, &mut chain, io);
         self.chain = chain;
+        self.time_what_was_taken_at_once(io);
         drained
     }
 
@@ -352,7 +363,9 @@ impl QueueService for BlkQueue {
         while let Some(head) = self.held.pop_front() {
             self.free(head);
         }
-        self.go_on(io)
+        let drained = self.go_on(io);
+        self.time_what_was_taken_at_once(io);
+        drained
     }
 
     fn completed(&mut self, tag: u16, result: io::Result<u32>, buffers: Buffers, io: &mut Io<'_>) {

@@ -73,6 +73,11 @@ impl Timing {
         }
     }
 
+    /// Whether operations wait to be handed over.
+    pub(super) fn has_started(&self) -> bool {
+        !self.started.is_empty()
+    }
+
     pub(super) fn handed_over(&mut self, at_ns: u64) {
         let mut in_queue = Alike::default();
         for head in self.started.drain(..) {
