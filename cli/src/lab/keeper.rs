@@ -21,7 +21,7 @@ use super::emulated::{Drive, EmulatedHost, Media, Start};
 use super::qmp::Qmp;
 use super::standing::{Asked, Facts, Kept, SOCKET, Said, Standing, read_line};
 use super::tenants::Tenants;
-use super::{Inside, Shape, pack};
+use super::{PathsInside, Shape, pack};
 use crate::failure::{Failure, Kind};
 use crate::places::Places;
 use crate::progress::Stages;
@@ -69,7 +69,7 @@ pub fn keep(places: &Places, shape: &Shape, detached: &Detached, report: Report)
     drop(using);
 
     let program = std::fs::read("/proc/self/exe").map_err(os("this program cannot be read"))?;
-    let vmprof = Inside::VMPROF.trim_start_matches('/');
+    let vmprof = PathsInside::VMPROF.trim_start_matches('/');
     let files = [(vmprof, 0o755, program), (JOB_PATH, 0o600, vmprof_job::line(&job()))];
     let archive = append_archive(&files)?;
     let initramfs = pack(&host.initramfs, &archive)?;
@@ -151,9 +151,9 @@ fn job() -> Job {
     let env = [
         ("PATH", "/usr/bin:/bin"),
         ("HOME", "/root"),
-        ("VMPROF_STORE", Inside::STORE),
+        ("VMPROF_STORE", PathsInside::STORE),
         ("VMPROF_STATE", "/vmprof/state"),
-        ("VMPROF_RUNTIME", Inside::RUNTIME),
+        ("VMPROF_RUNTIME", PathsInside::RUNTIME),
     ];
     Job {
         schema: JOB_SCHEMA.to_owned(),
@@ -169,7 +169,7 @@ fn job() -> Job {
         services: Vec::new(),
         stop_within_ms: 1_000,
         command: Some(Command {
-            argv: [Inside::VMPROF, "inside", "stay"].map(Bytes::from).into(),
+            argv: [PathsInside::VMPROF, "inside", "stay"].map(Bytes::from).into(),
             env: env.map(|(name, value)| (name.into(), value.into())).into(),
             directory: "/".to_owned(),
             streams: Streams::Ports,

@@ -14,7 +14,7 @@ use vmprof_job::Bytes;
 use super::emulated::{FREE_PORTS, block_node, free_port, slot_of};
 use super::qmp::Qmp;
 use super::standing::{Join, Joined, Tenant, Wanted};
-use super::{Inside, Media, within};
+use super::{Media, PathsInside, exec};
 
 /// How long a run may take to its end once nobody outside has it any more: a clean stop of its guest's services.
 const LEAVES_WITHIN: Duration = Duration::from_secs(150);
@@ -222,9 +222,9 @@ impl Tenants {
             place.is_leaving = true;
             (place.name.clone(), place.drives.clone())
         };
-        let mut argv: Vec<Bytes> = [Inside::VMPROF, "inside", "leave", &name].map(Bytes::from).into();
+        let mut argv: Vec<Bytes> = [PathsInside::VMPROF, "inside", "leave", &name].map(Bytes::from).into();
         argv.extend(drives.iter().map(|drive| slot_of(drive.port).to_string().as_str().into()));
-        if let Err(error) = within::run(&self.directory, argv, LEAVES_WITHIN) {
+        if let Err(error) = exec::run(&self.directory, argv, LEAVES_WITHIN) {
             eprintln!("vmprof: what is left of `{name}` cannot be cleared away: {error}");
         }
         let mut free = Vec::new();

@@ -10,7 +10,7 @@ use vmprof_vmm::vhost_user::VsockServer;
 use super::command::{Going, Source, read};
 use super::{Machine, no_channels};
 use crate::failure::{Failure, Kind};
-use crate::lab::{Drive, EmulatedHost, Inside, Media, Shape, Start, pack};
+use crate::lab::{Drive, EmulatedHost, Media, PathsInside, Shape, Start, pack};
 use crate::lower::milliseconds;
 use crate::run::channels;
 use crate::run::record::OwnRecord;
@@ -55,7 +55,7 @@ impl Means {
         patience: Patience,
         own: Option<&OwnRecord>,
     ) -> Result<Machine, Failure> {
-        let inside = Inside::alone();
+        let inside = PathsInside::alone();
         let sources = going.sources(&inside);
         let job = job(going, &inside, &sources, patience);
         let archive = archive(going, &inside, &job)?;
@@ -117,7 +117,7 @@ fn in_the_lab(error: vmprof_guests::GuestError) -> Failure {
 }
 
 /// What the emulated host's first process shall do: run the inner `up`, with its disks where the profile has them.
-fn job(going: &Going<'_>, inside: &Inside, sources: &[Source], patience: Patience) -> Job {
+fn job(going: &Going<'_>, inside: &PathsInside, sources: &[Source], patience: Patience) -> Job {
     let links =
         sources.iter().map(|source| DeviceLink { path: source.path.clone(), serial: source.name.clone() });
     let disks = sources.iter().map(|source| vmprof_job::Disk {
@@ -152,7 +152,7 @@ fn job(going: &Going<'_>, inside: &Inside, sources: &[Source], patience: Patienc
 }
 
 /// Everything the emulated host needs besides its own boot files.
-fn archive(going: &Going<'_>, inside: &Inside, job: &Job) -> Result<Vec<u8>, Failure> {
+fn archive(going: &Going<'_>, inside: &PathsInside, job: &Job) -> Result<Vec<u8>, Failure> {
     let name = |path: &str| path.trim_start_matches('/').to_owned();
     let mut files = vec![
         (name(&inside.vmprof), 0o755, read("/proc/self/exe".as_ref())?),

@@ -22,7 +22,7 @@ use self::forwarded::Forwarded;
 use super::{Guest, Patience, Upping, nets, promises, sources};
 use crate::failure::Failure;
 use crate::lab::standing::Standing;
-use crate::lab::{Inside, Shape};
+use crate::lab::{PathsInside, Shape};
 use crate::progress::Stages;
 use crate::run::channels::Channels;
 use crate::run::control;
@@ -41,7 +41,7 @@ const SILENCE: Duration = Duration::from_secs(120);
 
 /// The vmprof inside, as it is reached and ended.
 struct Machine {
-    inside: Inside,
+    inside: PathsInside,
     /// What the run is called there.
     name: String,
     channels: Channels,

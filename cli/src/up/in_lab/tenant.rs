@@ -15,7 +15,7 @@ use signal_hook::consts::SIGKILL;
 use vmprof_job::agent::{Answer, Kind, Stream, What};
 use vmprof_job::{Ended, FromGuest, ToGuest};
 
-use crate::lab::within;
+use crate::lab::exec;
 use crate::run::channels::PortEnd;
 use crate::run::outward::{Outward, Window};
 use crate::run::reach;
@@ -135,7 +135,7 @@ impl Obeying {
                 ToGuest::Signal { number } => self.outward.signal(number),
                 ToGuest::Received => drop(received.send(())),
                 ToGuest::Run { id, argv } => self.beside(move |host| {
-                    let ran = within::run(host, argv, ASKED_WITHIN).unwrap_or_else(|error| within::Ran {
+                    let ran = exec::run(host, argv, ASKED_WITHIN).unwrap_or_else(|error| exec::Ran {
                         status: Ended::NotStarted { status: 126, errno: error.raw_os_error().unwrap_or(5) },
                         stdout: Vec::new(),
                         stderr: error.to_string().into_bytes(),
@@ -255,7 +255,7 @@ mod tests {
         let keep = tempfile::tempdir().unwrap();
         let agent = agent(listen(keep.path(), VSOCK).unwrap(), serve);
         let (ours, ports) = channels::open().unwrap();
-        let command = within::command(vec!["true".into()], Vec::new());
+        let command = exec::command(vec!["true".into()], Vec::new());
         let running = begin(keep.path(), command, ports).unwrap();
         Begun { _keep: keep, running, ours, agent }
     }
