@@ -2,6 +2,7 @@
 //! told to stop.
 
 use std::io::{self, BufRead, BufReader, Read};
+use std::os::fd::OwnedFd;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
 use std::sync::Arc;
@@ -13,11 +14,11 @@ use rustix::net::sockopt::socket_peercred;
 use rustix::process::{Pid, Signal, kill_process};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
-use vmprof_guests::{append_archive, emulator, lab_host};
+use vmprof_guests::{LabHost, append_archive, emulator, lab_host};
 use vmprof_job::{Bytes, Command, FromGuest, Init, JOB_PATH, JOB_SCHEMA, Job, Root, Streams, ToGuest};
 use vmprof_vmm::vhost_user::VsockServer;
 
-use super::emulated::{Drive, EmulatedHost, Media, Start};
+use super::emulated::{Drive, EmulatedHost, Handle, Media, Start};
 use super::qmp::Qmp;
 use super::standing::{Asked, Facts, Kept, SOCKET, Said, Standing, read_line};
 use super::tenants::Tenants;
@@ -68,18 +69,14 @@ pub fn keep(places: &Places, shape: &Shape, detached: &Detached, report: Report)
     let _held = using.hold("lab", of_the_lab.chain(emulator.argv.iter().map(Path::new)))?;
     drop(using);
 
-    let program = std::fs::read("/proc/self/exe").map_err(os("this program cannot be read"))?;
-    let vmprof = PathsInside::VMPROF.trim_start_matches('/');
-    let files = [(vmprof, 0o755, program), (JOB_PATH, 0o600, vmprof_job::line(&job()))];
-    let archive = append_archive(&files)?;
-    let initramfs = pack(&host.initramfs, &archive)?;
-    drop((archive, files));
+    let initramfs = initramfs(&host)?;
     detached.begin_log().map_err(os("the log cannot be begun"))?;
     let no_channels = || os("the channels to the lab cannot be opened");
     let (ours, ports) = channels::open().map_err(no_channels())?;
     let (vsock, its_vsock) = UnixStream::pair().map_err(no_channels())?;
     let (monitor, its_monitor) = UnixStream::pair().map_err(no_channels())?;
     let listener = sockets::listen(kept.directory(), VSOCK).map_err(no_channels())?;
+    // Its children end with the thread that made them: this one stays.
     let machine = EmulatedHost::start(Start {
         emulator: &emulator.argv,
         shape,
@@ -98,25 +95,20 @@ pub fn keep(places: &Places, shape: &Shape, detached: &Detached, report: Report)
     carry_signals(events.clone()).map_err(os("signals cannot be heard"))?;
     let Channels { control, stdin: _stdin, stdout: _stdout, stderr: _stderr } = ours;
     listen(control.try_clone().map_err(no_channels())?, events.clone()).map_err(no_channels())?;
-    let watched = handle.clone();
-    // Its children end with the thread that made them: this one stays.
-    let ends = events.clone();
     let kernel = match hello(&heard) {
         Ok(kernel) => kernel,
         Err(why) => {
-            watched.kill();
+            handle.kill();
             let _ = machine.wait();
-            let words = watched.last_words();
             let message = format!("the emulated host did not come up: {why}");
-            let help = if words.is_empty() { words } else { format!("its last words:\n{words}") };
-            return Err(Failure::said(Kind::Lab, "vmprof::lab::start", message, help));
+            return Err(lost("vmprof::lab::start", message, &handle));
         }
     };
     let monitor = Qmp::begin(monitor).map_err(os("the emulator's monitor cannot be reached"))?;
     let tenants = Arc::new(Tenants::new(kept.directory(), monitor));
     let socket =
         sockets::listen(kept.directory(), SOCKET).map_err(os("the lab's socket cannot be opened"))?;
-    serve(socket, tenants.clone(), events).map_err(os("the lab's socket cannot be served"))?;
+    serve(socket, tenants.clone(), events.clone()).map_err(os("the lab's socket cannot be served"))?;
     let started = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |time| time.as_secs());
     let facts = Facts::new(shape, &emulator.version, &kernel, started);
     kept.publish(&facts).map_err(os("the lab cannot be made known"))?;
@@ -128,22 +120,31 @@ pub fn keep(places: &Places, shape: &Shape, detached: &Detached, report: Report)
     let is_there = move || Standing::find(&directory).is_some();
     let stopping = stop_when_asked(heard, tenants, handle.clone(), control, is_there);
     let stopping = stopping.map_err(os("the lab cannot be watched"))?;
-    let ended = machine.wait();
+    let _ = machine.wait();
     // Its last word to whoever waits, or nobody's any more.
-    let _ = ends.send(Event::Gone);
+    let _ = events.send(Event::Gone);
     let was_asked = stopping.join().unwrap_or(false);
-    match (was_asked, ended) {
-        (true, _) => {
-            report.notice("the lab has stopped");
-            Ok(())
-        }
-        (false, _) => {
-            let words = handle.last_words();
-            let help = if words.is_empty() { words } else { format!("its last words:\n{words}") };
-            let message = "the emulated host has ended by itself";
-            Err(Failure::said(Kind::Lab, "vmprof::lab::ended", message, help))
-        }
+    if !was_asked {
+        return Err(lost("vmprof::lab::ended", "the emulated host has ended by itself", &handle));
     }
+    report.notice("the lab has stopped");
+    Ok(())
+}
+
+/// The host's boot files, with this program and the job behind them.
+fn initramfs(host: &LabHost) -> Result<OwnedFd, Failure> {
+    let program =
+        std::fs::read("/proc/self/exe").map_err(|error| Failure::os("this program cannot be read", error))?;
+    let vmprof = PathsInside::VMPROF.trim_start_matches('/');
+    let files = [(vmprof, 0o755, program), (JOB_PATH, 0o600, vmprof_job::line(&job()))];
+    Ok(pack(&host.initramfs, &append_archive(&files)?)?)
+}
+
+/// With the last words of a host that has ended.
+fn lost(code: &'static str, message: impl Into<String>, machine: &Handle) -> Failure {
+    let words = machine.last_words();
+    let help = if words.is_empty() { words } else { format!("its last words:\n{words}") };
+    Failure::said(Kind::Lab, code, message, help)
 }
 
 /// Its first process keeps the host up, and is asked through its agent for everything else.
@@ -286,7 +287,7 @@ fn serve_one(stream: UnixStream, tenants: &Tenants, events: &Sender<Event>) -> i
 fn stop_when_asked(
     heard: Receiver<Event>,
     tenants: Arc<Tenants>,
-    machine: super::emulated::Handle,
+    machine: Handle,
     control: UnixStream,
     is_there: impl Fn() -> bool + Send + 'static,
 ) -> io::Result<thread::JoinHandle<bool>> {
