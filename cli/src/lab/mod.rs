@@ -5,6 +5,7 @@
 mod emulated;
 mod errands;
 pub mod exec;
+mod job;
 mod keeper;
 mod pack;
 mod paths;
@@ -16,6 +17,7 @@ mod verbs;
 
 pub use emulated::{Drive, EmulatedHost, LabError, Media, Start};
 pub use errands::{Prepared, run as run_errand};
+pub use job::{ENVIRONMENT, job};
 pub use pack::pack;
 pub use paths::PathsInside;
 pub use shape::Shape;

@@ -10,7 +10,7 @@ use vmprof_job::Bytes;
 use vmprof_profiles::{DiskSource, Profile};
 
 use crate::failure::Failure;
-use crate::lab::{Media, PathsInside};
+use crate::lab::{ENVIRONMENT, Media, PathsInside};
 use crate::lower::ROOT_SERIAL;
 use crate::run::artifacts::{Artifact, Artifacts};
 use crate::run::terminal;
@@ -81,26 +81,15 @@ impl Going<'_> {
 
     pub(super) fn env(&self, inside: &PathsInside) -> Vec<(Bytes, Bytes)> {
         let (rows, columns) = terminal::size();
-        let mut env: Vec<(String, String)> = [
-            ("PATH", "/usr/bin:/bin".to_owned()),
-            ("HOME", "/root".to_owned()),
-            ("VMPROF_STORE", PathsInside::STORE.to_owned()),
-            ("VMPROF_STATE", inside.state()),
-            ("VMPROF_RUNTIME", PathsInside::RUNTIME.to_owned()),
-            ("LINES", rows.to_string()),
-            ("COLUMNS", columns.to_string()),
-        ]
-        .map(|(name, value)| (name.to_owned(), value))
-        .into();
-        env.extend(
-            ["TERM", "NO_COLOR"]
-                .iter()
-                .filter_map(|name| Some((name.to_string(), std::env::var(name).ok()?))),
-        );
-        env.iter().map(|(name, value)| (name.as_str().into(), value.as_str().into())).collect()
+        let own =
+            [("VMPROF_STATE", inside.state()), ("LINES", rows.to_string()), ("COLUMNS", columns.to_string())];
+        let shared = ENVIRONMENT.map(|(name, value)| (name, value.to_owned()));
+        let mut env: Vec<(&str, String)> = shared.into_iter().chain(own).collect();
+        env.extend(["TERM", "NO_COLOR"].iter().filter_map(|name| Some((*name, std::env::var(name).ok()?))));
+        env.iter().map(|(name, value)| ((*name).into(), value.as_str().into())).collect()
     }
 
-    /// The files of this run alone, each with its path inside and its mode: the profile's, the image's description, the plan.
+    /// The files of this run alone, each with its path inside: the profile's, the image's description, the plan.
     pub(super) fn files(&self, inside: &PathsInside) -> Result<Vec<(String, Vec<u8>)>, Failure> {
         let mut files = Vec::new();
         if let Some(image) = self.image {

@@ -10,16 +10,15 @@ use std::time::Duration;
 
 use signal_hook::consts::SIGUSR1;
 use vmprof_job::Bytes;
-use vmprof_job::agent::{Answer, Item, Kind as Frame, Stream};
+use vmprof_job::agent::{Item, Kind as Frame, Stream};
 
 use super::command::Going;
-use super::{Machine, no_channels};
+use super::{Machine, no_channels, tenant};
 use crate::failure::{Failure, Kind};
 use crate::lab::standing::{Asked, Join, Joined, Said, Standing, Wanted};
 use crate::lab::{PathsInside, Prepared, exec};
 use crate::run::channels;
 use crate::run::{files, reach};
-use crate::up::in_lab::tenant;
 
 /// How long a drive that was plugged in may take to be seen, and what is done then.
 const PREPARED_WITHIN: Duration = Duration::from_secs(90);
@@ -171,12 +170,7 @@ struct Words {
 fn relay(host: &Path, inside: &PathsInside) -> Result<Words, Failure> {
     let begin = || -> io::Result<Words> {
         let argv = [&*inside.vmprof, "inside", "relay", &inside.relay()].map(Bytes::from).into();
-        let mut stream = reach::host(host)?;
-        match reach::ask(&mut stream, exec::command(argv, Vec::new()))? {
-            Answer::Begun => {}
-            Answer::Refused(why) => return Err(io::Error::other(why)),
-            _ => return Err(io::ErrorKind::InvalidData.into()),
-        }
+        let stream = exec::begin(host, exec::command(argv, Vec::new()), None)?;
         let mut said = Words { stream, unread: Vec::new() };
         // It listens from its first byte on.
         said.read_exact(&mut [0])?;

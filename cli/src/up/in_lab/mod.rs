@@ -248,19 +248,16 @@ fn lock_all(upping: &Upping, paths: &[PathBuf], disks: &[DiskInUse]) -> Result<V
             }
             Ok(file)
         };
-        locks.push(lock().map_err(|error| {
-            record::refuse_shared_disks(&upping.places, std::slice::from_ref(in_use)).map_or_else(
-                Failure::from,
-                |()| {
-                    let message = format!(
-                        "disk `{}` ({}) cannot be locked for this run",
-                        disk.name.value,
-                        path.display()
-                    );
-                    Failure::os(message, error)
-                },
-            )
-        })?);
+        let unlocked = |error| match record::refuse_shared_disks(&upping.places, std::slice::from_ref(in_use))
+        {
+            // Who has it is more than that somebody has.
+            Err(refused) => Failure::from(refused),
+            Ok(()) => {
+                let (name, path) = (&disk.name.value, path.display());
+                Failure::os(format!("disk `{name}` ({path}) cannot be locked for this run"), error)
+            }
+        };
+        locks.push(lock().map_err(unlocked)?);
     }
     Ok(locks)
 }

@@ -12,7 +12,7 @@ use std::thread;
 use std::time::Duration;
 
 use signal_hook::consts::SIGKILL;
-use vmprof_job::agent::{Answer, Kind, Stream, What};
+use vmprof_job::agent::{Kind, Stream, What};
 use vmprof_job::{Ended, FromGuest, ToGuest};
 
 use crate::lab::exec;
@@ -66,12 +66,7 @@ impl Running {
 
 /// Begins `command` in the host whose sockets lie in `host`. `ports` are the ends of the four channels, in their order.
 pub(super) fn begin(host: &Path, command: What, ports: Vec<PortEnd>) -> io::Result<Running> {
-    let mut stream = reach::host(host)?;
-    match reach::ask(&mut stream, command)? {
-        Answer::Begun => {}
-        Answer::Refused(why) => return Err(io::Error::other(why)),
-        _ => return Err(io::ErrorKind::InvalidData.into()),
-    }
+    let stream = exec::begin(host, command, None)?;
     let ends: Vec<UnixStream> = ports.into_iter().map(|end| end.stream.into()).collect();
     let [control, stdin, stdout, stderr]: [UnixStream; 4] =
         ends.try_into().map_err(|_| io::Error::from(io::ErrorKind::InvalidInput))?;
@@ -218,7 +213,7 @@ fn carry(
 mod tests {
     use std::os::unix::net::UnixListener;
 
-    use vmprof_job::agent::{Ask, Frame};
+    use vmprof_job::agent::{Answer, Ask, Frame};
 
     use super::*;
     use crate::run::channels;
