@@ -80,7 +80,7 @@ fn ask(name: &str) -> Result<Lease, String> {
     let descriptor = socket.as_raw_fd();
     let mut device = Unsummed(socket);
     let began = Instant::now();
-    let mut client = Client::new(&mut device, mac, u64::from_ne_bytes(seed), began);
+    let mut client = Client::new(&mut device, mac.octets(), u64::from_ne_bytes(seed), began);
     loop {
         let now = Instant::now();
         if let Some(lease) = client.turn(&mut device, now) {
@@ -105,8 +105,8 @@ struct Client {
 }
 
 impl Client {
-    fn new(device: &mut impl Device, mac: MacAddress, seed: u64, now: Instant) -> Client {
-        let mut config = Config::new(EthernetAddress(mac.octets()).into());
+    fn new(device: &mut impl Device, mac: [u8; 6], seed: u64, now: Instant) -> Client {
+        let mut config = Config::new(EthernetAddress(mac).into());
         config.random_seed = seed;
         let mut socket = dhcpv4::Socket::new();
         let mut retry = socket.get_retry_config();

@@ -76,7 +76,7 @@ impl Trial {
     fn new() -> Trial {
         let wire = Wire::default();
         let mut device = Unsummed(wire.clone());
-        let client = Client::new(&mut device, MacAddress::new(MAC), 7, Instant::from_millis(1));
+        let client = Client::new(&mut device, MAC, 7, Instant::from_millis(1));
         Trial { wire, device, client, now: Instant::from_millis(1) }
     }
 
