@@ -17,7 +17,7 @@ fn main() {
 fn build() -> Result<(), String> {
     let here = PathBuf::from(variable("CARGO_MANIFEST_DIR")?);
     let workspace = here.parent().ok_or("guests/ has no parent directory")?;
-    for input in ["guests/init", "guests/job", "Cargo.toml", "Cargo.lock"] {
+    for input in ["guests/init", "guests/job", "profiles/mac", "Cargo.toml", "Cargo.lock"] {
         println!("cargo::rerun-if-changed={}", workspace.join(input).display());
     }
     println!("cargo::rerun-if-changed=build.rs");

@@ -11,7 +11,7 @@ use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
 
 pub use guests::{BuildArguments, LockArguments, Sources};
 pub use inside::{CpArguments, ExecArguments, Place};
-pub use lab::{InsideVerb, LabVerb};
+pub use lab::{Errand, LabVerb};
 pub use profiles::{CheckArguments, FmtArguments, HostArguments, ImportVerb, PlanArguments, PlanFormat};
 pub use running::{
     ConsoleArguments, FormatArguments, IothreadArguments, LogsArguments, NameArguments, NamedArguments, On,
@@ -118,7 +118,7 @@ pub enum Verb {
     Man { verb: Option<String> },
     /// What the vmprof inside an emulated host does for the one outside
     #[command(hide = true, subcommand)]
-    Inside(InsideVerb),
+    Inside(Errand),
     /// Ask a running VM through its control socket; the lab's emulated host is asked this way
     #[command(hide = true)]
     Ask {

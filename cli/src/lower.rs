@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use vmprof_guests::Init as GuestInit;
 use vmprof_job::{Command, DeviceLink, Init, JOB_SCHEMA, Job, Root, Streams};
+use vmprof_mac::MacAddress;
 use vmprof_profiles::{CpuSet, IoThreadPlan, NetBackend, NetPlan, Plan};
 use vmprof_vmm::config;
 
@@ -119,7 +120,7 @@ fn net(vm: &str, position: usize, net: &NetPlan) -> config::Net {
     };
     config::Net {
         name: net.name.clone(),
-        mac: mac(vm, position, net.mac.as_deref()),
+        mac: mac(vm, position, planned_mac(net)).octets(),
         backend,
         queue_size: net.queue_size,
         mtu,
@@ -128,24 +129,17 @@ fn net(vm: &str, position: usize, net: &NetPlan) -> config::Net {
 }
 
 /// The hardware address of a VM's network device: what the profile has, or one that is always the VM's, among QEMU's own.
-pub fn mac(vm: &str, position: usize, said: Option<&str>) -> [u8; 6] {
-    if let Some(mac) = said.and_then(octets) {
-        return mac;
-    }
-    let digest = blake3::hash(format!("{vm}\0net{position}").as_bytes());
-    let [a, b, c, ..] = *digest.as_bytes();
-    [0x52, 0x54, 0, a, b, c]
+pub fn mac(vm: &str, position: usize, said: Option<MacAddress>) -> MacAddress {
+    said.unwrap_or_else(|| {
+        let digest = blake3::hash(format!("{vm}\0net{position}").as_bytes());
+        let [a, b, c, ..] = *digest.as_bytes();
+        MacAddress::new([0x52, 0x54, 0, a, b, c])
+    })
 }
 
-/// `52:54:00:12:34:56`
-pub fn octets(text: &str) -> Option<[u8; 6]> {
-    let bytes: Option<Vec<u8>> = text.split(':').map(|byte| u8::from_str_radix(byte, 16).ok()).collect();
-    bytes?.try_into().ok()
-}
-
-/// As messages, arguments and /sys have a hardware address.
-pub fn colons(mac: [u8; 6]) -> String {
-    mac.map(|byte| format!("{byte:02x}")).join(":")
+/// What the profile had; `promises.rs` has refused a plan with anything else in its place.
+pub fn planned_mac(net: &NetPlan) -> Option<MacAddress> {
+    net.mac.as_deref()?.parse().ok()
 }
 
 /// Whether a vCPU may run where the IOThread does. No CPUs are all those that vmprof may run on.
@@ -193,7 +187,7 @@ pub fn job(
             .enumerate()
             .map(|(position, net)| vmprof_job::Net {
                 name: net.name.clone(),
-                mac: colons(mac(vm, position, net.mac.as_deref())),
+                mac: mac(vm, position, planned_mac(net)).to_string(),
             })
             .collect(),
         sysctl: conduct.sysctl.clone(),
@@ -269,12 +263,11 @@ mod tests {
     #[test]
     fn a_vms_devices_have_addresses_that_are_always_theirs_and_one_devices_own() {
         let first = mac("db", 0, None);
-        assert_eq!((first, &first[..3]), (mac("db", 0, None), &[0x52, 0x54, 0][..]));
+        assert_eq!((first, &first.octets()[..3]), (mac("db", 0, None), &[0x52, 0x54, 0][..]));
         // Of one device and not of a group (IEEE 802), and given by hand and not by a maker.
-        assert_eq!(first[0] & 0b11, 0b10);
+        assert_eq!(first.octets()[0] & 0b11, 0b10);
         assert!(first != mac("db", 1, None) && first != mac("web", 0, None));
-        assert_eq!(mac("db", 0, Some("02:00:00:AB:cd:01")), [2, 0, 0, 0xab, 0xcd, 1]);
-        assert_eq!(colons(first), colons(octets(&colons(first)).unwrap()));
-        assert_eq!((octets("52:54"), octets("52:54:00:12:34:5g")), (None, None));
+        let said = MacAddress::new([2, 0, 0, 0xab, 0xcd, 1]);
+        assert_eq!(mac("db", 0, Some(said)), said);
     }
 }

@@ -102,7 +102,7 @@ fn run(verb: &Verb, report: Report) -> Result<(), Failure> {
         Verb::VhostUserBlk(arguments) => vhost_user_blk::serve(arguments, report),
         Verb::Store(verb) => store::store(verb, report),
         Verb::Explain(arguments) => explain::explain(arguments, report),
-        Verb::Inside(verb) => lab::run_inside(verb, report),
+        Verb::Inside(errand) => lab::run_errand(errand, report),
         Verb::Completions { shell } => manual::completions(*shell, report),
         Verb::Man { verb } => manual::page(verb.as_deref(), report),
         Verb::Ask { relay, name, request, arguments } => {

@@ -29,9 +29,9 @@ pub enum LabVerb {
     },
 }
 
-/// What the vmprof inside an emulated host is asked by the one outside.
+/// What the vmprof inside an emulated host that stays is to do for one outside.
 #[derive(Debug, Subcommand)]
-pub enum InsideVerb {
+pub enum Errand {
     /// Be there
     Stay,
     /// Make a place for a run

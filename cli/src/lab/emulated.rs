@@ -49,6 +49,18 @@ pub struct Drive {
     pub node: Option<usize>,
 }
 
+impl Drive {
+    /// One that is only there to be seen: the nodes have them in turn.
+    pub fn spare(number: usize, shape: &Shape) -> Drive {
+        Drive {
+            serial: format!("spare{number}"),
+            media: Media::Empty,
+            read_only: false,
+            node: Some(number % shape.nodes.len()),
+        }
+    }
+}
+
 /// All that QEMU is told.
 #[derive(Debug)]
 pub struct Start<'a> {

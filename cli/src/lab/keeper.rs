@@ -1,9 +1,10 @@
 //! The keeper of a lab that stays: a process with the emulated host as its child, which gives runs their places in it until it is
 //! told to stop.
 
-use std::io::{self, BufRead, BufReader, Read};
+use std::io::{self, BufRead, BufReader, Read, Write};
+use std::os::fd::OwnedFd;
 use std::os::unix::net::{UnixListener, UnixStream};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
 use std::thread;
@@ -13,15 +14,15 @@ use rustix::net::sockopt::socket_peercred;
 use rustix::process::{Pid, Signal, kill_process};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
-use vmprof_guests::{append_archive, emulator, lab_host};
-use vmprof_job::{Bytes, Command, FromGuest, Init, JOB_PATH, JOB_SCHEMA, Job, Root, Streams, ToGuest};
+use vmprof_guests::{LabHost, append_archive, emulator, lab_host};
+use vmprof_job::{Bytes, FromGuest, JOB_PATH, Job, ToGuest};
 use vmprof_vmm::vhost_user::VsockServer;
 
-use super::emulated::{Drive, EmulatedHost, Media, Start};
+use super::emulated::{Drive, EmulatedHost, Handle, Start};
 use super::qmp::Qmp;
-use super::standing::{Asked, Facts, Kept, SOCKET, Said, Standing, read_line};
+use super::standing::{Asked, Facts, OwnLab, SOCKET, Said, Standing, read_line};
 use super::tenants::Tenants;
-use super::{Inside, Shape, pack};
+use super::{ENVIRONMENT, PathsInside, Shape, pack};
 use crate::failure::{Failure, Kind};
 use crate::places::Places;
 use crate::progress::Stages;
@@ -53,7 +54,7 @@ enum Event {
 pub fn keep(places: &Places, shape: &Shape, detached: &Detached, report: Report) -> Result<(), Failure> {
     let os = |what: &'static str| move |error: io::Error| Failure::os(what, error);
     let lab = |error| Failure::caused(Kind::Lab, "vmprof::lab::prepare", error, "");
-    let Some(kept) = Kept::take(&places.lab).map_err(os("the lab's directory cannot be taken"))? else {
+    let Some(own) = OwnLab::take(&places.lab).map_err(os("the lab's directory cannot be taken"))? else {
         let message = "a lab is being started, or stopped, already";
         let help = "`vmprof lab status` says how it is doing";
         return Err(Failure::said(Kind::Failure, "vmprof::lab::is_up", message, help));
@@ -64,28 +65,24 @@ pub fn keep(places: &Places, shape: &Shape, detached: &Detached, report: Report)
     let using = store.using()?;
     let host = lab_host(&builder)?;
     let emulator = emulator::find(&builder)?;
-    let of_the_lab = [&host.kernel, &host.initramfs].into_iter().map(std::path::PathBuf::as_path);
+    let of_the_lab = [&host.kernel, &host.initramfs].into_iter().map(PathBuf::as_path);
     let _held = using.hold("lab", of_the_lab.chain(emulator.argv.iter().map(Path::new)))?;
     drop(using);
 
-    let program = std::fs::read("/proc/self/exe").map_err(os("this program cannot be read"))?;
-    let vmprof = Inside::VMPROF.trim_start_matches('/');
-    let files = [(vmprof, 0o755, program), (JOB_PATH, 0o600, vmprof_job::line(&job()))];
-    let archive = append_archive(&files)?;
-    let initramfs = pack(&host.initramfs, &archive)?;
-    drop((archive, files));
+    let initramfs = initramfs(&host)?;
     detached.begin_log().map_err(os("the log cannot be begun"))?;
     let no_channels = || os("the channels to the lab cannot be opened");
     let (ours, ports) = channels::open().map_err(no_channels())?;
     let (vsock, its_vsock) = UnixStream::pair().map_err(no_channels())?;
     let (monitor, its_monitor) = UnixStream::pair().map_err(no_channels())?;
-    let listener = sockets::listen(kept.directory(), VSOCK).map_err(no_channels())?;
+    let listener = sockets::listen(own.directory(), VSOCK).map_err(no_channels())?;
+    // Its children end with the thread that made them: this one stays.
     let machine = EmulatedHost::start(Start {
         emulator: &emulator.argv,
         shape,
         kernel: host.kernel.clone(),
         initramfs,
-        drives: spares(shape),
+        drives: (0..shape.nvme as usize).map(|number| Drive::spare(number, shape)).collect(),
         // Who will look for himself, and at which drive, is not known yet.
         poll_queues: true,
         ports,
@@ -98,94 +95,62 @@ pub fn keep(places: &Places, shape: &Shape, detached: &Detached, report: Report)
     carry_signals(events.clone()).map_err(os("signals cannot be heard"))?;
     let Channels { control, stdin: _stdin, stdout: _stdout, stderr: _stderr } = ours;
     listen(control.try_clone().map_err(no_channels())?, events.clone()).map_err(no_channels())?;
-    let watched = handle.clone();
-    // Its children end with the thread that made them: this one stays.
-    let ends = events.clone();
     let kernel = match hello(&heard) {
         Ok(kernel) => kernel,
         Err(why) => {
-            watched.kill();
+            handle.kill();
             let _ = machine.wait();
-            let words = watched.last_words();
             let message = format!("the emulated host did not come up: {why}");
-            let help = if words.is_empty() { words } else { format!("its last words:\n{words}") };
-            return Err(Failure::said(Kind::Lab, "vmprof::lab::start", message, help));
+            return Err(lost("vmprof::lab::start", message, &handle));
         }
     };
     let monitor = Qmp::begin(monitor).map_err(os("the emulator's monitor cannot be reached"))?;
-    let tenants = Arc::new(Tenants::new(kept.directory(), monitor));
-    let socket =
-        sockets::listen(kept.directory(), SOCKET).map_err(os("the lab's socket cannot be opened"))?;
-    serve(socket, tenants.clone(), events).map_err(os("the lab's socket cannot be served"))?;
+    let tenants = Arc::new(Tenants::new(own.directory(), monitor));
+    let socket = sockets::listen(own.directory(), SOCKET).map_err(os("the lab's socket cannot be opened"))?;
+    serve(socket, tenants.clone(), events.clone()).map_err(os("the lab's socket cannot be served"))?;
     let started = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |time| time.as_secs());
     let facts = Facts::new(shape, &emulator.version, &kernel, started);
-    kept.publish(&facts).map_err(os("the lab cannot be made known"))?;
+    own.publish(&facts).map_err(os("the lab cannot be made known"))?;
     detached.started();
     detached.ready();
     report.notice(format_args!("the lab is up: {shape}, Linux {kernel}, QEMU {}", emulator.version));
 
-    let directory = kept.directory().to_owned();
+    let directory = own.directory().to_owned();
     let is_there = move || Standing::find(&directory).is_some();
     let stopping = stop_when_asked(heard, tenants, handle.clone(), control, is_there);
     let stopping = stopping.map_err(os("the lab cannot be watched"))?;
-    let ended = machine.wait();
+    let _ = machine.wait();
     // Its last word to whoever waits, or nobody's any more.
-    let _ = ends.send(Event::Gone);
+    let _ = events.send(Event::Gone);
     let was_asked = stopping.join().unwrap_or(false);
-    match (was_asked, ended) {
-        (true, _) => {
-            report.notice("the lab has stopped");
-            Ok(())
-        }
-        (false, _) => {
-            let words = handle.last_words();
-            let help = if words.is_empty() { words } else { format!("its last words:\n{words}") };
-            let message = "the emulated host has ended by itself";
-            Err(Failure::said(Kind::Lab, "vmprof::lab::ended", message, help))
-        }
+    if !was_asked {
+        return Err(lost("vmprof::lab::ended", "the emulated host has ended by itself", &handle));
     }
+    report.notice("the lab has stopped");
+    Ok(())
+}
+
+/// The host's boot files, with this program and the job behind them.
+fn initramfs(host: &LabHost) -> Result<OwnedFd, Failure> {
+    let program =
+        std::fs::read("/proc/self/exe").map_err(|error| Failure::os("this program cannot be read", error))?;
+    let vmprof = PathsInside::VMPROF.trim_start_matches('/');
+    let files = [(vmprof, 0o755, program), (JOB_PATH, 0o600, vmprof_job::line(&job()))];
+    Ok(pack(&host.initramfs, &append_archive(&files)?)?)
+}
+
+/// With the last words of a host that has ended.
+fn lost(code: &'static str, message: impl Into<String>, machine: &Handle) -> Failure {
+    let words = machine.last_words();
+    let help = if words.is_empty() { words } else { format!("its last words:\n{words}") };
+    Failure::said(Kind::Lab, code, message, help)
 }
 
 /// Its first process keeps the host up, and is asked through its agent for everything else.
 fn job() -> Job {
-    let env = [
-        ("PATH", "/usr/bin:/bin"),
-        ("HOME", "/root"),
-        ("VMPROF_STORE", Inside::STORE),
-        ("VMPROF_STATE", "/vmprof/state"),
-        ("VMPROF_RUNTIME", Inside::RUNTIME),
-    ];
-    Job {
-        schema: JOB_SCHEMA.to_owned(),
-        hostname: "lab".to_owned(),
-        online_cpus: true,
-        root: Root::Initramfs,
-        disks: Vec::new(),
-        links: Vec::new(),
-        nets: Vec::new(),
-        sysctl: Vec::new(),
-        mounts: Vec::new(),
-        init: Init::Vmprof,
-        services: Vec::new(),
-        stop_within_ms: 1_000,
-        command: Some(Command {
-            argv: [Inside::VMPROF, "inside", "stay"].map(Bytes::from).into(),
-            env: env.map(|(name, value)| (name.into(), value.into())).into(),
-            directory: "/".to_owned(),
-            streams: Streams::Ports,
-        }),
-    }
-}
-
-/// Drives that are only there to be seen, the nodes in turn.
-fn spares(shape: &Shape) -> Vec<Drive> {
-    let spare = |number: usize| Drive {
-        serial: format!("spare{number}"),
-        media: Media::Empty,
-        read_only: false,
-        node: Some(number % shape.nodes.len()),
-    };
-    (0..shape.nvme as usize).map(spare).collect()
+    let env = ENVIRONMENT.into_iter().chain([("VMPROF_STATE", "/vmprof/state")]);
+    let env = env.map(|(name, value)| (name.into(), value.into())).collect();
+    super::job([PathsInside::VMPROF, "inside", "stay"].map(Bytes::from).into(), env)
 }
 
 /// Waits until the host is there; its kernel's version, or why not.
@@ -256,7 +221,7 @@ fn serve(listener: UnixListener, tenants: Arc<Tenants>, events: Sender<Event>) -
 }
 
 fn serve_one(stream: UnixStream, tenants: &Tenants, events: &Sender<Event>) -> io::Result<()> {
-    let answer = |said: &Said| io::Write::write_all(&mut &stream, &vmprof_job::line(said));
+    let answer = |said: &Said| (&stream).write_all(&vmprof_job::line(said));
     match read_line(&stream)? {
         Asked::Runs => answer(&Said::Runs(tenants.all())),
         Asked::Stop => {
@@ -286,7 +251,7 @@ fn serve_one(stream: UnixStream, tenants: &Tenants, events: &Sender<Event>) -> i
 fn stop_when_asked(
     heard: Receiver<Event>,
     tenants: Arc<Tenants>,
-    machine: super::emulated::Handle,
+    machine: Handle,
     control: UnixStream,
     is_there: impl Fn() -> bool + Send + 'static,
 ) -> io::Result<thread::JoinHandle<bool>> {
@@ -325,7 +290,7 @@ fn stop_when_asked(
             }
         }
         // What it holds is in its memory, and nobody's.
-        let _ = io::Write::write_all(&mut &control, &vmprof_job::line(&ToGuest::Stop { grace_ms: 0 }));
+        let _ = (&control).write_all(&vmprof_job::line(&ToGuest::Stop { grace_ms: 0 }));
         machine.kill();
         // Their connections close with this process.
         std::mem::forget(asking);

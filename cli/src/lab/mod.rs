@@ -3,18 +3,22 @@
 //! channels. A run has a host of its own, which goes with it, or joins one that stays ([`standing`]), which its [`keeper`] holds.
 
 mod emulated;
-mod inside;
+mod errands;
+pub mod exec;
+mod job;
 mod keeper;
 mod pack;
+mod paths;
 mod qmp;
 mod shape;
 pub mod standing;
 mod tenants;
 mod verbs;
-pub mod within;
 
 pub use emulated::{Drive, EmulatedHost, LabError, Media, Start};
-pub use inside::{Prepared, run as run_inside};
-pub use pack::{Inside, pack};
+pub use errands::{Prepared, run as run_errand};
+pub use job::{ENVIRONMENT, job};
+pub use pack::pack;
+pub use paths::PathsInside;
 pub use shape::Shape;
 pub use verbs::run;

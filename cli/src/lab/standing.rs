@@ -147,14 +147,14 @@ pub fn read_line<T: serde::de::DeserializeOwned>(stream: &UnixStream) -> io::Res
 
 /// The keeper's own side of the directory. Dropped, what lies there goes.
 #[derive(Debug)]
-pub struct Kept {
+pub struct OwnLab {
     directory: PathBuf,
     _lock: File,
 }
 
-impl Kept {
+impl OwnLab {
     /// Takes the directory; `None`: another keeper has it.
-    pub fn take(directory: &Path) -> io::Result<Option<Kept>> {
+    pub fn take(directory: &Path) -> io::Result<Option<OwnLab>> {
         // Whoever reaches the sockets in it has all guests.
         DirBuilder::new().recursive(true).mode(0o700).create(directory)?;
         let lock = File::options().create(true).truncate(false).write(true).open(directory.join("lock"))?;
@@ -163,9 +163,9 @@ impl Kept {
             Err(TryLockError::WouldBlock) => return Ok(None),
             Err(TryLockError::Error(error)) => return Err(error),
         }
-        let kept = Kept { directory: directory.to_owned(), _lock: lock };
-        kept.sweep();
-        Ok(Some(kept))
+        let own = OwnLab { directory: directory.to_owned(), _lock: lock };
+        own.sweep();
+        Ok(Some(own))
     }
 
     pub fn directory(&self) -> &Path {
@@ -188,7 +188,7 @@ impl Kept {
     }
 }
 
-impl Drop for Kept {
+impl Drop for OwnLab {
     fn drop(&mut self) {
         self.sweep();
     }
@@ -203,18 +203,18 @@ mod tests {
         let keep = tempfile::tempdir().unwrap();
         let directory = keep.path().join("lab");
         assert!(Standing::find(&directory).is_none());
-        let kept = Kept::take(&directory).unwrap().unwrap();
+        let kept = OwnLab::take(&directory).unwrap().unwrap();
         assert!(Standing::find(&directory).is_none(), "not up yet");
         let facts = Facts::new(&Shape::default(), "11.1", "6.1", 7);
         kept.publish(&facts).unwrap();
         assert_eq!(Standing::find(&directory).unwrap().facts, facts);
-        assert!(Kept::take(&directory).unwrap().is_none(), "one keeper");
+        assert!(OwnLab::take(&directory).unwrap().is_none(), "one keeper");
         drop(kept);
         assert!(Standing::find(&directory).is_none());
         // One that was killed leaves its files, and they are nobody's.
         fs::write(directory.join(FACTS), serde_json::to_vec(&facts).unwrap()).unwrap();
         assert!(Standing::find(&directory).is_none());
-        Kept::take(&directory).unwrap().unwrap();
+        OwnLab::take(&directory).unwrap().unwrap();
         assert!(!directory.join(FACTS).exists());
     }
 

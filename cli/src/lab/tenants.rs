@@ -14,7 +14,7 @@ use vmprof_job::Bytes;
 use super::emulated::{FREE_PORTS, block_node, free_port, slot_of};
 use super::qmp::Qmp;
 use super::standing::{Join, Joined, Tenant, Wanted};
-use super::{Inside, Media, within};
+use super::{Media, PathsInside, exec};
 
 /// How long a run may take to its end once nobody outside has it any more: a clean stop of its guest's services.
 const LEAVES_WITHIN: Duration = Duration::from_secs(150);
@@ -57,11 +57,14 @@ struct Plugged {
     read_only: bool,
 }
 
-impl Plugged {
-    /// The id of the device, and of the node behind it.
-    fn id(place: u64, index: usize) -> String {
-        format!("place{place}.{index}")
-    }
+/// The id of a drive's device.
+fn device_id(place: u64, index: usize) -> String {
+    format!("place{place}.{index}")
+}
+
+/// The name of the block node behind it.
+fn node_name(place: u64, index: usize) -> String {
+    format!("node-place{place}-{index}")
 }
 
 /// By which a drive is found inside: of at most 20 bytes, as NVMe and virtio have it.
@@ -200,8 +203,7 @@ impl Tenants {
 
     fn plug(&self, place: u64, index: usize, wanted: &Wanted, drive: &Plugged) -> io::Result<()> {
         let mut monitor = self.monitor.lock().unwrap_or_else(PoisonError::into_inner);
-        let id = Plugged::id(place, index);
-        let node = format!("node-{id}").replace('.', "-");
+        let (id, node) = (device_id(place, index), node_name(place, index));
         monitor.run("blockdev-add", block_node(&node, &wanted.media, wanted.read_only))?;
         let driver = if wanted.is_nvme { "nvme" } else { "virtio-blk-pci" };
         let device = json!({
@@ -222,9 +224,9 @@ impl Tenants {
             place.is_leaving = true;
             (place.name.clone(), place.drives.clone())
         };
-        let mut argv: Vec<Bytes> = [Inside::VMPROF, "inside", "leave", &name].map(Bytes::from).into();
+        let mut argv: Vec<Bytes> = [PathsInside::VMPROF, "inside", "leave", &name].map(Bytes::from).into();
         argv.extend(drives.iter().map(|drive| slot_of(drive.port).to_string().as_str().into()));
-        if let Err(error) = within::run(&self.directory, argv, LEAVES_WITHIN) {
+        if let Err(error) = exec::run(&self.directory, argv, LEAVES_WITHIN) {
             eprintln!("vmprof: what is left of `{name}` cannot be cleared away: {error}");
         }
         let mut free = Vec::new();
@@ -244,8 +246,7 @@ impl Tenants {
 
     /// The host has turned its slot off, which pulls it; where it has not, it is asked to.
     fn pull(&self, place: u64, index: usize) -> io::Result<()> {
-        let id = Plugged::id(place, index);
-        let node = format!("node-{id}").replace('.', "-");
+        let (id, node) = (device_id(place, index), node_name(place, index));
         let departures = self.monitor.lock().unwrap_or_else(PoisonError::into_inner).departures();
         if !departures.wait(&id, Duration::from_secs(2)) {
             let mut monitor = self.monitor.lock().unwrap_or_else(PoisonError::into_inner);

@@ -4,6 +4,7 @@
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
+use std::sync::mpsc::Sender;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::Duration;
@@ -11,6 +12,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+use super::conversation::Event;
 use super::retune::IothreadSet;
 use super::sockets::{self, CONTROL};
 
@@ -111,6 +113,14 @@ impl Request {
             Some(arguments) => Err(format!("`{word}` takes no arguments, and was given {arguments}")),
         }
     }
+}
+
+/// To whoever asks when nobody listens any more.
+pub const IS_ENDING: &str = "the run is ending already";
+
+/// The answer to a stop, which the conversation hears of.
+pub fn stop(events: &Sender<Event>) -> Result<Value, String> {
+    events.send(Event::StopAsked).map(|()| Value::Bool(true)).map_err(|_| IS_ENDING.to_owned())
 }
 
 /// A machine's side of the socket.

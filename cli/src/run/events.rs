@@ -4,7 +4,7 @@ use std::fs::File;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use serde::{Deserialize, Serialize};
 use vmprof_job::ServiceState;
@@ -13,6 +13,7 @@ use super::news::{Because, News};
 use super::record::State;
 use super::verdict::Ran;
 use crate::failure::Failure;
+use crate::lower::milliseconds;
 
 /// Of every line. Events and fields may be added under it; what is there keeps its meaning.
 const SCHEMA: &str = "vmprof.event/1";
@@ -115,10 +116,6 @@ fn service(name: &str, state: &ServiceState) -> Happening {
     Happening::Service { name: name.to_owned(), state: state.to_owned(), because }
 }
 
-fn milliseconds(time: Duration) -> u64 {
-    u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
-}
-
 #[derive(Serialize)]
 struct Line<'a> {
     schema: &'a str,
@@ -167,6 +164,8 @@ impl Events {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use serde_json::Value;
 
     use super::*;

@@ -11,7 +11,7 @@ use vmprof_job::agent::{Answer, Ask, Kind, PORT, Stream, VERSION, What};
 use super::record;
 use super::sockets::{self, VSOCK};
 use crate::failure::{Failure, Kind as FailureKind};
-use crate::lab::Inside;
+use crate::lab::PathsInside;
 use crate::places::Places;
 
 /// A guest that runs answers at once; one whose host has much to do takes its time.
@@ -32,7 +32,7 @@ pub fn socket(places: &Places, name: &str, socket: &str) -> Result<UnixStream, F
         return sockets::connect(&places.run_of(name), socket).map_err(failed);
     }
     let mut stream = machine(places, name)?;
-    let inside = Path::new(Inside::RUNTIME).join(run.inside.as_deref().unwrap_or(name)).join(socket);
+    let inside = Path::new(PathsInside::RUNTIME).join(run.inside.as_deref().unwrap_or(name)).join(socket);
     let lead_on = What::Connect { path: inside.as_path().into() };
     stream.get_ref().set_read_timeout(Some(ANSWER_WITHIN)).map_err(failed)?;
     match ask(&mut stream, lead_on).map_err(failed)? {

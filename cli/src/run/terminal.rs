@@ -32,9 +32,7 @@ impl RawTerminal {
         termios::tcsetattr(&terminal, OptionalActions::Flush, &raw)?;
         Ok(Some(RawTerminal { terminal, before }))
     }
-}
 
-impl RawTerminal {
     /// Makes it again what it was, from whichever thread has to.
     pub fn restore(&self) {
         // A terminal that is gone needs no restoring.

@@ -10,7 +10,7 @@ use vmprof_vmm::iothread::IoThreadError;
 use vmprof_vmm::vm::Control;
 
 use super::tuned::Tuned;
-use crate::run::control::{Answers, Request};
+use crate::run::control::{self, Answers, Request};
 use crate::run::conversation::Event;
 use crate::run::record::Kept;
 use crate::run::status::Status;
@@ -78,10 +78,7 @@ impl Answers for Here {
             Request::Resume => {
                 self.control.resume().map(|()| Value::Bool(true)).map_err(|error| error.to_string())
             }
-            Request::Stop => match self.events.send(Event::StopAsked) {
-                Ok(()) => Ok(Value::Bool(true)),
-                Err(_) => Err("the run is ending already".into()),
-            },
+            Request::Stop => control::stop(&self.events),
         }
     }
 }

@@ -6,7 +6,7 @@ mod filesystems;
 mod handover;
 mod here;
 mod image;
-mod inside;
+mod in_lab;
 mod lease;
 mod machine;
 mod nets;
@@ -147,9 +147,9 @@ fn try_up(
         (On::Auto, Err(found @ NoKvm::Denied { .. })) => Err(no_kvm(&found)),
         (On::Auto, Err(found)) => {
             report.notice(format_args!("{found}: using the lab, a KVM host emulated with QEMU"));
-            inside::up(&upping)
+            in_lab::up(&upping)
         }
-        (On::Lab, _) => inside::up(&upping),
+        (On::Lab, _) => in_lab::up(&upping),
     }
 }
 

@@ -15,6 +15,7 @@ use std::time::Duration;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use serde::{Deserialize, Serialize};
 use vmprof_guests::Builder;
+use vmprof_mac::MacAddress;
 use vmprof_profiles::{Forward, NetBackend, NetPlan, Profile, Protocol};
 use vmprof_vmm::net::FrameStream;
 
@@ -34,7 +35,7 @@ pub struct Device<'a> {
     pub name: String,
     /// Among all of the VM.
     pub position: usize,
-    pub mac: [u8; 6],
+    pub mac: MacAddress,
     pub backend: &'a NetBackend,
 }
 
@@ -43,7 +44,7 @@ pub fn of_profile<'a>(vm: &str, profile: &'a Profile) -> Vec<Device<'a>> {
     let devices = profile.nets.iter().enumerate().map(|(position, net)| Device {
         name: format!("net{position}"),
         position,
-        mac: lower::mac(vm, position, net.mac.as_deref()),
+        mac: lower::mac(vm, position, net.mac),
         backend: &net.backend.value,
     });
     devices.collect()
@@ -53,7 +54,7 @@ pub fn of_plan<'a>(vm: &str, nets: &'a [NetPlan]) -> Vec<Device<'a>> {
     let devices = nets.iter().enumerate().map(|(position, net)| Device {
         name: net.name.clone(),
         position,
-        mac: lower::mac(vm, position, net.mac.as_deref()),
+        mac: lower::mac(vm, position, lower::planned_mac(net)),
         backend: &net.backend,
     });
     devices.collect()

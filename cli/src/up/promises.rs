@@ -2,11 +2,11 @@
 //! anything is built or booted; `plan` shows it, since a plan may be made for another program.
 
 use miette::Diagnostic;
+use vmprof_mac::MacAddress;
 use vmprof_profiles::{NetBackend, NetPlan, Plan, Profile};
 use vmprof_vmm::config::{FEWEST_QUEUE_ENTRIES, LARGEST_LOGICAL_BLOCK_BYTES, LARGEST_PHYSICAL_BLOCK_BYTES};
 
 use crate::failure::{Failure, Kind};
-use crate::lower;
 
 /// Everything at once, each with what to write instead.
 #[derive(Debug, thiserror::Error, Diagnostic)]
@@ -76,7 +76,7 @@ fn refuse(promises: Vec<Promise>) -> Result<(), Failure> {
 
 /// The language knows no such profile; a plan may have been written by other means.
 fn net(net: &NetPlan) -> Option<Promise> {
-    if let Some(mac) = net.mac.as_deref().filter(|mac| lower::octets(mac).is_none()) {
+    if let Some(mac) = net.mac.as_deref().filter(|mac| mac.parse::<MacAddress>().is_err()) {
         return Some(Promise {
             asked: format!("{}: the hardware address \"{mac}\", which is none", net.name),
             instead: "plan it again".to_owned(),

@@ -37,7 +37,7 @@ pub struct Telling {
 }
 
 impl Telling {
-    /// A raw terminal returns the carriage for nobody.
+    /// What is told each of the news. `raw`: the terminal is, and returns the carriage for nobody.
     pub fn teller(
         &self,
         report: Report,

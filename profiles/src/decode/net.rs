@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use vmprof_document::{Block, Line, Node, SourceSpan, Value};
+use vmprof_mac::MacAddress;
 
 use super::Reading;
 use crate::profile::{Forward, Net, NetBackend, Protocol};
@@ -25,7 +26,7 @@ enum Word {
 struct Used {
     ports: BTreeMap<(bool, u16), SourceSpan>,
     taps: BTreeMap<String, SourceSpan>,
-    macs: BTreeMap<String, SourceSpan>,
+    macs: BTreeMap<MacAddress, SourceSpan>,
 }
 
 impl<'a> Reading<'a> {
@@ -158,32 +159,18 @@ impl<'a> Reading<'a> {
         Some(Forward { protocol, host, guest: guest? })
     }
 
-    fn mac(&self, value: Value<'a>, used: &mut Used) -> Option<String> {
+    fn mac(&self, value: Value<'a>, used: &mut Used) -> Option<MacAddress> {
         let text = value.text()?;
-        let parts: Vec<Option<u8>> = text
-            .split(':')
-            .map(|part| {
-                u8::from_str_radix(part, 16).ok().filter(|_| part.len() == 2 && !part.starts_with('+'))
-            })
-            .collect();
-        let bytes: Option<Vec<u8>> = parts.into_iter().collect();
-        let problem = match bytes.as_deref() {
-            Some(bytes @ [first, ..]) if bytes.len() == 6 => {
-                if first & 1 == 0 && bytes.iter().any(|b| *b != 0) {
-                    let mac = text.to_ascii_lowercase();
-                    self.once(
-                        &mut used.macs,
-                        mac.clone(),
-                        value,
-                        &format!("two network devices have the address {mac}"),
-                    );
-                    return Some(mac);
-                }
-                value
-                    .problem("bad_mac", format!("\"{text}\" is no device's own address"))
-                    .help("the first byte is even, and not all are zero: \"52:54:00:12:34:56\"")
+        let problem = match text.parse::<MacAddress>() {
+            Ok(mac) if mac.is_a_devices_own() => {
+                let message = format!("two network devices have the address {mac}");
+                self.once(&mut used.macs, mac, value, &message);
+                return Some(mac);
             }
-            _ => value
+            Ok(_) => value
+                .problem("bad_mac", format!("\"{text}\" is no device's own address"))
+                .help("the first byte is even, and not all are zero: \"52:54:00:12:34:56\""),
+            Err(_) => value
                 .problem("bad_mac", format!("\"{text}\" is not a hardware address"))
                 .help("write six bytes in hexadecimal: \"52:54:00:12:34:56\""),
         };

@@ -3,6 +3,7 @@
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use vmprof_document::Line;
+use vmprof_mac::MacAddress;
 
 use super::Written;
 
@@ -18,7 +19,7 @@ pub struct Net {
     /// Descriptors per virtqueue.
     pub queue_size: u16,
     /// The guest's hardware address; `None` derives it from the VM's name.
-    pub mac: Option<String>,
+    pub mac: Option<MacAddress>,
 }
 
 /// What carries a network device's packets.

@@ -27,7 +27,7 @@ fn resolve(net: &Net, at: u32, iothreads: &[IoThreadPlan]) -> NetPlan {
         backend: net.backend.value.clone(),
         queues: net.queues,
         queue_size: net.queue_size,
-        mac: net.mac.clone(),
+        mac: net.mac.map(|mac| mac.to_string()),
         virtqueues,
         because: format!("{pairs}{said}; {}", MappingReason::Pairs),
     }

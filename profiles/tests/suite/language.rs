@@ -186,7 +186,7 @@ fn every_node_comes_to_its_fields() {
     let NetBackend::Passt { forwards } = &passt.backend.value else { panic!() };
     let wanted = Forward { protocol: Protocol::Udp, host: 5353, guest: 53 };
     assert_eq!((forwards.len(), forwards[1], passt.queues, passt.queue_size), (2, wanted, 1, 512));
-    assert_eq!(passt.mac.as_deref(), Some("52:54:00:ab:cd:01"));
+    assert_eq!(passt.mac.map(|mac| mac.to_string()).as_deref(), Some("52:54:00:ab:cd:01"));
     assert_eq!(
         (tap.backend.value.clone(), tap.queues, tap.queue_size),
         (NetBackend::Tap { name: "tap0".into() }, 2, 256)

@@ -1,4 +1,9 @@
 use std::cell::{Cell, RefCell};
+use std::io::{BufRead, BufReader};
+use std::sync::mpsc::{self, Sender};
+use std::thread;
+
+use vmprof_job::{DiskScheduler, Ended};
 
 use super::*;
 
@@ -158,16 +163,6 @@ fn a_guest_that_has_said_its_last_word_gets_time_to_write_back() {
     ended.push(Event::MachineEnded);
     let (account, _, killed) = after(ended, &quick);
     assert!(!account.killed && !killed);
-}
-
-#[test]
-fn services_that_outlast_their_command_keep_their_time_and_the_disks_theirs() {
-    let (recipe, writing) = (Duration::from_secs(3600), Duration::from_secs(120));
-    let manners = Manners { grace: recipe, last_word: writing, ..manners() };
-    let began = Instant::now();
-    assert_eq!(manners.hard_end(began, false), began + recipe);
-    // Its command may have ended at once, and its services may still take all of their time.
-    assert_eq!(manners.hard_end(began, true), began + recipe + writing);
 }
 
 #[test]

@@ -19,13 +19,13 @@ use rustix::process::{
 };
 use serde::{Deserialize, Serialize};
 use vmprof_guests::{Passt, passt};
+use vmprof_mac::MacAddress;
 use vmprof_profiles::{Forward, Protocol};
 use vmprof_sys::child::{dies_with_this_thread, inherits_only};
 use vmprof_sys::inherited;
 
 use super::Device;
 use crate::failure::{Failure, Kind};
-use crate::lower::colons;
 use crate::run::conversation::Event;
 
 /// It has its ports and answers in milliseconds; a machine with much to do takes its time.
@@ -48,7 +48,7 @@ struct Network {
 impl Network {
     const PREFIX: u8 = 24;
     /// Of the gateway, as QEMU has it.
-    const MAC: [u8; 6] = [0x52, 0x55, 10, 0, 2, 2];
+    const MAC: MacAddress = MacAddress::new([0x52, 0x55, 10, 0, 2, 2]);
 
     fn of(position: usize) -> Network {
         // A machine has fewer devices than there are networks.
@@ -67,7 +67,7 @@ fn arguments(position: usize, forwards: &[Forward], socket: RawFd) -> Vec<OsStri
     say("--address", guest.to_string());
     say("--netmask", Network::PREFIX.to_string());
     say("--gateway", gateway.to_string());
-    say("--mac-addr", colons(Network::MAC));
+    say("--mac-addr", Network::MAC.to_string());
     // The guest asks an address of its own network, whatever the host's nameserver is.
     say("--dns", nameserver.to_string());
     say("--dns-forward", nameserver.to_string());
@@ -327,7 +327,8 @@ const REQUEST: [u8; 2] = [0, 1];
 const REPLY: [u8; 2] = [0, 2];
 
 /// As the guest would ask: passt takes its hardware address from what it sends.
-fn who_has(wanted: Ipv4Addr, guest: Ipv4Addr, mac: [u8; 6]) -> Vec<u8> {
+fn who_has(wanted: Ipv4Addr, guest: Ipv4Addr, mac: MacAddress) -> Vec<u8> {
+    let mac = mac.octets();
     [&[0xff; 6][..], &mac, &ARP, &REQUEST, &mac, &guest.octets(), &[0; 6], &wanted.octets()].concat()
 }
 

@@ -12,6 +12,7 @@ use smoltcp::phy::{Checksum, Device, DeviceCapabilities, Medium, RawSocket, wait
 use smoltcp::socket::dhcpv4::{self, Event};
 use smoltcp::time::{Duration, Instant};
 use smoltcp::wire::{DhcpPacket, DhcpRepr, EthernetAddress};
+use vmprof_mac::MacAddress;
 
 use super::settings;
 
@@ -72,14 +73,14 @@ pub(crate) fn take(arguments: &[OsString]) -> ExitCode {
 fn ask(name: &str) -> Result<Lease, String> {
     let told = |error: std::io::Error| format!("{name}: {error}");
     let address = std::fs::read_to_string(format!("/sys/class/net/{name}/address")).map_err(told)?;
-    let mac = octets(address.trim()).ok_or_else(|| format!("{name} has no hardware address"))?;
+    let mac: MacAddress = address.trim().parse().map_err(|_| format!("{name} has no hardware address"))?;
     let mut seed = [0; 8];
     File::open("/dev/urandom").and_then(|mut random| random.read_exact(&mut seed)).map_err(told)?;
     let socket = RawSocket::new(name, Medium::Ethernet).map_err(told)?;
     let descriptor = socket.as_raw_fd();
     let mut device = Unsummed(socket);
     let began = Instant::now();
-    let mut client = Client::new(&mut device, mac, u64::from_ne_bytes(seed), began);
+    let mut client = Client::new(&mut device, mac.octets(), u64::from_ne_bytes(seed), began);
     loop {
         let now = Instant::now();
         if let Some(lease) = client.turn(&mut device, now) {
@@ -93,12 +94,6 @@ fn ask(name: &str) -> Result<Lease, String> {
         // A signal is no failure: the next turn sees what there is.
         let _ = wait(descriptor, Some(pause));
     }
-}
-
-/// `52:54:00:12:34:56`
-fn octets(text: &str) -> Option<[u8; 6]> {
-    let bytes: Option<Vec<u8>> = text.split(':').map(|byte| u8::from_str_radix(byte, 16).ok()).collect();
-    bytes?.try_into().ok()
 }
 
 /// smoltcp's stack with nothing but its client of DHCP. It has no address, so it answers nobody and the guest's kernel has the

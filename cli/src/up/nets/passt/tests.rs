@@ -24,9 +24,9 @@ fn what_passt_is_told_is_the_same_on_every_host_and_for_one_device_alone() {
 #[test]
 fn the_question_is_arps_and_only_its_answer_counts() {
     let network = Network::of(0);
-    let mac = [0x52, 0x54, 0, 1, 2, 3];
+    let mac = MacAddress::new([0x52, 0x54, 0, 1, 2, 3]);
     let question = who_has(network.gateway, network.guest, mac);
-    assert_eq!((question.len(), &question[..6], &question[6..12]), (42, &[0xff; 6][..], &mac[..]));
+    assert_eq!((question.len(), &question[..6], &question[6..12]), (42, &[0xff; 6][..], &mac.octets()[..]));
     assert!(!is_answer(&question, network.gateway));
     let mut answer = who_has(network.guest, network.gateway, Network::MAC);
     answer[21] = 2;
@@ -38,7 +38,7 @@ fn the_question_is_arps_and_only_its_answer_counts() {
 /// A script in passt's place.
 fn start_script(script: &str) -> Result<Running, Failure> {
     let backend = NetBackend::Passt { forwards: forwards() };
-    let device = Device { name: "net0".into(), position: 0, mac: [2; 6], backend: &backend };
+    let device = Device { name: "net0".into(), position: 0, mac: MacAddress::new([2; 6]), backend: &backend };
     start(&Passt { argv: ["sh", "-c", script].map(Into::into).to_vec() }, &device, &forwards())
 }
 

@@ -12,10 +12,10 @@ use std::thread;
 use std::time::Duration;
 
 use signal_hook::consts::SIGKILL;
-use vmprof_job::agent::{Answer, Kind, Stream, What};
+use vmprof_job::agent::{Kind, Stream, What};
 use vmprof_job::{Ended, FromGuest, ToGuest};
 
-use crate::lab::within;
+use crate::lab::exec;
 use crate::run::channels::PortEnd;
 use crate::run::outward::{Outward, Window};
 use crate::run::reach;
@@ -66,12 +66,7 @@ impl Running {
 
 /// Begins `command` in the host whose sockets lie in `host`. `ports` are the ends of the four channels, in their order.
 pub(super) fn begin(host: &Path, command: What, ports: Vec<PortEnd>) -> io::Result<Running> {
-    let mut stream = reach::host(host)?;
-    match reach::ask(&mut stream, command)? {
-        Answer::Begun => {}
-        Answer::Refused(why) => return Err(io::Error::other(why)),
-        _ => return Err(io::ErrorKind::InvalidData.into()),
-    }
+    let stream = exec::begin(host, command, None)?;
     let ends: Vec<UnixStream> = ports.into_iter().map(|end| end.stream.into()).collect();
     let [control, stdin, stdout, stderr]: [UnixStream; 4] =
         ends.try_into().map_err(|_| io::Error::from(io::ErrorKind::InvalidInput))?;
@@ -135,7 +130,7 @@ impl Obeying {
                 ToGuest::Signal { number } => self.outward.signal(number),
                 ToGuest::Received => drop(received.send(())),
                 ToGuest::Run { id, argv } => self.beside(move |host| {
-                    let ran = within::run(host, argv, ASKED_WITHIN).unwrap_or_else(|error| within::Ran {
+                    let ran = exec::run(host, argv, ASKED_WITHIN).unwrap_or_else(|error| exec::Ran {
                         status: Ended::NotStarted { status: 126, errno: error.raw_os_error().unwrap_or(5) },
                         stdout: Vec::new(),
                         stderr: error.to_string().into_bytes(),
@@ -218,7 +213,7 @@ fn carry(
 mod tests {
     use std::os::unix::net::UnixListener;
 
-    use vmprof_job::agent::{Ask, Frame};
+    use vmprof_job::agent::{Answer, Ask, Frame};
 
     use super::*;
     use crate::run::channels;
@@ -255,7 +250,7 @@ mod tests {
         let keep = tempfile::tempdir().unwrap();
         let agent = agent(listen(keep.path(), VSOCK).unwrap(), serve);
         let (ours, ports) = channels::open().unwrap();
-        let command = within::command(vec!["true".into()], Vec::new());
+        let command = exec::command(vec!["true".into()], Vec::new());
         let running = begin(keep.path(), command, ports).unwrap();
         Begun { _keep: keep, running, ours, agent }
     }

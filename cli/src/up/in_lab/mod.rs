@@ -13,7 +13,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use signal_hook::consts::{SIGTERM, SIGUSR1, SIGUSR2};
-use vmprof_guests::Store;
+use vmprof_guests::{Builder, Store, Using};
 use vmprof_job::ToGuest;
 
 use self::booted::Means;
@@ -22,7 +22,7 @@ use self::forwarded::Forwarded;
 use super::{Guest, Patience, Upping, nets, promises, sources};
 use crate::failure::Failure;
 use crate::lab::standing::Standing;
-use crate::lab::{Inside, Shape};
+use crate::lab::{PathsInside, Shape};
 use crate::progress::Stages;
 use crate::run::channels::Channels;
 use crate::run::control;
@@ -41,7 +41,7 @@ const SILENCE: Duration = Duration::from_secs(120);
 
 /// The vmprof inside, as it is reached and ended.
 struct Machine {
-    inside: Inside,
+    inside: PathsInside,
     /// What the run is called there.
     name: String,
     channels: Channels,
@@ -54,6 +54,44 @@ struct Machine {
 enum Lab {
     Own(Box<Means>),
     Joined(Standing),
+}
+
+impl Lab {
+    /// The one that is up, if it is one as it is wanted; otherwise what one is made of.
+    fn find(upping: &Upping, builder: &Builder<'_>, using: &Using) -> Result<Lab, Failure> {
+        match to_join(upping) {
+            Some(standing) => Ok(Lab::Joined(standing)),
+            None => Ok(Lab::Own(Box::new(Means::find(upping, builder, using)?))),
+        }
+    }
+
+    fn told(&self, shape: &Shape) -> String {
+        match self {
+            Lab::Own(means) => means.told(shape),
+            Lab::Joined(standing) => joined::told(standing),
+        }
+    }
+
+    /// The socket that leads into one that was joined.
+    fn vsock(&self) -> Option<PathBuf> {
+        match self {
+            Lab::Own(_) => None,
+            Lab::Joined(standing) => Some(standing.vsock()),
+        }
+    }
+
+    fn start(
+        self,
+        going: &Going<'_>,
+        shape: &Shape,
+        patience: Patience,
+        own: Option<&OwnRecord>,
+    ) -> Result<Machine, Failure> {
+        match self {
+            Lab::Own(means) => means.start(going, shape, patience, own),
+            Lab::Joined(standing) => joined::start(going, &standing),
+        }
+    }
 }
 
 fn no_channels(error: io::Error) -> Failure {
@@ -89,10 +127,7 @@ pub fn up(upping: &Upping) -> Result<u8, Failure> {
     let stages = Stages::new(report);
     let builder = upping.builder(&store, &stages);
     let using = store.using()?;
-    let lab = match to_join(upping) {
-        Some(standing) => Lab::Joined(standing),
-        None => Lab::Own(Box::new(Means::find(upping, &builder, &using)?)),
-    };
+    let lab = Lab::find(upping, &builder, &using)?;
     drop(using);
 
     let claimed = if dry { None } else { Some(claim(upping, &paths)?) };
@@ -112,31 +147,19 @@ pub fn up(upping: &Upping) -> Result<u8, Failure> {
 
     let artifacts = upping.artifacts()?;
     let going = Going { upping, paths: &paths, image: image.as_ref(), artifacts: &artifacts };
-    report.notice(match &lab {
-        Lab::Joined(standing) => joined::told(standing),
-        Lab::Own(means) => means.told(&shape),
-    });
+    report.notice(lab.told(&shape));
     if let Some(detached) = &upping.detached {
         detached.begin_log().map_err(|error| Failure::os("the log cannot be begun", error))?;
     }
     let own = claimed.as_ref().map(|claimed| &claimed.own);
     let started = Instant::now();
-    let leads_to = match &lab {
-        Lab::Joined(standing) => Some(standing.vsock()),
-        Lab::Own(_) => None,
-    };
-    let is_joined = leads_to.is_some();
-    let machine = match lab {
-        Lab::Own(means) => means.start(&going, &shape, patience, own)?,
-        Lab::Joined(standing) => joined::start(&going, &standing)?,
-    };
+    let joined = lab.vsock();
+    let machine = lab.start(&going, &shape, patience, own)?;
     let Machine { inside, name, channels, relay, kill, wait } = machine;
-    if let Some(Claimed { kept, .. }) = claimed.as_ref().filter(|_| is_joined) {
+    if let (Some(Claimed { own, kept, .. }), Some(vsock)) = (&claimed, &joined) {
         kept.keeper().is_inside_as(&name);
-    }
-    if let (Some(own), Some(leads_to)) = (own, leads_to) {
         // Verbs find the way to the emulated host where that of a run's own would be.
-        sockets::lead(own.directory(), VSOCK, &leads_to).map_err(no_channels)?;
+        sockets::lead(own.directory(), VSOCK, vsock).map_err(no_channels)?;
     }
     // It may have taken a while until here, and somebody may have wanted out.
     let raw = match upping.arguments.console {
@@ -144,18 +167,7 @@ pub fn up(upping: &Upping) -> Result<u8, Failure> {
         false => None,
     };
     let (_, artifacts) = artifacts.by_way_of(inside.artifacts().as_ref());
-    let manners = Manners {
-        interrupt: ToGuest::Signal { number: SIGTERM },
-        clean_stop: ToGuest::Signal { number: SIGUSR1 },
-        // Not SIGPIPE, which the vmprof inside gets for much else.
-        reader_gone: ToGuest::Signal { number: SIGUSR2 },
-        grace: patience.lab,
-        last_word: patience.last_word,
-        timeout: upping.arguments.timeout,
-        hello_within: Some(HELLO_WITHIN),
-        silence: Some(SILENCE),
-    };
-    let mut supervision = Supervision::new(manners, artifacts.collector(&upping.name)?);
+    let mut supervision = Supervision::new(manners(upping, patience), artifacts.collector(&upping.name)?);
     relay::listen(relay, supervision.events.clone()).map_err(no_channels)?;
     let _carried = nets::lab::carry_all(passts, &upping.places, &upping.name, &supervision.events)
         .map_err(no_channels)?;
@@ -181,11 +193,26 @@ pub fn up(upping: &Upping) -> Result<u8, Failure> {
         .run(channels, input, started, kill, wait, &mut tell)
         .map_err(|error| Failure::os("the lab cannot be supervised", error))?;
     drop(raw);
-    if let Some(up_after) = outcome.account.hello_after.filter(|_| !is_joined) {
+    if let Some(up_after) = outcome.account.hello_after.filter(|_| joined.is_none()) {
         let (up_after, all) = (up_after.as_secs_f64(), started.elapsed().as_secs_f64());
         report.notice(format_args!("the lab was up after {up_after:.1} s and ran {all:.1} s"));
     }
     Ok(telling.conclude(report, &outcome))
+}
+
+/// What the vmprof inside is told by signals.
+fn manners(upping: &Upping, patience: Patience) -> Manners {
+    Manners {
+        interrupt: ToGuest::Signal { number: SIGTERM },
+        clean_stop: ToGuest::Signal { number: SIGUSR1 },
+        // Not SIGPIPE, which the vmprof inside gets for much else.
+        reader_gone: ToGuest::Signal { number: SIGUSR2 },
+        grace: patience.lab,
+        last_word: patience.last_word,
+        timeout: upping.arguments.timeout,
+        hello_within: Some(HELLO_WITHIN),
+        silence: Some(SILENCE),
+    }
 }
 
 /// What this run has to itself, to its end.
@@ -221,19 +248,16 @@ fn lock_all(upping: &Upping, paths: &[PathBuf], disks: &[DiskInUse]) -> Result<V
             }
             Ok(file)
         };
-        locks.push(lock().map_err(|error| {
-            record::refuse_shared_disks(&upping.places, std::slice::from_ref(in_use)).map_or_else(
-                Failure::from,
-                |()| {
-                    let message = format!(
-                        "disk `{}` ({}) cannot be locked for this run",
-                        disk.name.value,
-                        path.display()
-                    );
-                    Failure::os(message, error)
-                },
-            )
-        })?);
+        let unlocked = |error| match record::refuse_shared_disks(&upping.places, std::slice::from_ref(in_use))
+        {
+            // Who has it is more than that somebody has.
+            Err(refused) => Failure::from(refused),
+            Ok(()) => {
+                let (name, path) = (&disk.name.value, path.display());
+                Failure::os(format!("disk `{name}` ({path}) cannot be locked for this run"), error)
+            }
+        };
+        locks.push(lock().map_err(unlocked)?);
     }
     Ok(locks)
 }

@@ -10,16 +10,15 @@ use std::time::Duration;
 
 use signal_hook::consts::SIGUSR1;
 use vmprof_job::Bytes;
-use vmprof_job::agent::{Answer, Item, Kind as Frame, Stream};
+use vmprof_job::agent::{Item, Kind as Frame, Stream};
 
 use super::command::Going;
-use super::{Machine, no_channels};
+use super::{Machine, no_channels, tenant};
 use crate::failure::{Failure, Kind};
 use crate::lab::standing::{Asked, Join, Joined, Said, Standing, Wanted};
-use crate::lab::{Inside, Prepared, within};
+use crate::lab::{PathsInside, Prepared, exec};
 use crate::run::channels;
 use crate::run::{files, reach};
-use crate::up::inside::tenant;
 
 /// How long a drive that was plugged in may take to be seen, and what is done then.
 const PREPARED_WITHIN: Duration = Duration::from_secs(90);
@@ -45,7 +44,7 @@ pub(super) fn start(going: &Going<'_>, standing: &Standing) -> Result<Machine, F
         .map_err(|error| Failure::os("a signal's handler cannot be installed", error))?;
     let hashes = hashes(going)?;
     // The name inside is known with the place; where the drives lie depends on that alone.
-    let drives = going.sources(&Inside::shared("", &hashes)).into_iter().map(|source| Wanted {
+    let drives = going.sources(&PathsInside::shared("", &hashes)).into_iter().map(|source| Wanted {
         media: source.media,
         read_only: source.read_only,
         is_nvme: source.is_nvme,
@@ -57,7 +56,7 @@ pub(super) fn start(going: &Going<'_>, standing: &Standing) -> Result<Machine, F
         Said::Refused(why) => return Err(failed("its keeper refuses")(io::Error::other(why))),
         _ => return Err(failed("its keeper answers")(io::ErrorKind::InvalidData.into())),
     };
-    let inside = Inside::shared(&name, &hashes);
+    let inside = PathsInside::shared(&name, &hashes);
     let host = &standing.directory;
     prepare(going, host, &inside, &name, &serials)?;
     let relay = relay(host, &inside)?;
@@ -66,7 +65,7 @@ pub(super) fn start(going: &Going<'_>, standing: &Standing) -> Result<Machine, F
     argv.extend(["--relay", &inside.relay()].map(Bytes::from));
     argv.extend(going.command());
     let (ours, ports) = channels::open().map_err(no_channels)?;
-    let began = tenant::begin(host, within::command(argv, going.env(&inside)), ports);
+    let began = tenant::begin(host, exec::command(argv, going.env(&inside)), ports);
     let running = began.map_err(failed("the vmprof inside cannot be run"))?;
     let (kill, wait) = running.apart();
     Ok(Machine {
@@ -104,7 +103,7 @@ fn hashes(going: &Going<'_>) -> Result<[String; 3], Failure> {
 fn prepare(
     going: &Going<'_>,
     host: &Path,
-    inside: &Inside,
+    inside: &PathsInside,
     name: &str,
     serials: &[String],
 ) -> Result<(), Failure> {
@@ -113,14 +112,14 @@ fn prepare(
         kept.push((&inside.kernel, &image.kernel, 0o444));
         kept.push((&inside.initramfs, &image.initramfs, 0o444));
     }
-    let mut argv: Vec<Bytes> = [Inside::VMPROF, "inside", "prepare", name].map(Bytes::from).into();
+    let mut argv: Vec<Bytes> = [PathsInside::VMPROF, "inside", "prepare", name].map(Bytes::from).into();
     for (serial, source) in serials.iter().zip(going.sources(inside)) {
         argv.extend(["--link", &format!("{serial}={}", source.path)].map(Bytes::from));
     }
     for (path, ..) in &kept {
         argv.extend(["--has", path].map(Bytes::from));
     }
-    let prepared = within::run(host, argv, PREPARED_WITHIN).and_then(within::Ran::printed);
+    let prepared = exec::run(host, argv, PREPARED_WITHIN).and_then(exec::Ran::printed);
     let prepared: Prepared = prepared
         .and_then(|answer| serde_json::from_slice(&answer).map_err(io::Error::from))
         .map_err(failed("the run's place cannot be made"))?;
@@ -168,15 +167,10 @@ struct Words {
 }
 
 /// Has somebody inside listen for it.
-fn relay(host: &Path, inside: &Inside) -> Result<Words, Failure> {
+fn relay(host: &Path, inside: &PathsInside) -> Result<Words, Failure> {
     let begin = || -> io::Result<Words> {
         let argv = [&*inside.vmprof, "inside", "relay", &inside.relay()].map(Bytes::from).into();
-        let mut stream = reach::host(host)?;
-        match reach::ask(&mut stream, within::command(argv, Vec::new()))? {
-            Answer::Begun => {}
-            Answer::Refused(why) => return Err(io::Error::other(why)),
-            _ => return Err(io::ErrorKind::InvalidData.into()),
-        }
+        let stream = exec::begin(host, exec::command(argv, Vec::new()), None)?;
         let mut said = Words { stream, unread: Vec::new() };
         // It listens from its first byte on.
         said.read_exact(&mut [0])?;

@@ -2,10 +2,11 @@
 
 use std::io;
 use std::net::Shutdown;
+use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::Duration;
 
-use vmprof_job::agent::{Answer, Exec, Kind, What};
+use vmprof_job::agent::{Answer, Exec, Kind, Stream, What};
 use vmprof_job::{Bytes, Ended};
 
 use crate::run::reach;
@@ -32,15 +33,21 @@ pub fn command(argv: Vec<Bytes>, env: Vec<(Bytes, Bytes)>) -> What {
     What::Exec(Exec { argv, env, directory: Some("/".into()), user: None, terminal: None })
 }
 
+/// Begins it in the host whose sockets lie in `directory`: its frames come over the connection. `within` is how long that may be
+/// silent, from the request on.
+pub fn begin(directory: &Path, what: What, within: Option<Duration>) -> io::Result<Stream<UnixStream>> {
+    let mut stream = reach::host(directory)?;
+    stream.get_ref().set_read_timeout(within)?;
+    match reach::ask(&mut stream, what)? {
+        Answer::Begun => Ok(stream),
+        Answer::Refused(why) => Err(io::Error::other(why)),
+        _ => Err(io::ErrorKind::InvalidData.into()),
+    }
+}
+
 /// Runs it to its end, without input, in the host whose sockets lie in `directory`. `within` is how long it may be silent.
 pub fn run(directory: &Path, argv: Vec<Bytes>, within: Duration) -> io::Result<Ran> {
-    let mut stream = reach::host(directory)?;
-    stream.get_ref().set_read_timeout(Some(within))?;
-    match reach::ask(&mut stream, command(argv, Vec::new()))? {
-        Answer::Begun => {}
-        Answer::Refused(why) => return Err(io::Error::other(why)),
-        _ => return Err(io::ErrorKind::InvalidData.into()),
-    }
+    let mut stream = begin(directory, command(argv, Vec::new()), Some(within))?;
     stream.write(Kind::InputEnded, &[])?;
     let (mut stdout, mut stderr) = (Vec::new(), Vec::new());
     loop {

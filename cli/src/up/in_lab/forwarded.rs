@@ -6,7 +6,7 @@ use std::time::Duration;
 use serde_json::Value;
 use vmprof_job::{Bytes, Ended};
 
-use crate::run::control::{Answer, Answers, Request};
+use crate::run::control::{self, Answer, Answers, Request};
 use crate::run::conversation::Event;
 use crate::run::record::{Kept, State};
 use crate::run::status::Status;
@@ -39,7 +39,7 @@ impl Forwarded {
             [&*self.vmprof, "ask", "--relay", &self.name, request.word()].map(Bytes::from).into();
         argv.extend(request.arguments().map(|arguments| arguments.to_string().as_str().into()));
         let (answer, ran) = mpsc::channel();
-        self.events.send(Event::RunAsked { argv, answer }).map_err(|_| OVER.to_owned())?;
+        self.events.send(Event::RunAsked { argv, answer }).map_err(|_| control::IS_ENDING.to_owned())?;
         let ran =
             ran.recv_timeout(Duration::from_secs(50)).map_err(|_| "the lab did not answer".to_owned())?;
         match ran.status {
@@ -53,14 +53,10 @@ impl Forwarded {
     }
 }
 
-const OVER: &str = "the run is ending already";
-
 impl Answers for Forwarded {
     fn answer(&self, request: Request) -> Result<Value, String> {
         match request {
-            Request::Stop => {
-                self.events.send(Event::StopAsked).map(|()| Value::Bool(true)).map_err(|_| OVER.to_owned())
-            }
+            Request::Stop => control::stop(&self.events),
             Request::Status => self.status(),
             request => self.pass_on(&request),
         }

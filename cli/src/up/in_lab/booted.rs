@@ -4,13 +4,13 @@ use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 
 use vmprof_guests::{Builder, Using, append_archive, emulator, lab_host};
-use vmprof_job::{Command, DeviceLink, Init, JOB_PATH, JOB_SCHEMA, Job, Root, Streams};
+use vmprof_job::{DeviceLink, JOB_PATH, Job};
 use vmprof_vmm::vhost_user::VsockServer;
 
 use super::command::{Going, Source, read};
 use super::{Machine, no_channels};
 use crate::failure::{Failure, Kind};
-use crate::lab::{Drive, EmulatedHost, Inside, Media, Shape, Start, pack};
+use crate::lab::{self, Drive, EmulatedHost, PathsInside, Shape, Start, pack};
 use crate::lower::milliseconds;
 use crate::run::channels;
 use crate::run::record::OwnRecord;
@@ -55,7 +55,7 @@ impl Means {
         patience: Patience,
         own: Option<&OwnRecord>,
     ) -> Result<Machine, Failure> {
-        let inside = Inside::alone();
+        let inside = PathsInside::alone();
         let sources = going.sources(&inside);
         let job = job(going, &inside, &sources, patience);
         let archive = archive(going, &inside, &job)?;
@@ -117,7 +117,7 @@ fn in_the_lab(error: vmprof_guests::GuestError) -> Failure {
 }
 
 /// What the emulated host's first process shall do: run the inner `up`, with its disks where the profile has them.
-fn job(going: &Going<'_>, inside: &Inside, sources: &[Source], patience: Patience) -> Job {
+fn job(going: &Going<'_>, inside: &PathsInside, sources: &[Source], patience: Patience) -> Job {
     let links =
         sources.iter().map(|source| DeviceLink { path: source.path.clone(), serial: source.name.clone() });
     let disks = sources.iter().map(|source| vmprof_job::Disk {
@@ -129,30 +129,16 @@ fn job(going: &Going<'_>, inside: &Inside, sources: &[Source], patience: Patienc
     let mut argv = going.argv(inside, &going.upping.name);
     argv.extend(going.command());
     Job {
-        schema: JOB_SCHEMA.to_owned(),
-        hostname: "lab".to_owned(),
-        online_cpus: true,
-        root: Root::Initramfs,
         disks: disks.collect(),
         links: links.collect(),
-        nets: Vec::new(),
-        sysctl: Vec::new(),
-        mounts: Vec::new(),
-        init: Init::Vmprof,
-        services: Vec::new(),
         // The inner `up` stops its own guest first; its clean stop is asked of it alone.
         stop_within_ms: milliseconds(patience.lab),
-        command: Some(Command {
-            argv,
-            env: going.env(inside),
-            directory: "/".to_owned(),
-            streams: Streams::Ports,
-        }),
+        ..lab::job(argv, going.env(inside))
     }
 }
 
 /// Everything the emulated host needs besides its own boot files.
-fn archive(going: &Going<'_>, inside: &Inside, job: &Job) -> Result<Vec<u8>, Failure> {
+fn archive(going: &Going<'_>, inside: &PathsInside, job: &Job) -> Result<Vec<u8>, Failure> {
     let name = |path: &str| path.trim_start_matches('/').to_owned();
     let mut files = vec![
         (name(&inside.vmprof), 0o755, read("/proc/self/exe".as_ref())?),
@@ -179,11 +165,6 @@ fn drives(sources: Vec<Source>, shape: &Shape) -> Vec<Drive> {
     let (disks, others): (Vec<Source>, Vec<Source>) = sources.into_iter().partition(|source| source.is_nvme);
     // With disks of its own, node 0 needs no spare one.
     let first_spare = usize::from(!disks.is_empty());
-    let spares = (first_spare..shape.nvme as usize).map(|spare| Drive {
-        serial: format!("spare{spare}"),
-        media: Media::Empty,
-        read_only: false,
-        node: Some(spare % shape.nodes.len()),
-    });
+    let spares = (first_spare..shape.nvme as usize).map(|number| Drive::spare(number, shape));
     disks.into_iter().map(drive).chain(spares).chain(others.into_iter().map(drive)).collect()
 }

@@ -1,4 +1,5 @@
-//! What the vmprof inside does for the lab's keeper and for the runs that join it: `vmprof inside …`, which nobody else calls.
+//! Errands in an emulated host that stays, which its keeper and the runs that join it have the vmprof inside do: `vmprof inside …`,
+//! which nobody else calls.
 
 use std::fs;
 use std::io::{self, BufRead, BufReader, Write};
@@ -11,8 +12,8 @@ use std::time::{Duration, Instant};
 use rustix::process::{Pid, Signal, kill_process};
 use serde::{Deserialize, Serialize};
 
-use super::Inside;
-use crate::args::InsideVerb;
+use super::PathsInside;
+use crate::args::Errand;
 use crate::failure::Failure;
 use crate::report::Report;
 use crate::run::record;
@@ -33,31 +34,31 @@ pub struct Prepared {
     pub has: Vec<String>,
 }
 
-pub fn run(verb: &InsideVerb, report: Report) -> Result<(), Failure> {
+pub fn run(errand: &Errand, report: Report) -> Result<(), Failure> {
     let failed = |what: &str, error| Failure::os(format!("in the lab: {what}"), error);
-    match verb {
-        InsideVerb::Stay => loop {
+    match errand {
+        Errand::Stay => loop {
             thread::park();
         },
-        InsideVerb::Prepare { name, links, has } => {
+        Errand::Prepare { name, links, has } => {
             let prepared = prepare(name, links, has).map_err(|error| failed("the run's place", error))?;
             report.json(&prepared)
         }
-        InsideVerb::Relay { socket } => relay(socket).map_err(|error| failed("the way out", error)),
-        InsideVerb::Leave { name, slots } => {
-            leave(Path::new(Inside::RUNTIME), name);
+        Errand::Relay { socket } => relay(socket).map_err(|error| failed("the way out", error)),
+        Errand::Leave { name, slots } => {
+            leave(Path::new(PathsInside::RUNTIME), name);
             // One whose drive has gone before is off already.
             for slot in slots {
                 let _ = fs::write(format!("/sys/bus/pci/slots/{slot}/power"), "0");
             }
-            let _ = fs::remove_dir_all(Inside::base_of(name));
+            let _ = fs::remove_dir_all(PathsInside::base_of(name));
             Ok(())
         }
     }
 }
 
 fn prepare(name: &str, links: &[String], wanted: &[String]) -> io::Result<Prepared> {
-    for directory in [Inside::CACHE.to_owned(), Inside::base_of(name)] {
+    for directory in [PathsInside::CACHE.to_owned(), PathsInside::base_of(name)] {
         fs::create_dir_all(directory)?;
     }
     for link in links {
@@ -65,9 +66,9 @@ fn prepare(name: &str, links: &[String], wanted: &[String]) -> io::Result<Prepar
         let device = wait_for(Path::new("/sys/block"), serial)?;
         lead(&Path::new("/dev").join(device), Path::new(path))?;
     }
-    if fs::read_dir(Inside::RUNS)?.count() <= 1 {
+    if fs::read_dir(PathsInside::RUNS)?.count() <= 1 {
         // Nobody else boots from what lies there, or will once more.
-        make_room(Path::new(Inside::CACHE), wanted, CACHED_BYTES)?;
+        make_room(Path::new(PathsInside::CACHE), wanted, CACHED_BYTES)?;
     }
     let has = wanted.iter().filter(|path| Path::new(path).exists()).cloned().collect();
     Ok(Prepared { has })

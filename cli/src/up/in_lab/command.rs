@@ -10,7 +10,7 @@ use vmprof_job::Bytes;
 use vmprof_profiles::{DiskSource, Profile};
 
 use crate::failure::Failure;
-use crate::lab::{Inside, Media};
+use crate::lab::{ENVIRONMENT, Media, PathsInside};
 use crate::lower::ROOT_SERIAL;
 use crate::run::artifacts::{Artifact, Artifacts};
 use crate::run::terminal;
@@ -41,7 +41,7 @@ pub(super) struct Source {
 
 impl Going<'_> {
     /// The `up` inside, of the run that is called `name` there.
-    pub(super) fn argv(&self, inside: &Inside, name: &str) -> Vec<Bytes> {
+    pub(super) fn argv(&self, inside: &PathsInside, name: &str) -> Vec<Bytes> {
         let arguments = &self.upping.arguments;
         let mut argv: Vec<Bytes> = [&*inside.vmprof, "up", "--on", "kvm"].map(Into::into).into();
         match self.image {
@@ -79,29 +79,18 @@ impl Going<'_> {
         }
     }
 
-    pub(super) fn env(&self, inside: &Inside) -> Vec<(Bytes, Bytes)> {
+    pub(super) fn env(&self, inside: &PathsInside) -> Vec<(Bytes, Bytes)> {
         let (rows, columns) = terminal::size();
-        let mut env: Vec<(String, String)> = [
-            ("PATH", "/usr/bin:/bin".to_owned()),
-            ("HOME", "/root".to_owned()),
-            ("VMPROF_STORE", Inside::STORE.to_owned()),
-            ("VMPROF_STATE", inside.state()),
-            ("VMPROF_RUNTIME", Inside::RUNTIME.to_owned()),
-            ("LINES", rows.to_string()),
-            ("COLUMNS", columns.to_string()),
-        ]
-        .map(|(name, value)| (name.to_owned(), value))
-        .into();
-        env.extend(
-            ["TERM", "NO_COLOR"]
-                .iter()
-                .filter_map(|name| Some((name.to_string(), std::env::var(name).ok()?))),
-        );
-        env.iter().map(|(name, value)| (name.as_str().into(), value.as_str().into())).collect()
+        let own =
+            [("VMPROF_STATE", inside.state()), ("LINES", rows.to_string()), ("COLUMNS", columns.to_string())];
+        let shared = ENVIRONMENT.map(|(name, value)| (name, value.to_owned()));
+        let mut env: Vec<(&str, String)> = shared.into_iter().chain(own).collect();
+        env.extend(["TERM", "NO_COLOR"].iter().filter_map(|name| Some((*name, std::env::var(name).ok()?))));
+        env.iter().map(|(name, value)| ((*name).into(), value.as_str().into())).collect()
     }
 
-    /// The files of this run alone, each with its path inside and its mode: the profile's, the image's description, the plan.
-    pub(super) fn files(&self, inside: &Inside) -> Result<Vec<(String, Vec<u8>)>, Failure> {
+    /// The files of this run alone, each with its path inside: the profile's, the image's description, the plan.
+    pub(super) fn files(&self, inside: &PathsInside) -> Result<Vec<(String, Vec<u8>)>, Failure> {
         let mut files = Vec::new();
         if let Some(image) = self.image {
             let there = BootImage {
@@ -125,7 +114,7 @@ impl Going<'_> {
     }
 
     /// What the profile was read from, each file with its place inside: its own, and those that it extends.
-    fn texts(&self, inside: &Inside) -> impl Iterator<Item = (String, Vec<u8>)> {
+    fn texts(&self, inside: &PathsInside) -> impl Iterator<Item = (String, Vec<u8>)> {
         self.upping.profile.source().files().iter().enumerate().map(|(position, file)| {
             let outside = match position {
                 0 => self.upping.path.clone(),
@@ -137,7 +126,7 @@ impl Going<'_> {
     }
 
     /// The profile's disks, and behind them the root image.
-    pub(super) fn sources(&self, inside: &Inside) -> Vec<Source> {
+    pub(super) fn sources(&self, inside: &PathsInside) -> Vec<Source> {
         let dry = self.upping.arguments.dry_run;
         let media = |source: &DiskSource, path: &Path| match source {
             // A plan needs to know that the drive is there, not what is on it; nothing of the user's is opened or made.
@@ -169,7 +158,7 @@ impl Going<'_> {
 }
 
 /// Where the inner `up` will look for the source that lies at `outside` here.
-fn path_inside(inside: &Inside, profile: &Profile, source: &DiskSource, outside: &Path) -> PathBuf {
+fn path_inside(inside: &PathsInside, profile: &Profile, source: &DiskSource, outside: &Path) -> PathBuf {
     match source {
         DiskSource::File { path, .. } if Path::new(path).is_relative() => {
             Path::new(&inside.state()).join("disks").join(&profile.name).join(path)
