@@ -148,9 +148,8 @@ impl<M: Machine, T: FnMut(News)> Conversation<'_, M, T> {
     }
 
     fn let_go(&mut self) {
-        if mem::replace(&mut self.parting, Parting::LetGo) != Parting::LetGo {
-            self.say(&ToGuest::Received);
-        }
+        self.parting = Parting::LetGo;
+        self.say(&ToGuest::Received);
     }
 
     /// When there is something to do though nothing happens; `None`: never.
@@ -264,7 +263,10 @@ impl<M: Machine, T: FnMut(News)> Conversation<'_, M, T> {
                     }
                     (self.tell)(News::Collected { artifact, failure });
                 }
-                self.let_go();
+                // Else it is of a machine before this one, which rebooted meanwhile.
+                if self.parting == Parting::Collecting {
+                    self.let_go();
+                }
             }
             // The conversation has ended with it.
             Event::MachineEnded => {}
