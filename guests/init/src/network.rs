@@ -19,8 +19,9 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use rustix::event::PollFlags;
+use rustix::io::Errno;
 use rustix::process::{Pid, Signal, kill_process};
-use vmprof_job::Net;
+use vmprof_job::{FromGuest, Net};
 
 use crate::boot::DEVICE_WAIT;
 use crate::wait::{Wait, until_there};
@@ -35,68 +36,90 @@ pub(crate) const LEASE_WORD: &str = "lease";
 const OURSELVES: &str = "/proc/self/exe";
 
 /// How long the start of the guest's work waits for its network: a device whose network has no server must not hold it up.
-pub(crate) const FIRST_LEASE: Duration = Duration::from_secs(10);
+const FIRST_LEASE: Duration = Duration::from_secs(10);
 /// Routes of the first device go before those of the next.
 const FIRST_METRIC: u32 = 100;
 
-/// The devices whose leases are kept.
+/// The devices whose leases are kept, and what the start of the guest's work waits for.
 #[derive(Debug, Default)]
 pub(crate) struct Network {
     process: Option<Pid>,
-    /// A line with the name of each device that has its first lease.
-    news: Option<OwnedFd>,
-    waiting: Vec<String>,
+    first: Option<FirstLeases>,
+}
+
+/// Those that are waited for.
+#[derive(Debug)]
+struct FirstLeases {
+    /// A line with the name of each device that has its first lease. Reading does not wait.
+    news: OwnedFd,
+    heard: Vec<u8>,
+    names: Vec<String>,
+    until: Instant,
 }
 
 impl Network {
     /// Starts to see to the devices, and waits for none of them.
     pub(crate) fn start(nets: &[Net]) -> Network {
-        let waiting = nets.iter().map(|net| net.name.clone()).collect();
         if nets.is_empty() {
             return Network::default();
         }
+        let names = nets.iter().map(|net| net.name.clone()).collect();
         let mut command = Command::new(OURSELVES);
         command.arg0("vmprof-network").arg(WORD).env_clear().current_dir("/");
         command.args(nets.iter().map(|net| format!("{}={}", net.name, net.mac)));
-        match command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn() {
-            Ok(mut child) => {
-                let news = child.stdout.take().map(OwnedFd::from);
-                // Reaped with all others.
-                Network { process: Some(Pid::from_child(&child)), news, waiting }
-            }
+        let started = io::pipe().and_then(|(news, tell)| {
+            rustix::io::ioctl_fionbio(&news, true)?;
+            let child = command.stdin(Stdio::null()).stdout(tell).spawn()?;
+            // Reaped with all others.
+            Ok((Pid::from_child(&child), news))
+        });
+        match started {
+            Ok((process, news)) => Network {
+                process: Some(process),
+                first: Some(FirstLeases {
+                    news: news.into(),
+                    heard: Vec::new(),
+                    names,
+                    until: Instant::now() + FIRST_LEASE,
+                }),
+            },
             Err(error) => {
                 kmsg::error(format_args!("nobody sees to the network: {error}"));
-                Network { process: None, news: None, waiting }
+                Network::default()
             }
         }
     }
 
-    /// Waits until each has its first lease, or for `limit`. The error names those that have none yet.
-    pub(crate) fn ready(&mut self, limit: Duration) -> Result<(), String> {
-        let end = Instant::now() + limit;
-        let mut heard = Vec::new();
-        // Closed from here on: it has been told what it has to tell.
-        if let Some(news) = self.news.take() {
-            while !without(&self.waiting, &heard).is_empty() && Instant::now() < end {
-                let mut wait = Wait::default();
-                wait.on(news.as_fd(), PollFlags::IN);
-                wait.until(end);
-                wait.sleep();
-                if Instant::now() >= end {
-                    break;
-                }
-                let mut bytes = [0; 256];
-                match rustix::io::read(&news, &mut bytes) {
-                    Ok(0) => break,
-                    Ok(count) => heard.extend_from_slice(bytes.get(..count).unwrap_or_default()),
-                    Err(rustix::io::Errno::INTR) => {}
-                    Err(_) => break,
-                }
-            }
+    /// Whether a device may yet get its first lease in time.
+    pub(crate) fn is_awaited(&self) -> bool {
+        self.first.is_some()
+    }
+
+    /// Hears who has a lease. The answer is for the outside: who has none when that is waited for no longer.
+    pub(crate) fn step(&mut self, now: Instant) -> Option<FromGuest> {
+        let first = self.first.as_mut()?;
+        let is_over = first.hear() || now >= first.until;
+        let missing = without(&first.names, &first.heard);
+        if !missing.is_empty() && !is_over {
+            return None;
         }
-        match without(&self.waiting, &heard).as_slice() {
-            [] => Ok(()),
-            missing => Err(missing.join(", ")),
+        // Closed from here on: it has been told what it has to tell.
+        self.first = None;
+        let message = format!(
+            "{} of the guest has no address from DHCP after {} s; it goes on asking",
+            missing.join(", "),
+            FIRST_LEASE.as_secs()
+        );
+        (!missing.is_empty()).then(|| {
+            kmsg::note(&message);
+            FromGuest::Notice { message }
+        })
+    }
+
+    pub(crate) fn expect<'a>(&'a self, wait: &mut Wait<'a>) {
+        if let Some(first) = &self.first {
+            wait.on(first.news.as_fd(), PollFlags::IN);
+            wait.until(first.until);
         }
     }
 
@@ -104,6 +127,21 @@ impl Network {
     pub(crate) fn end(self) {
         if let Some(process) = self.process {
             let _ = kill_process(process, Signal::KILL);
+        }
+    }
+}
+
+impl FirstLeases {
+    /// Whether nothing more will come.
+    fn hear(&mut self) -> bool {
+        let mut bytes = [0; 256];
+        loop {
+            match rustix::io::read(&self.news, &mut bytes) {
+                Ok(0) => return true,
+                Ok(count) => self.heard.extend_from_slice(bytes.get(..count).unwrap_or_default()),
+                Err(Errno::INTR) => {}
+                Err(error) => return error != Errno::AGAIN,
+            }
         }
     }
 }
@@ -238,7 +276,7 @@ fn find(class: &Path, mac: &str) -> Option<Interface> {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
 
     #[test]
@@ -271,6 +309,22 @@ mod tests {
         assert_eq!(seconds, [2, 4, 8, 16, 32, 64, 64, 64]);
     }
 
+    /// A network that waits for two, and where their names come from.
+    pub fn awaited(until: Instant) -> (Network, io::PipeWriter) {
+        let (news, tell) = io::pipe().unwrap();
+        rustix::io::ioctl_fionbio(&news, true).unwrap();
+        let names = vec!["net0".into(), "net1".into()];
+        let first = FirstLeases { news: news.into(), heard: Vec::new(), names, until };
+        (Network { process: None, first: Some(first) }, tell)
+    }
+
+    fn missing(network: &mut Network, now: Instant) -> Option<String> {
+        network.step(now).map(|said| match said {
+            FromGuest::Notice { message } => message.split(" of the guest").next().unwrap().to_owned(),
+            other => panic!("{other:?}"),
+        })
+    }
+
     #[test]
     fn who_has_no_lease_yet_is_named() {
         let names = ["net0".to_owned(), "net1".to_owned()];
@@ -278,18 +332,25 @@ mod tests {
         assert_eq!(without(&names, b"net1\nnet0\n"), [""; 0]);
         // A line that has not come whole is none.
         assert_eq!(without(&names, b"net1\nnet0"), ["net0"]);
-        assert_eq!(Network::default().ready(Duration::ZERO), Ok(()));
-        let silent = Network { process: None, news: None, waiting: names.to_vec() };
-        assert_eq!({ silent }.ready(Duration::from_secs(60)), Err("net0, net1".into()));
+        assert_eq!(Network::default().step(Instant::now()), None);
+        let now = Instant::now();
+        let (mut late, _tell) = awaited(now);
+        assert_eq!(missing(&mut late, now).as_deref(), Some("net0, net1"));
+        assert!(!late.is_awaited());
     }
 
     #[test]
     fn news_are_heard_as_they_come_and_an_end_ends_the_wait() {
-        let (news, mut tell) = io::pipe().unwrap();
-        let mut network =
-            Network { process: None, news: Some(news.into()), waiting: vec!["net0".into(), "net1".into()] };
+        let now = Instant::now();
+        let (mut network, mut tell) = awaited(now + Duration::from_secs(600));
         tell.write_all(b"net1\nne").unwrap();
+        assert_eq!(missing(&mut network, now), None);
+        assert!(network.is_awaited());
         drop(tell);
-        assert_eq!(network.ready(Duration::from_secs(600)), Err("net0".into()));
+        assert_eq!(missing(&mut network, now).as_deref(), Some("net0"));
+        let (mut network, mut tell) = awaited(now + Duration::from_secs(600));
+        tell.write_all(b"net1\nnet0\n").unwrap();
+        assert_eq!(missing(&mut network, now), None);
+        assert!(!network.is_awaited());
     }
 }
