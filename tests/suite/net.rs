@@ -121,6 +121,9 @@ fn a_guest_has_the_network_of_its_profile_over_a_reboot_and_goes_on_without_it()
         assert_eq!(echoed(tcp, b"after the reboot"), b"after the reboot");
         configured(&home);
 
+        let verified = home.run(["verify", "net"]).expect(0).stdout;
+        assert!(verified.contains("\nnet0: link ") && verified.contains("0,1,2 on iothread0"), "{verified}");
+
         kill_process(passts[0], Signal::KILL).unwrap();
         eventually("the end of passt to be told", || {
             let said = home.run(["logs", "net"]).expect(0).stdout;
@@ -129,6 +132,8 @@ fn a_guest_has_the_network_of_its_profile_over_a_reboot_and_goes_on_without_it()
         eventually("the link to go down", || {
             (exec(&home, &["cat", "/sys/class/net/eth0/operstate"]) == "down\n").then_some(())
         });
+        let strayed = home.run(["verify", "net"]).expect(1);
+        assert!(strayed.stderr.contains("not as its plan has it: net0: link"), "{}", strayed.stderr);
         home.run(["stop", "net"]).expect(0);
         assert!(passts_of(listed[0]["pid"].as_u64().unwrap()).is_empty());
         let said = home.run(["logs", "net"]).expect(0).stdout;
