@@ -1,5 +1,5 @@
 //! Networks: a guest that configures itself, ports of this host that reach it, and what becomes of it when passt does not start,
-//! ends, or carries on over a reboot. Only this host's loopback is used.
+//! ends, or carries on over a reboot; and two of them in one guest. Only this host's loopback is used.
 
 use std::fs;
 use std::io::{Read, Write};
@@ -121,6 +121,9 @@ fn a_guest_has_the_network_of_its_profile_over_a_reboot_and_goes_on_without_it()
         assert_eq!(echoed(tcp, b"after the reboot"), b"after the reboot");
         configured(&home);
 
+        let verified = home.run(["verify", "net"]).expect(0).stdout;
+        assert!(verified.contains("\nnet0: link ") && verified.contains("0,1,2 on iothread0"), "{verified}");
+
         kill_process(passts[0], Signal::KILL).unwrap();
         eventually("the end of passt to be told", || {
             let said = home.run(["logs", "net"]).expect(0).stdout;
@@ -129,10 +132,54 @@ fn a_guest_has_the_network_of_its_profile_over_a_reboot_and_goes_on_without_it()
         eventually("the link to go down", || {
             (exec(&home, &["cat", "/sys/class/net/eth0/operstate"]) == "down\n").then_some(())
         });
+        let strayed = home.run(["verify", "net"]).expect(1);
+        assert!(strayed.stderr.contains("not as its plan has it: net0: link"), "{}", strayed.stderr);
         home.run(["stop", "net"]).expect(0);
         assert!(passts_of(listed[0]["pid"].as_u64().unwrap()).is_empty());
         let said = home.run(["logs", "net"]).expect(0).stdout;
         assert_eq!(said.matches("has ended (").count(), 1, "{said}");
+    });
+}
+
+#[test]
+fn two_networks_of_a_guest_have_addresses_routes_and_ports_of_their_own() {
+    in_the_lab(|| {
+        let home = Home::new();
+        let ((first, _), (second, _)) = (free_ports(), free_ports());
+        let nets = [first, second]
+            .map(|port| format!("    net passt {{ forward tcp host={port} guest=80; }}\n"))
+            .concat();
+        let path = profile(&home, "net", &nets);
+        home.run(["up", "--on", "lab", "--detach", "--wait", &*path]).expect(0);
+
+        // Both leases came before it was ready, unless the lab was very busy.
+        let names = eventually("both leases", || {
+            let text = exec(&home, &["cat", "/etc/resolv.conf"]);
+            (text.matches("nameserver").count() == 2).then_some(text)
+        });
+        assert!(names.ends_with("\nnameserver 10.0.2.3\nnameserver 10.0.3.3\n"), "{names}");
+        for (device, address) in [("eth0", "10.0.2.15"), ("eth1", "10.0.3.15")] {
+            let shown = exec(&home, &["busybox", "ip", "-4", "addr", "show", "dev", device]);
+            assert!(shown.contains(&format!("inet {address}/24 ")), "{shown}");
+        }
+        let routes = exec(&home, &["busybox", "ip", "route"]);
+        assert!(routes.contains("default via 10.0.2.2 dev eth0  metric 100 "), "{routes}");
+        assert!(routes.contains("default via 10.0.3.2 dev eth1  metric 101 "), "{routes}");
+
+        let sent = vec![7; 300_000];
+        let received = |net: usize| -> u64 {
+            let text = home.run(["stats", "net", "--format", "json"]).expect(0).stdout;
+            let stats: Value = serde_json::from_str(&text).unwrap();
+            assert_eq!(stats["nets"][net]["virtqueues"][0]["kind"], "receive", "{stats}");
+            stats["nets"][net]["virtqueues"][0]["bytes"].as_u64().unwrap()
+        };
+        for (net, port) in [first, second].into_iter().enumerate() {
+            let (own, other) = (received(net), received(1 - net));
+            assert!(echoed(port, &sent) == sent, "by net{net}");
+            assert!(received(net) >= own + 300_000, "by its own device");
+            assert!(received(1 - net) < other + 300_000, "and by that alone");
+        }
+        home.run(["stop", "net"]).expect(0);
     });
 }
 

@@ -20,6 +20,7 @@ pub fn all(root: &Path) -> Vec<Finding> {
     findings.extend(transparent_hugepages(root));
     findings.extend(samepage_merging(root));
     findings.push(schedulers(root));
+    findings.push(tap(root));
     findings.extend(cgroup(root));
     findings
 }
@@ -165,6 +166,18 @@ fn samepage_merging(root: Root<'_>) -> Option<Finding> {
     })
 }
 
+/// networking/tuntap.rst. It opens for everybody where it is there: which devices one may have is asked later. `net passt` needs none.
+fn tap(root: Root<'_>) -> Finding {
+    const TUN: &str = "/dev/net/tun";
+    match fs::File::options().read(true).write(true).open(root.path(TUN)) {
+        Ok(_) => Finding::ok("tap", format!("{TUN} can be opened")),
+        Err(error) => Finding::ok(
+            "tap",
+            format!("{TUN}: {error}: a profile with `net tap` is refused; `net passt` is not"),
+        ),
+    }
+}
+
 /// block/queue-sysfs.rst.
 fn schedulers(root: Root<'_>) -> Finding {
     let mut sorted = Vec::new();
@@ -305,6 +318,13 @@ mod tests {
         let (all, free) = (format!("{pool}/nr_hugepages"), format!("{pool}/free_hugepages"));
         let pages = found(&[(&all, "8\n"), (&free, "3\n")], "hugepages");
         assert_eq!(pages.found, "3 of 8 pages of 2 MiB are free");
+    }
+
+    #[test]
+    fn a_host_without_tap_devices_is_told_what_it_can_do() {
+        assert!(found(&[("dev/net/tun", "")], "tap").found.ends_with("can be opened"));
+        let without = found(&[], "tap");
+        assert!(without.found.contains("`net tap` is refused"), "{without:?}");
     }
 
     #[test]

@@ -94,7 +94,7 @@ impl Stats {
 }
 
 #[cfg(test)]
-pub use tests::stats as stats_of_a_vm;
+pub use {nets::tests::net as stats_of_a_net, tests::stats as stats_of_a_vm};
 
 #[cfg(test)]
 mod tests {

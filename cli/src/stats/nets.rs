@@ -1,11 +1,21 @@
-//! Stats of network devices, for a person and for Prometheus.
+//! Stats of network devices: for a person, all of them and those of an interval, and for Prometheus.
 
 use std::fmt::Display;
 
 use vmprof_vmm::virtio::net::{NetQueueSnapshot, NetSnapshot, QueueKind};
 
 use super::prometheus::Text;
+use super::rates::{Row, each, mib, whole};
 use super::text;
+
+pub(super) const NET_HEADS: &[&str] =
+    &["NET", "vq", "kind", "iothread", "packets/s", "MiB/s", "dropped/s", "kicks each", "interrupts"];
+
+/// Which queue it is, and who serves it: the first four cells of its line.
+fn place(net: &NetSnapshot, queue: &NetQueueSnapshot) -> [String; 4] {
+    let served = queue.iothread.map_or("-".to_owned(), |id| id.to_string());
+    [net.name.clone(), queue.vq.to_string(), word(queue.kind).to_owned(), served]
+}
 
 fn word(kind: QueueKind) -> &'static str {
     match kind {
@@ -22,10 +32,8 @@ pub(super) fn table(nets: &[NetSnapshot]) -> String {
     }
     let queues = nets.iter().flat_map(|net| {
         net.virtqueues.iter().map(|queue| {
-            let served = queue.iothread.map_or("-".to_owned(), |id| id.to_string());
             let counts = [queue.packets, queue.bytes, queue.dropped, queue.kicks, queue.interrupts];
-            let names = [net.name.clone(), queue.vq.to_string(), word(queue.kind).to_owned(), served];
-            names.into_iter().chain(counts.map(|number| number.to_string())).collect()
+            place(net, queue).into_iter().chain(counts.map(|number| number.to_string())).collect()
         })
     });
     let heads = ["NET", "vq", "kind", "iothread", "packets", "bytes", "dropped", "kicks", "interrupts"];
@@ -39,6 +47,28 @@ pub(super) fn table(nets: &[NetSnapshot]) -> String {
         }
     }
     text
+}
+
+/// A line for each of their virtqueues, of what came since `before`; `rate` makes two counts one of a second.
+pub(super) fn rates(now: &[NetSnapshot], before: &[NetSnapshot], rate: impl Fn(u64, u64) -> f64) -> Vec<Row> {
+    let row = |net: &NetSnapshot, queue: &NetQueueSnapshot| {
+        let earlier = before.iter().find(|other| other.name == net.name);
+        let earlier = earlier.and_then(|net| net.virtqueues.iter().find(|other| other.vq == queue.vq));
+        let of = |field: fn(&NetQueueSnapshot) -> u64| rate(field(queue), earlier.map_or(0, field));
+        let packets = of(|queue| queue.packets);
+        let numbers = [
+            whole(packets),
+            mib(of(|queue| queue.bytes)),
+            whole(of(|queue| queue.dropped)),
+            each(of(|queue| queue.kicks), packets),
+            each(of(|queue| queue.interrupts), packets),
+        ];
+        Row { load: packets, cells: place(net, queue).into_iter().chain(numbers).collect() }
+    };
+    now.iter()
+        .flat_map(|net| net.virtqueues.iter().map(move |queue| (net, queue)))
+        .map(|(n, q)| row(n, q))
+        .collect()
 }
 
 /// A number of a queue's: its metric, what it is, and how it is read.
@@ -77,10 +107,11 @@ pub(super) fn metrics(nets: &[NetSnapshot], text: &mut Text, vm: &dyn Display) {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
+    use super::super::tests::stats;
     use super::*;
 
-    fn net(link: bool, fault: Option<&str>) -> NetSnapshot {
+    pub fn net(link: bool, fault: Option<&str>) -> NetSnapshot {
         let queue = |vq, kind, iothread| NetQueueSnapshot {
             vq,
             kind,
@@ -115,6 +146,31 @@ mod tests {
             table(&[net(true, Some("virtqueue 1: x"))]).ends_with("net net0 needs a reset: virtqueue 1: x\n")
         );
         assert!(!table(&[net(true, None)]).contains("net net0 "));
+    }
+
+    #[test]
+    fn a_watch_shows_what_each_queue_did_since_and_what_a_packet_cost() {
+        let (mut before, mut now) = (stats(), stats());
+        before.machine.nets = vec![net(true, None)];
+        now.machine.nets = vec![net(true, None), NetSnapshot { name: "net1".into(), ..net(true, None) }];
+        let queue = &mut now.machine.nets[0].virtqueues[1];
+        (queue.packets, queue.bytes) = (queue.packets + 4_000, queue.bytes + (6 << 20));
+        (queue.dropped, queue.kicks, queue.interrupts) = (queue.dropped + 8, 7 + 1_000, 8 + 200);
+        now.taken_ns += 2_000_000_000;
+        let text = now.rates_since(&before);
+        let (_, nets) = text.split_once("\nNET ").unwrap();
+        assert_eq!(
+            format!("NET {nets}"),
+            "NET   vq      kind  iothread  packets/s  MiB/s  dropped/s  kicks each  interrupts\n\
+             net0   0   receive         1          0    0.0          0           -           -\n\
+             net0   1  transmit         1       2000    3.0          4        0.25        0.05\n\
+             net0   2   control         -          0    0.0          0           -           -\n\
+             net1   0   receive         1          6    0.0          0        0.58        0.67\n\
+             net1   1  transmit         1          6    0.0          0        0.58        0.67\n\
+             net1   2   control         -          6    0.0          0        0.58        0.67\n"
+        );
+        now.machine.nets.clear();
+        assert!(!now.rates_since(&before).contains("NET"), "nothing of what there is none of");
     }
 
     #[test]

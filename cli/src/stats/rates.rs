@@ -5,6 +5,7 @@ use vmprof_vmm::stats::VcpuStats;
 use vmprof_vmm::virtio::blk::DiskSnapshot;
 
 use super::latency::{LATENCY_HEADS, latencies};
+use super::nets::{self, NET_HEADS};
 use super::text::table;
 use super::{Stats, Thread};
 
@@ -17,7 +18,7 @@ pub struct Section {
 
 #[derive(Debug, Clone, PartialEq)]
 pub struct Row {
-    /// What it has to do, to be sorted by: the CPU time of a thread, the requests of a queue, those that were timed.
+    /// What it has to do, to be sorted by: the CPU time of a thread, the requests or packets of a queue, those that were timed.
     pub load: f64,
     /// As many as there are heads.
     pub cells: Vec<String>,
@@ -52,21 +53,24 @@ impl Stats {
     /// What was done since `before`, as tables.
     pub fn rates_since(&self, before: &Stats) -> String {
         let sections = self.sections_since(before).into_iter().filter(|section| {
-            // Times are there for those who asked for them.
-            section.heads != LATENCY_HEADS || !section.rows.is_empty()
+            // Times are there for those who asked for them, and not every VM has a network.
+            ![LATENCY_HEADS, NET_HEADS].contains(&section.heads) || !section.rows.is_empty()
         });
         sections.map(|Section { heads, rows }| table(heads, rows.into_iter().map(|row| row.cells))).collect()
     }
 
-    /// The same by kind: vCPUs, IOThreads, virtqueues, and where requests spent their time.
-    pub fn sections_since(&self, before: &Stats) -> [Section; 4] {
+    /// The same by kind: vCPUs, IOThreads, virtqueues of disks, where their requests spent their time, and virtqueues of networks.
+    pub fn sections_since(&self, before: &Stats) -> [Section; 5] {
         let pair = Pair { now: self, before };
         let latency = latencies(&self.machine.disks, Some(&before.machine.disks));
+        let nets =
+            nets::rates(&self.machine.nets, &before.machine.nets, |now, before| pair.rate(now, before));
         [
             Section { heads: VCPU_HEADS, rows: pair.vcpus() },
             Section { heads: IOTHREAD_HEADS, rows: pair.iothreads() },
             Section { heads: QUEUE_HEADS, rows: pair.queues() },
             Section { heads: LATENCY_HEADS, rows: latency },
+            Section { heads: NET_HEADS, rows: nets },
         ]
     }
 }
@@ -127,10 +131,7 @@ impl Pair<'_> {
             let before = before.and_then(|disk| disk.virtqueues.iter().find(|other| other.vq == queue.vq));
             let of = |field: fn(&QueueSnapshot) -> u64| self.rate(field(queue), before.map_or(0, field));
             let requests = of(QueueSnapshot::requests);
-            let each = |number: f64| match requests > 0.0 {
-                true => format!("{:.2}", number / requests),
-                false => "-".to_owned(),
-            };
+            let each = |number| each(number, requests);
             let cells = vec![
                 disk.name.clone(),
                 queue.vq.to_string(),
@@ -152,15 +153,20 @@ impl Pair<'_> {
     }
 }
 
-fn whole(number: f64) -> String {
+pub(super) fn whole(number: f64) -> String {
     format!("{number:.0}")
+}
+
+/// Of one thing, what `of` of them had together.
+pub(super) fn each(number: f64, of: f64) -> String {
+    if of > 0.0 { format!("{:.2}", number / of) } else { "-".to_owned() }
 }
 
 fn percent(part: f64) -> String {
     format!("{:.1}", 100.0 * part)
 }
 
-fn mib(bytes: f64) -> String {
+pub(super) fn mib(bytes: f64) -> String {
     format!("{:.1}", bytes / f64::from(1 << 20))
 }
 

@@ -35,7 +35,8 @@ impl Here {
             false => verify::schedulers::ask(&self.events, self.control.stats().paused.is_some()),
         };
         let guest = guest.as_deref().map_err(String::as_str);
-        Ok(verify::read_back(&plan, &in_force.threads, &open, guest, verify::Host::this_one()))
+        let nets = self.control.stats().nets;
+        Ok(verify::read_back(&plan, &in_force.threads, &open, &nets, guest, verify::Host::this_one()))
     }
 }
 

@@ -3,6 +3,7 @@
 
 pub mod disks;
 mod memory;
+mod nets;
 pub mod schedulers;
 mod table;
 mod threads;
@@ -13,6 +14,7 @@ use serde::{Deserialize, Serialize};
 use vmprof_job::DiskScheduler;
 use vmprof_profiles::Plan;
 use vmprof_vmm::virtio::blk::OpenAs;
+use vmprof_vmm::virtio::net::NetSnapshot;
 
 use crate::tasks;
 
@@ -60,6 +62,10 @@ pub enum What {
     HostScheduler { disk: String, device: Option<String> },
     /// The scheduler that a disk has in the guest.
     GuestScheduler { disk: String },
+    /// Whether a network device is carried by what it was planned with.
+    Link { net: String },
+    /// The IOThreads that serve its virtqueues.
+    Virtqueues { net: String },
 }
 
 impl What {
@@ -73,6 +79,8 @@ impl What {
             What::DirectIo { disk } => format!("{disk}: direct I/O"),
             What::HostScheduler { disk, .. } => format!("{disk}: scheduler"),
             What::GuestScheduler { disk } => format!("{disk}: scheduler in the guest"),
+            What::Link { net } => format!("{net}: link"),
+            What::Virtqueues { net } => format!("{net}: virtqueues"),
         }
     }
 }
@@ -104,12 +112,13 @@ impl Host<'static> {
     }
 }
 
-/// Everything that the plan says and that can be read back. `guest` is what the guest says of its disks, or why it says
-/// nothing.
+/// Everything that the plan says and that can be read back. `open` and `nets` are how the machine has its disks and networks,
+/// `guest` is what the guest says of its disks, or why it says nothing.
 pub fn read_back(
     plan: &Plan,
     threads: &[PlannedThread],
     open: &[OpenAs],
+    nets: &[NetSnapshot],
     guest: Result<&[DiskScheduler], &str>,
     host: Host<'_>,
 ) -> Vec<Finding> {
@@ -121,6 +130,9 @@ pub fn read_back(
         findings.extend(disks::read_back(disk, open.iter().find(|open| open.name == disk.name)));
         findings.push(schedulers::on_the_host(disk, host.block));
         findings.push(schedulers::in_the_guest(disk, guest));
+    }
+    for net in &plan.nets {
+        findings.extend(nets::read_back(net, nets.iter().find(|found| found.name == net.name)));
     }
     findings
 }

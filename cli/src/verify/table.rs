@@ -43,8 +43,11 @@ fn details(what: &What) -> Vec<String> {
             pages.iter().map(|on| format!("{} pages on node {}", on.pages, on.node)).collect()
         }
         What::HostScheduler { device, .. } => device.iter().cloned().collect(),
-        What::HugePages | What::Engine { .. } | What::DirectIo { .. } | What::GuestScheduler { .. } => {
-            Vec::new()
-        }
+        What::HugePages
+        | What::Engine { .. }
+        | What::DirectIo { .. }
+        | What::GuestScheduler { .. }
+        | What::Link { .. }
+        | What::Virtqueues { .. } => Vec::new(),
     }
 }

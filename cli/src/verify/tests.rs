@@ -65,7 +65,7 @@ fn found(
 ) -> Vec<Finding> {
     let threads = [PlannedThread { name: "CPU 0/KVM".into(), cpus: "2".into() }];
     let (process, block) = (host.path().join("self"), host.path().join("block"));
-    read_back(plan, &threads, &[open], guest, Host { process: &process, block: &block })
+    read_back(plan, &threads, &[open], &[], guest, Host { process: &process, block: &block })
 }
 
 fn open(engine: Engine, direct: bool) -> OpenAs {
@@ -148,4 +148,59 @@ fn the_json_of_a_finding_has_its_kind_and_reads_back_as_the_same() {
     let expected =
         ["thread", "memory", "huge-pages", "engine", "direct-io", "host-scheduler", "guest-scheduler"];
     assert_eq!(kinds, expected);
+}
+
+#[test]
+fn a_network_is_held_against_its_link_and_its_iothreads() {
+    use vmprof_vmm::virtio::net::{NetQueueSnapshot, QueueKind};
+
+    let text = PROFILE.replace("iothreads 1", "iothreads 1; net passt;");
+    let (profile, _) = read_profile("db.kdl", &text).unwrap();
+    let topology = Topology::read(&Source::Live);
+    let plan = plan(&profile, &topology, &Storage::default(), &Ledger::default()).unwrap();
+    let queue = |vq, kind, iothread| NetQueueSnapshot {
+        vq,
+        kind,
+        iothread,
+        packets: 0,
+        bytes: 0,
+        dropped: 0,
+        kicks: 0,
+        interrupts: 0,
+    };
+    let net = |link, control, fault: Option<&str>| NetSnapshot {
+        name: "net0".into(),
+        link,
+        virtqueues: vec![
+            queue(0, QueueKind::Receive, Some(0)),
+            queue(1, QueueKind::Transmit, Some(0)),
+            queue(2, QueueKind::Control, control),
+        ],
+        fault: fault.map(str::to_owned),
+    };
+    let lines = |found: Option<&NetSnapshot>| {
+        let text = table(&nets::read_back(&plan.nets[0], found));
+        text.lines()
+            .skip(1)
+            .map(|line| line.split_whitespace().collect::<Vec<_>>().join(" "))
+            .collect::<Vec<_>>()
+    };
+    assert_eq!(
+        lines(Some(&net(true, Some(0), None))),
+        ["net0: link up up as planned", "net0: virtqueues 0,1,2 on iothread0 0,1,2 on iothread0 as planned"]
+    );
+    assert_eq!(
+        lines(Some(&net(false, Some(1), Some("it closed")))),
+        [
+            "net0: link up down (it closed) NOT AS PLANNED",
+            "net0: virtqueues 0,1,2 on iothread0 0,1 on iothread0; 2 on iothread1 NOT AS PLANNED"
+        ]
+    );
+    let mut asleep = net(true, None, None);
+    asleep.virtqueues.truncate(0);
+    assert_eq!(
+        lines(Some(&asleep))[1],
+        "net0: virtqueues 0,1,2 on iothread0 unknown (the guest's driver has enabled none) NOT AS PLANNED"
+    );
+    assert_eq!(lines(None)[0], "net0: link up unknown (the machine has no such device) NOT AS PLANNED");
 }

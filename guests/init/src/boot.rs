@@ -15,7 +15,7 @@ use crate::command::{self, Surroundings};
 use crate::control::Control;
 use crate::failure::Failure;
 use crate::keeping::Keeping;
-use crate::network::{FIRST_LEASE, Network};
+use crate::network::Network;
 use crate::power::{self, Buttons};
 use crate::pump::{FromCommand, ToCommand};
 use crate::reap::Children;
@@ -81,19 +81,12 @@ fn supervise(mut control: Control) -> ! {
     };
     let surroundings = job.command.as_ref().map_or_else(Surroundings::of_root, Surroundings::of);
     let agent = agent::start(&surroundings);
-    if let Err(missing) = network.ready(FIRST_LEASE) {
-        let message = format!(
-            "{missing} of the guest has no address from DHCP after {} s; it goes on asking",
-            FIRST_LEASE.as_secs()
-        );
-        kmsg::note(&message);
-        control.send(&FromGuest::Notice { message });
-    }
     let supervisor = Supervisor {
         control,
         children: &children,
         buttons: Buttons::open(Path::new("/dev/input")),
         keeper: Keeping::Own(keeper),
+        network: &mut network,
         surroundings,
         everything: &|signal| agent.signal_everything(signal),
         stop_within: Duration::from_millis(job.stop_within_ms),

@@ -52,7 +52,7 @@ fn main() -> ExitCode {
     match arguments.split_first() {
         Some((word, rest)) if word == agent::WORD => agent::run(rest),
         Some((word, rest)) if word == network::WORD => network::run(rest),
-        Some((word, rest)) if word == network::LEASE_WORD => network::take_lease(rest),
+        Some((word, rest)) if word == network::LEASE_WORD => network::keep_lease(rest),
         Some((word, rest)) if word == terminal::WORD => ExitCode::from(terminal::become_command(rest)),
         Some((word, rest)) if word == as_user::WORD => ExitCode::from(as_user::become_command(rest)),
         Some((word, rest)) if word == become_user::WORD => ExitCode::from(become_user::become_user(rest)),

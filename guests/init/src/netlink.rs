@@ -1,5 +1,6 @@
 //! What the first process asks of the kernel's network stack, one netlink message each (rtnetlink(7), linux/rtnetlink.h,
-//! linux/if_addr.h): an interface is brought up, gets an address, and routes.
+//! linux/if_addr.h): an interface is brought up, gets an address, loses it, and has
+//! routes.
 
 use std::io;
 use std::net::Ipv4Addr;
@@ -12,6 +13,7 @@ pub(crate) const LOOPBACK: u32 = 1;
 
 const RTM_NEWLINK: u16 = 16;
 const RTM_NEWADDR: u16 = 20;
+const RTM_DELADDR: u16 = 21;
 const RTM_NEWROUTE: u16 = 24;
 const NLMSG_ERROR: u16 = 2;
 const NLM_F_REQUEST: u16 = 1;
@@ -48,6 +50,11 @@ pub(crate) fn set_address(interface: u32, address: Ipv4Addr, prefix: u8, seconds
     ask(&self::address(interface, address, prefix, seconds))
 }
 
+/// The error is `EADDRNOTAVAIL` where the interface does not have it.
+pub(crate) fn remove_address(interface: u32, address: Ipv4Addr, prefix: u8) -> io::Result<()> {
+    ask(&no_address(interface, address, prefix))
+}
+
 /// What is not on any link goes there. Of several such routes that with the lowest `metric` is taken.
 pub(crate) fn set_default_route(interface: u32, gateway: Ipv4Addr, metric: u32) -> io::Result<()> {
     ask(&route(interface, gateway, metric))
@@ -66,11 +73,8 @@ fn link(interface: u32, flags: u32, mtu: Option<u32>) -> Vec<u8> {
 }
 
 fn address(interface: u32, address: Ipv4Addr, prefix: u8, seconds: u32) -> Vec<u8> {
-    let mut message = Message::new(RTM_NEWADDR, NLM_F_CREATE | NLM_F_REPLACE);
-    message.bytes([AF_INET, prefix, 0, RT_SCOPE_UNIVERSE]);
-    message.bytes(interface.to_ne_bytes());
-    message.attribute(IFA_LOCAL, &address.octets());
-    message.attribute(IFA_ADDRESS, &address.octets());
+    let mut message =
+        Message::of_address(RTM_NEWADDR, NLM_F_CREATE | NLM_F_REPLACE, interface, address, prefix);
     // A link between two (RFC 3021) has none.
     if prefix < 31 {
         let host = u32::MAX.checked_shr(u32::from(prefix)).unwrap_or_default();
@@ -80,6 +84,10 @@ fn address(interface: u32, address: Ipv4Addr, prefix: u8, seconds: u32) -> Vec<u
     let times = [seconds, seconds, 0, 0].map(u32::to_ne_bytes);
     message.attribute(IFA_CACHEINFO, times.as_flattened());
     message.finish()
+}
+
+fn no_address(interface: u32, address: Ipv4Addr, prefix: u8) -> Vec<u8> {
+    Message::of_address(RTM_DELADDR, 0, interface, address, prefix).finish()
 }
 
 fn route(interface: u32, gateway: Ipv4Addr, metric: u32) -> Vec<u8> {
@@ -102,6 +110,16 @@ impl Message {
         message.bytes(kind.to_ne_bytes());
         message.bytes((flags | NLM_F_REQUEST | NLM_F_ACK).to_ne_bytes());
         message.bytes([0; 8]); // sequence, port
+        message
+    }
+
+    /// ifaddrmsg, and which address it is.
+    fn of_address(kind: u16, flags: u16, interface: u32, address: Ipv4Addr, prefix: u8) -> Self {
+        let mut message = Message::new(kind, flags);
+        message.bytes([AF_INET, prefix, 0, RT_SCOPE_UNIVERSE]);
+        message.bytes(interface.to_ne_bytes());
+        message.attribute(IFA_LOCAL, &address.octets());
+        message.attribute(IFA_ADDRESS, &address.octets());
         message
     }
 
@@ -157,6 +175,7 @@ mod tests {
             link(2, 0, Some(9000)),
             address(2, OURS, 24, 3600),
             address(2, OURS, 32, u32::MAX),
+            no_address(2, OURS, 24),
             route(2, Ipv4Addr::new(10, 0, 2, 2), 100),
         ] {
             assert_eq!(u32::from_ne_bytes(message[..4].try_into().unwrap()) as usize, message.len());

@@ -1,102 +1,128 @@
 //! Network devices: found by their hardware addresses, brought up, and kept in a lease of DHCP for as long as the guest runs.
 //!
-//! A process beside the supervisor sees to it, with a thread a device. Each lease is taken by a process of its own
-//! (`lease.rs`): what a server answers is read there and nowhere else, and it is gone until the lease is due again, so that no
-//! packet of the guest's passes by anybody who waits for DHCP's.
+//! A process beside the supervisor sees to it, with a thread a device. Each lease is kept by a process of its own
+//! (`lease.rs`): what a server answers is read there and nowhere else, and it hears the network only while it asks, so that no
+//! packet of the guest's passes by anybody who waits for DHCP's. Where names are asked is of all leases, and so it is written here.
 
 mod lease;
 mod settings;
 
 use std::ffi::OsString;
 use std::fs;
-use std::io::{self, Read, Write};
+use std::io::{self, BufRead, BufReader, Read, Write};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::process::CommandExt;
 use std::path::Path;
-use std::process::{Child, Command, ExitCode, Stdio};
-use std::sync::Arc;
+use std::process::{Command, ExitCode, Stdio};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use rustix::event::PollFlags;
+use rustix::io::Errno;
 use rustix::process::{Pid, Signal, kill_process};
-use vmprof_job::Net;
+use vmprof_job::{FromGuest, Net};
 
 use crate::boot::DEVICE_WAIT;
 use crate::wait::{Wait, until_there};
 use crate::{kmsg, netlink};
 
-pub(crate) use lease::take as take_lease;
+pub(crate) use lease::keep as keep_lease;
+use settings::Names;
 
 /// First argument of the program in this role; the others are the devices, each as `NAME=ADDRESS`.
 pub(crate) const WORD: &str = "network";
-/// First argument of a process that takes one lease; then come the interface, its index and the metric of its routes.
+/// First argument of a process that keeps one lease; then come the device, its interface, the index and the metric of its routes.
 pub(crate) const LEASE_WORD: &str = "lease";
 const OURSELVES: &str = "/proc/self/exe";
 
 /// How long the start of the guest's work waits for its network: a device whose network has no server must not hold it up.
-pub(crate) const FIRST_LEASE: Duration = Duration::from_secs(10);
+const FIRST_LEASE: Duration = Duration::from_secs(10);
 /// Routes of the first device go before those of the next.
 const FIRST_METRIC: u32 = 100;
+/// Of what a process says of its lease; an Ethernet frame has no more nameservers than that.
+const LONGEST_LINE: u64 = 16 << 10;
 
-/// The devices whose leases are kept.
+/// The devices whose leases are kept, and what the start of the guest's work waits for.
 #[derive(Debug, Default)]
 pub(crate) struct Network {
     process: Option<Pid>,
-    /// A line with the name of each device that has its first lease.
-    news: Option<OwnedFd>,
-    waiting: Vec<String>,
+    first: Option<FirstLeases>,
+}
+
+/// Those that are waited for.
+#[derive(Debug)]
+struct FirstLeases {
+    /// A line with the name of each device that has its first lease. Reading does not wait.
+    news: OwnedFd,
+    heard: Vec<u8>,
+    names: Vec<String>,
+    until: Instant,
 }
 
 impl Network {
     /// Starts to see to the devices, and waits for none of them.
     pub(crate) fn start(nets: &[Net]) -> Network {
-        let waiting = nets.iter().map(|net| net.name.clone()).collect();
         if nets.is_empty() {
             return Network::default();
         }
+        let names = nets.iter().map(|net| net.name.clone()).collect();
         let mut command = Command::new(OURSELVES);
         command.arg0("vmprof-network").arg(WORD).env_clear().current_dir("/");
         command.args(nets.iter().map(|net| format!("{}={}", net.name, net.mac)));
-        match command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn() {
-            Ok(mut child) => {
-                let news = child.stdout.take().map(OwnedFd::from);
-                // Reaped with all others.
-                Network { process: Some(Pid::from_child(&child)), news, waiting }
-            }
+        let started = io::pipe().and_then(|(news, tell)| {
+            rustix::io::ioctl_fionbio(&news, true)?;
+            let child = command.stdin(Stdio::null()).stdout(tell).spawn()?;
+            // Reaped with all others.
+            Ok((Pid::from_child(&child), news))
+        });
+        match started {
+            Ok((process, news)) => Network {
+                process: Some(process),
+                first: Some(FirstLeases {
+                    news: news.into(),
+                    heard: Vec::new(),
+                    names,
+                    until: Instant::now() + FIRST_LEASE,
+                }),
+            },
             Err(error) => {
                 kmsg::error(format_args!("nobody sees to the network: {error}"));
-                Network { process: None, news: None, waiting }
+                Network::default()
             }
         }
     }
 
-    /// Waits until each has its first lease, or for `limit`. The error names those that have none yet.
-    pub(crate) fn ready(&mut self, limit: Duration) -> Result<(), String> {
-        let end = Instant::now() + limit;
-        let mut heard = Vec::new();
-        // Closed from here on: it has been told what it has to tell.
-        if let Some(news) = self.news.take() {
-            while !without(&self.waiting, &heard).is_empty() && Instant::now() < end {
-                let mut wait = Wait::default();
-                wait.on(news.as_fd(), PollFlags::IN);
-                wait.until(end);
-                wait.sleep();
-                if Instant::now() >= end {
-                    break;
-                }
-                let mut bytes = [0; 256];
-                match rustix::io::read(&news, &mut bytes) {
-                    Ok(0) => break,
-                    Ok(count) => heard.extend_from_slice(bytes.get(..count).unwrap_or_default()),
-                    Err(rustix::io::Errno::INTR) => {}
-                    Err(_) => break,
-                }
-            }
+    /// Whether a device may yet get its first lease in time.
+    pub(crate) fn is_awaited(&self) -> bool {
+        self.first.is_some()
+    }
+
+    /// Hears who has a lease. The answer is for the outside: who has none when that is waited for no longer.
+    pub(crate) fn step(&mut self, now: Instant) -> Option<FromGuest> {
+        let first = self.first.as_mut()?;
+        let is_over = first.hear() || now >= first.until;
+        let missing = without(&first.names, &first.heard);
+        if !missing.is_empty() && !is_over {
+            return None;
         }
-        match without(&self.waiting, &heard).as_slice() {
-            [] => Ok(()),
-            missing => Err(missing.join(", ")),
+        // Closed from here on: it has been told what it has to tell.
+        self.first = None;
+        let message = format!(
+            "{} of the guest has no address from DHCP after {} s; it goes on asking",
+            missing.join(", "),
+            FIRST_LEASE.as_secs()
+        );
+        (!missing.is_empty()).then(|| {
+            kmsg::note(&message);
+            FromGuest::Notice { message }
+        })
+    }
+
+    pub(crate) fn expect<'a>(&'a self, wait: &mut Wait<'a>) {
+        if let Some(first) = &self.first {
+            wait.on(first.news.as_fd(), PollFlags::IN);
+            wait.until(first.until);
         }
     }
 
@@ -104,6 +130,21 @@ impl Network {
     pub(crate) fn end(self) {
         if let Some(process) = self.process {
             let _ = kill_process(process, Signal::KILL);
+        }
+    }
+}
+
+impl FirstLeases {
+    /// Whether nothing more will come.
+    fn hear(&mut self) -> bool {
+        let mut bytes = [0; 256];
+        loop {
+            match rustix::io::read(&self.news, &mut bytes) {
+                Ok(0) => return true,
+                Ok(count) => self.heard.extend_from_slice(bytes.get(..count).unwrap_or_default()),
+                Err(Errno::INTR) => {}
+                Err(error) => return error != Errno::AGAIN,
+            }
         }
     }
 }
@@ -119,22 +160,40 @@ fn without(names: &[String], heard: &[u8]) -> Vec<String> {
 /// The whole role.
 pub(crate) fn run(arguments: &[OsString]) -> ExitCode {
     kmsg::open();
-    // A handler, and not SIG_IGN, which the processes that take leases would inherit.
+    // A handler, and not SIG_IGN, which the processes that keep leases would inherit.
     let _ = signal_hook::flag::register(Signal::TERM.as_raw(), Arc::default());
-    let nets = arguments.iter().filter_map(|word| word.to_str()?.split_once('='));
-    let threads: Vec<_> = (FIRST_METRIC..)
-        .zip(nets)
-        .filter_map(|(metric, (name, mac))| {
-            let (name, mac) = (name.to_owned(), mac.to_owned());
-            thread::Builder::new().name(name.clone()).spawn(move || keep(&name, &mac, metric)).ok()
+    let nets: Vec<_> = arguments.iter().filter_map(|word| word.to_str()?.split_once('=')).collect();
+    let leased = Arc::new(Leased(Mutex::new(vec![None; nets.len()])));
+    let threads: Vec<_> = nets
+        .into_iter()
+        .enumerate()
+        .filter_map(|(position, (name, mac))| {
+            let (name, mac, leased) = (name.to_owned(), mac.to_owned(), leased.clone());
+            thread::Builder::new().name(name.clone()).spawn(move || keep(&name, &mac, position, &leased)).ok()
         })
         .collect();
     threads.into_iter().for_each(|thread| drop(thread.join()));
     ExitCode::SUCCESS
 }
 
+/// What the leases say of names, in the devices' order. The threads of the devices meet there, to write one file.
+#[derive(Debug)]
+struct Leased(Mutex<Vec<Option<Names>>>);
+
+impl Leased {
+    fn change(&self, position: usize, names: Option<Names>) {
+        let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(place) = all.get_mut(position) {
+            *place = names;
+        }
+        if let Err(problem) = settings::resolve(&all) {
+            kmsg::note(problem);
+        }
+    }
+}
+
 /// Sees to one device for ever.
-fn keep(name: &str, mac: &str, metric: u32) {
+fn keep(name: &str, mac: &str, position: usize, leased: &Leased) {
     let sys = Path::new("/sys/class/net");
     let found = until_there(DEVICE_WAIT, || Ok::<_, io::Error>(find(sys, mac)));
     let Ok(Some(interface)) = found else {
@@ -147,70 +206,69 @@ fn keep(name: &str, mac: &str, metric: u32) {
         kmsg::error(format_args!("{name} ({}) could not be brought up: {error}", interface.name));
         return;
     }
+    let metric = FIRST_METRIC.saturating_add(u32::try_from(position).unwrap_or(u32::MAX));
     let mut has_told = false;
     let mut failed = 0;
     loop {
-        let pause = match ask(&interface, metric) {
-            Ok(seconds) => {
-                failed = 0;
-                if !std::mem::replace(&mut has_told, true) {
-                    // Whoever waited may have stopped to wait.
-                    let mut out = io::stdout().lock();
-                    let _ = writeln!(out, "{name}").and_then(|()| out.flush());
-                }
-                match renewed_after(seconds) {
-                    Some(pause) => pause,
-                    None => return,
-                }
+        let outcome = lease(name, &interface, metric, |names| {
+            failed = 0;
+            let is_first = names.is_some() && !std::mem::replace(&mut has_told, true);
+            leased.change(position, names);
+            if is_first {
+                // Whoever waited may have stopped to wait.
+                let mut out = io::stdout().lock();
+                let _ = writeln!(out, "{name}").and_then(|()| out.flush());
             }
-            Err(problem) => {
-                // Said once for a network that has no server, and again for one that loses it.
-                if failed == 0 {
-                    kmsg::note(format_args!("{name} ({}) has no lease: {problem}", interface.name));
-                }
-                failed += 1;
-                retried_after(failed)
-            }
-        };
-        thread::sleep(pause);
+        });
+        let Err(problem) = outcome else { return };
+        if failed == 0 {
+            kmsg::note(format_args!("{name} ({}): nobody keeps its lease: {problem}", interface.name));
+        }
+        failed += 1;
+        thread::sleep(retried_after(failed));
     }
 }
 
-/// A process takes a lease and applies it; the answer is for how many seconds it holds.
-fn ask(interface: &Interface, metric: u32) -> Result<u32, String> {
+/// A process keeps a lease, of which it tells `hear`, until it has one without an end. The error is that it failed.
+fn lease(
+    name: &str,
+    interface: &Interface,
+    metric: u32,
+    mut hear: impl FnMut(Option<Names>),
+) -> Result<(), String> {
     let mut command = Command::new(OURSELVES);
-    command.arg0("vmprof-lease").arg(LEASE_WORD).arg(&interface.name);
+    command.arg0("vmprof-lease").args([LEASE_WORD, name, &interface.name]);
     command.args([interface.index.to_string(), metric.to_string()]).env_clear();
     command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
     let mut child = command.spawn().map_err(|error| error.to_string())?;
-    let said = said(&mut child).map_err(|error| error.to_string());
+    let mut out = child.stdout.take().map(BufReader::new);
+    let mut line = Vec::new();
+    while let Some(out) = &mut out {
+        line.clear();
+        match out.take(LONGEST_LINE).read_until(b'\n', &mut line) {
+            Ok(1..) => {}
+            // Its end, which says more.
+            Ok(0) | Err(_) => break,
+        }
+        if let Some(names) = settings::told(&line) {
+            hear(names);
+        }
+    }
+    drop(out);
+    // A few words, which fit into its pipe.
+    let mut problem = String::new();
+    if let Some(stream) = child.stderr.take() {
+        let _ = stream.take(512).read_to_string(&mut problem);
+    }
     let status = child.wait().map_err(|error| error.to_string())?;
-    let (seconds, problem) = said?;
-    match seconds.trim().parse() {
-        Ok(seconds) if status.success() => Ok(seconds),
-        _ if problem.trim().is_empty() => Err(status.to_string()),
-        _ => Err(problem.trim().to_owned()),
+    match problem.trim() {
+        _ if status.success() => Ok(()),
+        "" => Err(status.to_string()),
+        problem => Err(problem.to_owned()),
     }
 }
 
-/// A few words on either stream: neither fills its pipe.
-fn said(child: &mut Child) -> io::Result<(String, String)> {
-    let (mut out, mut error) = (String::new(), String::new());
-    if let Some(stream) = &mut child.stdout {
-        stream.take(64).read_to_string(&mut out)?;
-    }
-    if let Some(stream) = &mut child.stderr {
-        stream.take(512).read_to_string(&mut error)?;
-    }
-    Ok((out, error))
-}
-
-/// T1 of RFC 2131, 4.4.5: half of the lease, and not so often that nothing else is done. `None` for one without an end.
-fn renewed_after(seconds: u32) -> Option<Duration> {
-    (seconds != u32::MAX).then(|| Duration::from_secs(u64::from(seconds / 2).max(10)))
-}
-
-/// Sooner at first, since servers come up beside their guests.
+/// Sooner at first: what it failed at may be there soon.
 fn retried_after(failed: u32) -> Duration {
     Duration::from_secs(1 << failed.min(6))
 }
@@ -238,7 +296,7 @@ fn find(class: &Path, mac: &str) -> Option<Interface> {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
 
     #[test]
@@ -260,15 +318,20 @@ mod tests {
         assert_eq!(find(Path::new("/nonexistent"), "52:54:00:00:00:01"), None);
     }
 
-    #[test]
-    fn leases_are_renewed_at_their_half_and_failures_tried_again_ever_more_seldom() {
-        let after = |seconds| renewed_after(seconds).map(|pause| pause.as_secs());
-        assert_eq!(
-            [after(3600), after(120), after(1), after(0), after(u32::MAX)],
-            [Some(1800), Some(60), Some(10), Some(10), None]
-        );
-        let seconds: Vec<u64> = (1..9).map(|failed| retried_after(failed).as_secs()).collect();
-        assert_eq!(seconds, [2, 4, 8, 16, 32, 64, 64, 64]);
+    /// A network that waits for two, and where their names come from.
+    pub fn awaited(until: Instant) -> (Network, io::PipeWriter) {
+        let (news, tell) = io::pipe().unwrap();
+        rustix::io::ioctl_fionbio(&news, true).unwrap();
+        let names = vec!["net0".into(), "net1".into()];
+        let first = FirstLeases { news: news.into(), heard: Vec::new(), names, until };
+        (Network { process: None, first: Some(first) }, tell)
+    }
+
+    fn missing(network: &mut Network, now: Instant) -> Option<String> {
+        network.step(now).map(|said| match said {
+            FromGuest::Notice { message } => message.split(" of the guest").next().unwrap().to_owned(),
+            other => panic!("{other:?}"),
+        })
     }
 
     #[test]
@@ -278,18 +341,25 @@ mod tests {
         assert_eq!(without(&names, b"net1\nnet0\n"), [""; 0]);
         // A line that has not come whole is none.
         assert_eq!(without(&names, b"net1\nnet0"), ["net0"]);
-        assert_eq!(Network::default().ready(Duration::ZERO), Ok(()));
-        let silent = Network { process: None, news: None, waiting: names.to_vec() };
-        assert_eq!({ silent }.ready(Duration::from_secs(60)), Err("net0, net1".into()));
+        assert_eq!(Network::default().step(Instant::now()), None);
+        let now = Instant::now();
+        let (mut late, _tell) = awaited(now);
+        assert_eq!(missing(&mut late, now).as_deref(), Some("net0, net1"));
+        assert!(!late.is_awaited());
     }
 
     #[test]
     fn news_are_heard_as_they_come_and_an_end_ends_the_wait() {
-        let (news, mut tell) = io::pipe().unwrap();
-        let mut network =
-            Network { process: None, news: Some(news.into()), waiting: vec!["net0".into(), "net1".into()] };
+        let now = Instant::now();
+        let (mut network, mut tell) = awaited(now + Duration::from_secs(600));
         tell.write_all(b"net1\nne").unwrap();
+        assert_eq!(missing(&mut network, now), None);
+        assert!(network.is_awaited());
         drop(tell);
-        assert_eq!(network.ready(Duration::from_secs(600)), Err("net0".into()));
+        assert_eq!(missing(&mut network, now).as_deref(), Some("net0"));
+        let (mut network, mut tell) = awaited(now + Duration::from_secs(600));
+        tell.write_all(b"net1\nnet0\n").unwrap();
+        assert_eq!(missing(&mut network, now), None);
+        assert!(!network.is_awaited());
     }
 }

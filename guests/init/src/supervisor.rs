@@ -15,6 +15,7 @@ use crate::disks;
 use crate::failure::Failure;
 use crate::keeping::Keeping;
 use crate::kmsg;
+use crate::network::Network;
 use crate::power::Buttons;
 use crate::pump::{FromCommand, ToCommand};
 use crate::reap::Children;
@@ -49,6 +50,8 @@ pub(crate) struct Supervisor<'a> {
     pub(crate) children: &'a Children,
     pub(crate) buttons: Buttons,
     pub(crate) keeper: Keeping,
+    /// What services and command start with, where it comes in time.
+    pub(crate) network: &'a mut Network,
     /// For helpers: what the command has, too.
     pub(crate) surroundings: Surroundings,
     /// Signals all that runs in the guest.
@@ -69,7 +72,7 @@ pub(crate) struct End {
 
 /// What the run is for.
 enum Main<'a> {
-    /// Services are getting ready; then this, or nothing but the services.
+    /// The network and then services are getting ready; then this, or nothing but the services.
     Awaited(Option<Launch<'a>>),
     /// The services are all there is.
     Serving,
@@ -120,8 +123,14 @@ impl<'a> Supervisor<'a> {
             self.reap(&mut course, now);
             self.obey(&mut course, now);
             self.kill_late(&mut course, now);
-            for message in self.keeper.step(now) {
+            if let Some(message) = self.network.step(now) {
                 self.control.send(&message);
+            }
+            // What shall stop need not start first.
+            if !self.network.is_awaited() || course.stop.is_some() {
+                for message in self.keeper.step(now) {
+                    self.control.send(&message);
+                }
             }
             if let Some(streams) = &mut course.streams {
                 streams.step(now);
@@ -288,7 +297,7 @@ impl<'a> Supervisor<'a> {
                     self.fail(course, &failure, now);
                 }
             }
-            Main::Awaited(launch) if self.keeper.are_ready() => {
+            Main::Awaited(launch) if self.keeper.are_ready() && !self.network.is_awaited() => {
                 let launch = launch.take();
                 self.control.send(&FromGuest::Ready { uptime_ms: (self.uptime_ms)() });
                 course.main = Main::Serving;
@@ -366,6 +375,7 @@ impl<'a> Supervisor<'a> {
         self.buttons.expect(&mut wait);
         self.control.expect(now, &mut wait);
         self.keeper.expect(&mut wait);
+        self.network.expect(&mut wait);
         if let Some(streams) = &course.streams {
             streams.expect(now, &mut wait);
         }

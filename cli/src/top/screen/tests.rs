@@ -4,7 +4,7 @@ use ratatui::Terminal;
 use ratatui::backend::TestBackend;
 
 use super::*;
-use crate::stats::stats_of_a_vm;
+use crate::stats::{stats_of_a_net, stats_of_a_vm};
 
 fn run(name: &str) -> Run {
     Run::new(name, Path::new("p.kdl"), "kvm", String::new(), vec![])
@@ -70,6 +70,39 @@ fn rows_are_sorted_by_load_and_back() {
     assert_eq!(order(&mut screen), ["data   1", "data   0"]);
     screen.key(KeyCode::Char('s'));
     assert_eq!(order(&mut screen), ["data   0", "data   1"]);
+}
+
+#[test]
+fn a_network_has_its_lines_where_there_is_one() {
+    let networked = |second: u64| {
+        let mut stats = stats(second);
+        let mut net = stats_of_a_net(true, None);
+        net.virtqueues[0].packets += second * 300;
+        net.virtqueues[1].packets += second * 900;
+        stats.machine.nets = vec![net];
+        stats
+    };
+    let mut screen = Screen::new(None);
+    screen.hear(heard(&["a"], None));
+    screen.hear(heard(&["a"], Some(("a", Ok(networked(0))))));
+    screen.hear(heard(&["a"], Some(("a", Ok(networked(1))))));
+    let lines = |screen: &mut Screen| -> Vec<String> {
+        drawn(screen, 130, 20).into_iter().filter(|line| line.to_lowercase().starts_with("net")).collect()
+    };
+    let cut: Vec<String> = lines(&mut screen).iter().map(|line| line[..39].to_owned()).collect();
+    assert_eq!(
+        cut,
+        [
+            "NET   vq      kind  iothread  packets/s",
+            "net0   0   receive         1        300",
+            "net0   1  transmit         1        900",
+            "net0   2   control         -          0",
+        ]
+    );
+    screen.key(KeyCode::Char('s'));
+    let first = lines(&mut screen)[1].clone();
+    assert!(first.starts_with("net0   1  transmit"), "the one with most to do: {first}");
+    assert_eq!(lines(&mut watching()), [""; 0]);
 }
 
 #[test]

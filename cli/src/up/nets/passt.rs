@@ -216,8 +216,8 @@ impl Running {
     /// Ends it, and waits until it has.
     fn end(&mut self) -> Option<WaitStatus> {
         let pid = self.pid.take()?;
-        // The number is its own until it is waited for.
-        let _ = kill_process(pid, Signal::TERM);
+        // The number is its own until it is waited for. It has nothing to put in order, and may be stopped or stuck.
+        let _ = kill_process(pid, Signal::KILL);
         wait(pid)
     }
 }
@@ -254,8 +254,8 @@ impl Carrying {
 impl Drop for Carrying {
     fn drop(&mut self) {
         self.is_ending.store(true, Ordering::Release);
-        // It may have ended already.
-        let _ = pidfd_send_signal(&self.process, Signal::TERM);
+        // It may have ended already, or hear no other signal, and is waited for.
+        let _ = pidfd_send_signal(&self.process, Signal::KILL);
         // It is waited for there.
         self.thread.take().map(JoinHandle::join);
     }

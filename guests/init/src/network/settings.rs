@@ -1,19 +1,32 @@
-//! What a lease becomes in the guest: an address, a route, an MTU, and where names are asked for.
+//! What leases become in the guest: an address, a route, an MTU, and where names are asked for.
 
 use std::fs;
 use std::io;
+use std::net::Ipv4Addr;
 use std::path::Path;
+
+use rustix::io::Errno;
 
 use super::lease::Lease;
 use crate::netlink;
 
 const RESOLV_CONF: &str = "/etc/resolv.conf";
 /// The first line of one that is ours, and may be written again.
-const MARK: &str = "# Written by vmprof's first process, of the lease that DHCP gave.";
+const MARK: &str = "# Written by vmprof's first process, of the leases that DHCP gave.";
 
-/// All of it; the error is of what a guest cannot do without.
-pub(super) fn apply(lease: &Lease, interface: u32, metric: u32) -> Result<(), String> {
+/// Makes of an interface that has `before` what `lease` says. The error is of what a guest cannot do without.
+pub(super) fn apply(
+    lease: &Lease,
+    before: Option<&Lease>,
+    interface: u32,
+    metric: u32,
+) -> Result<(), String> {
     let failed = |what: &str, error: io::Error| format!("{what} was not taken: {error}");
+    if let Some(before) = before
+        && is_to_go(before, lease)
+    {
+        remove(before, interface)?;
+    }
     if let Some(mtu) = lease.mtu
         && let Err(error) = netlink::set_mtu(interface, u32::from(mtu))
     {
@@ -26,36 +39,92 @@ pub(super) fn apply(lease: &Lease, interface: u32, metric: u32) -> Result<(), St
         netlink::set_default_route(interface, router, metric)
             .map_err(|error| failed(&format!("the route by {router}"), error))?;
     }
-    if !lease.nameservers.is_empty() {
-        resolve_with(Path::new(RESOLV_CONF), lease).map_err(|error| failed(RESOLV_CONF, error))?;
-    }
     Ok(())
 }
 
+/// Another address, which the old one would stand beside, or no route any more, which goes with the address alone.
+pub(super) fn is_to_go(before: &Lease, now: &Lease) -> bool {
+    let is_other = (before.address, before.prefix) != (now.address, now.prefix);
+    is_other || (before.router.is_some() && now.router.is_none())
+}
+
+/// Takes the address away, and with an interface's last one the kernel takes its routes. The link stays up.
+pub(super) fn remove(lease: &Lease, interface: u32) -> Result<(), String> {
+    match netlink::remove_address(interface, lease.address, lease.prefix) {
+        // Its time had passed.
+        Err(error) if Errno::from_io_error(&error) == Some(Errno::ADDRNOTAVAIL) => Ok(()),
+        outcome => {
+            outcome.map_err(|error| format!("the address {}/{} stays: {error}", lease.address, lease.prefix))
+        }
+    }
+}
+
+/// What a lease says of names.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(super) struct Names {
+    pub(super) nameservers: Vec<Ipv4Addr>,
+    pub(super) domain: Option<String>,
+}
+
+/// How a lease's process tells of it; `None` where it has none any more.
+pub(super) fn line(names: &Option<Names>) -> Vec<u8> {
+    vmprof_job::line(&names.as_ref().map(|names| (&names.nameservers, &names.domain)))
+}
+
+/// The same, read.
+pub(super) fn told(line: &[u8]) -> Option<Option<Names>> {
+    let told: Option<(Vec<Ipv4Addr>, Option<String>)> = serde_json::from_slice(line).ok()?;
+    Some(told.map(|(nameservers, domain)| Names { nameservers, domain }))
+}
+
+/// Asks names where the devices' leases say, in the devices' order.
+pub(super) fn resolve(devices: &[Option<Names>]) -> Result<(), String> {
+    resolve_with(Path::new(RESOLV_CONF), devices).map_err(|error| format!("{RESOLV_CONF}: {error}"))
+}
+
 /// An image's own stays as it is, an empty one apart, which is what tools make for a container.
-fn resolve_with(path: &Path, lease: &Lease) -> io::Result<()> {
+fn resolve_with(path: &Path, devices: &[Option<Names>]) -> io::Result<()> {
+    // The last one is as good as none when none is left.
+    let Some(text) = text(devices) else { return Ok(()) };
     match fs::read_to_string(path) {
-        Ok(text) if !text.trim().is_empty() && !text.starts_with(MARK) => return Ok(()),
+        Ok(found) if found == text => return Ok(()),
+        Ok(found) if !found.trim().is_empty() && !found.starts_with(MARK) => return Ok(()),
         // The name of a file that is elsewhere, such as systemd-resolved's: who has it writes it.
         Err(error) if error.kind() == io::ErrorKind::NotFound && path.is_symlink() => return Ok(()),
         _ => {}
     }
     let beside = path.with_extension("conf.vmprof");
-    fs::write(&beside, text(lease))?;
+    fs::write(&beside, text)?;
     // Nobody reads half of it.
     fs::rename(&beside, path)
 }
 
-/// resolv.conf(5).
-fn text(lease: &Lease) -> String {
-    let mut text = format!("{MARK}\n");
-    if let Some(domain) = &lease.domain {
-        text.push_str(&format!("search {domain}\n"));
+/// resolv.conf(5); `None` without a nameserver. The C library asks the first three, one after the other.
+fn text(devices: &[Option<Names>]) -> Option<String> {
+    let (mut domains, mut servers) = (Vec::new(), Vec::new());
+    for names in devices.iter().flatten() {
+        if let Some(domain) = names.domain.as_ref().filter(|domain| !domains.contains(domain)) {
+            domains.push(domain);
+        }
+        for server in &names.nameservers {
+            if !servers.contains(server) {
+                servers.push(*server);
+            }
+        }
     }
-    for server in &lease.nameservers {
+    if servers.is_empty() {
+        return None;
+    }
+    let mut text = format!("{MARK}\n");
+    if !domains.is_empty() {
+        text.push_str("search");
+        domains.iter().for_each(|domain| text.push_str(&format!(" {domain}")));
+        text.push('\n');
+    }
+    for server in servers {
         text.push_str(&format!("nameserver {server}\n"));
     }
-    text
+    Some(text)
 }
 
 /// Option 15 of DHCP, where it is a name: whoever gives leases writes no other lines into the file.
@@ -67,51 +136,4 @@ pub(super) fn domain(bytes: &[u8]) -> Option<String> {
 }
 
 #[cfg(test)]
-mod tests {
-    use std::net::Ipv4Addr;
-    use std::os::unix::fs::symlink;
-
-    use super::*;
-
-    fn lease(domain: Option<&str>) -> Lease {
-        Lease {
-            address: Ipv4Addr::new(10, 0, 2, 15),
-            prefix: 24,
-            router: None,
-            nameservers: vec![Ipv4Addr::new(10, 0, 2, 3), Ipv4Addr::new(1, 1, 1, 1)],
-            domain: domain.map(str::to_owned),
-            mtu: None,
-            seconds: 60,
-        }
-    }
-
-    #[test]
-    fn names_are_asked_for_where_the_lease_says_unless_the_image_says_where() {
-        let etc = tempfile::tempdir().unwrap();
-        let path = etc.path().join("resolv.conf");
-        let read = || fs::read_to_string(&path).unwrap();
-        resolve_with(&path, &lease(Some("lab.example"))).unwrap();
-        assert_eq!(read(), format!("{MARK}\nsearch lab.example\nnameserver 10.0.2.3\nnameserver 1.1.1.1\n"));
-        resolve_with(&path, &lease(None)).unwrap();
-        assert_eq!(read(), format!("{MARK}\nnameserver 10.0.2.3\nnameserver 1.1.1.1\n"));
-        fs::write(&path, "nameserver 192.0.2.1\n").unwrap();
-        resolve_with(&path, &lease(None)).unwrap();
-        assert_eq!(read(), "nameserver 192.0.2.1\n");
-        fs::write(&path, "\n").unwrap();
-        resolve_with(&path, &lease(None)).unwrap();
-        assert!(read().starts_with(MARK));
-        fs::remove_file(&path).unwrap();
-        symlink("../run/systemd/resolve/stub-resolv.conf", &path).unwrap();
-        resolve_with(&path, &lease(None)).unwrap();
-        assert!(path.is_symlink());
-        assert_eq!(fs::read_dir(etc.path()).unwrap().count(), 1);
-    }
-
-    #[test]
-    fn a_domain_that_is_more_than_a_name_is_none() {
-        assert_eq!(domain(b"lab.example\0").as_deref(), Some("lab.example"));
-        for bad in [&b""[..], b"\0", b"a\nnameserver 6.6.6.6", b"a b", b"\xff", &[b'a'; 254]] {
-            assert_eq!(domain(bad), None, "{bad:?}");
-        }
-    }
-}
+mod tests;

@@ -13,6 +13,7 @@ use super::*;
 use crate::become_user::Doorway;
 use crate::cgroups::Cgroups;
 use crate::command;
+use crate::network;
 use crate::ports::Port;
 use crate::power::tests::press;
 use crate::reap::ONE_FAMILY_AT_A_TIME;
@@ -56,7 +57,16 @@ fn doorway() -> Doorway {
 }
 
 fn run_with(services: Vec<Service>, argv: Option<&[&str]>, stop_within: Duration) -> Outside {
-    let awaits = !services.is_empty();
+    run_over(Network::default(), services, argv, stop_within)
+}
+
+fn run_over(
+    mut network: Network,
+    services: Vec<Service>,
+    argv: Option<&[&str]>,
+    stop_within: Duration,
+) -> Outside {
+    let awaits = !services.is_empty() || network.is_awaited();
     let alone = ONE_FAMILY_AT_A_TIME.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
     let (control_port, control) = port();
     let (stdin_port, stdin) = port();
@@ -103,6 +113,7 @@ fn run_with(services: Vec<Service>, argv: Option<&[&str]>, stop_within: Duration
             children: &children,
             buttons: Buttons::open(&devices),
             keeper: Keeping::Own(keeper),
+            network: &mut network,
             surroundings,
             everything: &everything,
             stop_within,
@@ -317,6 +328,66 @@ fn the_run_ends_when_the_outside_is_gone() {
 
 fn shell(name: &str, after: &[&str], script: &str) -> Service {
     Service { exec: step(&["sh", "-c", script]), ..service(name, after) }
+}
+
+/// One whose first leases do not come by themselves while a test lasts.
+fn awaited_network() -> (Network, std::io::PipeWriter) {
+    network::tests::awaited(Instant::now() + Duration::from_secs(3_600))
+}
+
+#[test]
+fn a_stop_is_heard_while_the_network_is_waited_for_and_nothing_starts_any_more() {
+    let directory = tempfile::tempdir().unwrap();
+    let touched = directory.path().join("touched");
+    let touch = format!("touch {}", touched.display());
+    let command = ["sh", "-c", &touch];
+    let (network, _tell) = awaited_network();
+    let mut outside = run_over(network, vec![shell("db", &[], &touch)], Some(&command), STOP_WITHIN);
+    outside.tell(ToGuest::Ping);
+    assert_eq!(outside.hear(), FromGuest::Pong);
+    outside.tell(ToGuest::Stop { grace_ms: 3_600_000 });
+    assert_eq!(outside.hear(), FromGuest::Stopped { killed: vec![] });
+    outside.receive();
+    let (network, _tell) = awaited_network();
+    let mut outside = run_over(network, vec![], Some(&command), STOP_WITHIN);
+    outside.tell(ToGuest::Signal { number: 2 });
+    let status = Ended::Signaled(2);
+    assert_eq!(outside.hear(), FromGuest::Ended { status, stdout: 0, stderr: 0 });
+    outside.receive();
+    let (network, _tell) = awaited_network();
+    let mut outside = run_over(network, vec![], None, STOP_WITHIN);
+    outside.button.write_all(&press()).unwrap();
+    assert_eq!(outside.hear(), FromGuest::Stopped { killed: vec![] });
+    outside.receive();
+    assert!(!touched.exists());
+}
+
+#[test]
+fn services_and_command_start_once_the_network_is_there() {
+    let (network, mut tell) = awaited_network();
+    let mut outside = run_over(network, vec![shell("db", &[], PATIENT)], Some(&["true"]), STOP_WITHIN);
+    // It has begun, and gone on without a word of services.
+    outside.tell(ToGuest::Ping);
+    assert_eq!(outside.hear(), FromGuest::Pong);
+    assert_eq!(outside.states, []);
+    tell.write_all(b"net0\nnet1\n").unwrap();
+    assert_eq!(outside.hear(), FromGuest::Ready { uptime_ms: 1 });
+    assert!(outside.states.iter().any(|(name, _)| name == "db"));
+    assert!(matches!(outside.hear(), FromGuest::Ended { status: Ended::Exited(0), .. }));
+    outside.receive();
+}
+
+#[test]
+fn who_has_no_lease_in_time_is_told_and_the_command_starts_without() {
+    let (network, _tell) = network::tests::awaited(Instant::now());
+    let mut outside = run_over(network, vec![], Some(&["true"]), STOP_WITHIN);
+    match outside.hear() {
+        FromGuest::Notice { message } => assert!(message.starts_with("net0, net1 of the guest"), "{message}"),
+        other => panic!("{other:?}"),
+    }
+    assert_eq!(outside.hear(), FromGuest::Ready { uptime_ms: 1 });
+    assert!(matches!(outside.hear(), FromGuest::Ended { status: Ended::Exited(0), .. }));
+    outside.receive();
 }
 
 /// Waits for its signal, and says so.

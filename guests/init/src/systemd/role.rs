@@ -17,6 +17,7 @@ use crate::command::Surroundings;
 use crate::control::Control;
 use crate::failure::Failure;
 use crate::keeping::Keeping;
+use crate::network::Network;
 use crate::ports::Port;
 use crate::power::{self, Buttons};
 use crate::reap::Children;
@@ -88,6 +89,8 @@ pub(crate) fn run() -> u8 {
         children: &children,
         buttons: Buttons::open(Path::new("/dev/input")),
         keeper: Keeping::Systemd(units),
+        // systemd's own.
+        network: &mut Network::default(),
         surroundings,
         // Everything is systemd's, which ends it when it powers off.
         everything: &|_| {},

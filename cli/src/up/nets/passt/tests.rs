@@ -70,7 +70,7 @@ fn an_end_that_nobody_asked_for_is_told_with_its_last_words_and_another_is_not()
     for (ends_by_itself, is_passed) in [(true, false), (true, true), (false, false), (false, true)] {
         let (ours, theirs) = UnixStream::pair().unwrap();
         let mut command = Command::new("sh");
-        command.args(["-c", "read word; echo \"No route $word\" >&2; exit 1"]);
+        command.args(["-c", "trap '' TERM; read word; echo \"No route $word\" >&2; exit 1"]);
         let mut child =
             command.stdin(Stdio::from(OwnedFd::from(theirs))).stderr(Stdio::piped()).spawn().unwrap();
         drop(command);

@@ -11,6 +11,8 @@ use smoltcp::wire::{
 
 use super::*;
 
+mod kept;
+
 const MAC: [u8; 6] = [0x52, 0x54, 0, 0x12, 0x34, 0x56];
 const SERVER: Ipv4Address = Ipv4Address::new(10, 0, 2, 2);
 const OURS: Ipv4Address = Ipv4Address::new(10, 0, 2, 15);
@@ -28,7 +30,7 @@ struct Wire {
 struct Arrived(Vec<u8>);
 struct Sending(Rc<RefCell<VecDeque<Vec<u8>>>>);
 
-impl phy::RxToken for Arrived {
+impl RxToken for Arrived {
     fn consume<R, F: FnOnce(&[u8]) -> R>(self, read: F) -> R {
         read(&self.0)
     }
@@ -67,21 +69,27 @@ impl Device for Wire {
 /// A client on a wire, at a time of its own.
 struct Trial {
     wire: Wire,
-    device: Unsummed<Wire>,
-    client: Client,
+    device: ForDhcp<Wire>,
+    keeper: Keeper,
     now: Instant,
 }
 
 impl Trial {
     fn new() -> Trial {
         let wire = Wire::default();
-        let mut device = Unsummed(wire.clone());
-        let client = Client::new(&mut device, MAC, 7, Instant::from_millis(1));
-        Trial { wire, device, client, now: Instant::from_millis(1) }
+        let mut device = ForDhcp(wire.clone());
+        let keeper = Keeper::new(&mut device, MAC, 7, Instant::from_millis(1));
+        Trial { wire, device, keeper, now: Instant::from_millis(1) }
     }
 
     fn turn(&mut self) -> Option<Lease> {
-        self.client.turn(&mut self.device, self.now)
+        match self.keeper.client.turn(&mut self.device, self.now) {
+            Some(News::Taken(lease)) => Some(lease),
+            other => {
+                assert_eq!(other, None);
+                None
+            }
+        }
     }
 
     /// The kind and the transaction of the next message that was sent.
@@ -199,7 +207,7 @@ fn questions_are_asked_again_until_somebody_answers() {
         assert_eq!(trial.sent().map(|(kind, _)| kind), Some(DhcpMessageType::Discover));
         assert_eq!(trial.turn(), None);
         assert_eq!(trial.sent(), None);
-        let pause = trial.client.pause(trial.now);
+        let pause = trial.keeper.client.pause(trial.now);
         assert!(pause > Duration::ZERO && pause <= ASKED_AGAIN);
         trial.now += ASKED_AGAIN;
     }
