@@ -189,8 +189,9 @@ pub fn help_without_kvm(found: &NoKvm) -> String {
             format!("load the kernel's module (`modprobe kvm_intel` or `kvm_amd`); {lab}")
         }
         NoKvm::Denied { .. } => {
-            "add yourself to the group that owns /dev/kvm and log in again: `sudo usermod -aG kvm $USER`"
-                .to_owned()
+            format!(
+                "add yourself to the group that owns /dev/kvm and log in again: `sudo usermod -aG kvm $USER`; {lab}"
+            )
         }
         NoKvm::Unopenable { .. } => format!("see the kernel's log for what /dev/kvm lacks; {lab}"),
         NoKvm::NoDevice { processor_can: false } | NoKvm::Pvm | NoKvm::NoVirtualisation => {

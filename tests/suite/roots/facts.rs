@@ -2,7 +2,8 @@
 //! compared. Listings of `tar` and `unsquashfs` are read here; other readers are beside this.
 
 use std::collections::BTreeMap;
-use std::fs;
+use std::fs::{self, Permissions};
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
@@ -42,6 +43,11 @@ pub struct Listed {
 
 impl Listed {
     pub fn content(&self) -> Vec<u8> {
+        // Unpacked by whoever runs the tests: its own, and maybe not readable for its owner, which root need not mind.
+        let mode = fs::metadata(&self.at).map_or(0, |found| found.mode());
+        if mode & 0o400 == 0 {
+            let _ = fs::set_permissions(&self.at, Permissions::from_mode(mode | 0o400));
+        }
         fs::read(&self.at).unwrap_or_else(|error| panic!("{}: {error}", self.at.display()))
     }
 }

@@ -28,7 +28,8 @@ fn registered_memory_moves_the_same_bytes() {
     let ring = config::RingOptions { registered_memory: true, ..config::RingOptions::default() };
     let thread =
         IoThread::spawn(&config::IoThread { ring, ..config::IoThread::named(0, "iothread0") }).unwrap();
-    let ram = mock::ram(8 * MIB);
+    // Less than anybody may lock (RLIMIT_MEMLOCK, 8 MiB by default).
+    let ram = mock::ram(MIB);
     thread.register_memory(&ram).unwrap();
     thread.register_memory(&ram).unwrap();
     for cache in [CacheMode::None, CacheMode::Writethrough] {
