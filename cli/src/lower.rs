@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use vmprof_guests::Init as GuestInit;
-use vmprof_job::{Command, DeviceLink, Init, JOB_SCHEMA, Job, Root, Streams};
+use vmprof_job::{Bytes, Command, DeviceLink, Init, JOB_SCHEMA, Job, Root, Streams};
 use vmprof_mac::MacAddress;
 use vmprof_profiles::{CpuSet, IoThreadPlan, NetBackend, NetPlan, Plan};
 use vmprof_vmm::config;
@@ -158,6 +158,8 @@ pub fn job(
     streams: Streams,
 ) -> Job {
     let conduct = &image.conduct;
+    let env: Vec<(Bytes, Bytes)> =
+        conduct.env.iter().map(|(name, value)| (name.as_str().into(), value.as_str().into())).collect();
     Job {
         schema: JOB_SCHEMA.to_owned(),
         hostname: conduct.hostname.clone(),
@@ -204,14 +206,11 @@ pub fn job(
         stop_within_ms: milliseconds(Patience::with(conduct).guest),
         command: work.argv().map(|argv| Command {
             argv,
-            env: conduct
-                .env
-                .iter()
-                .map(|(name, value)| (name.as_str().into(), value.as_str().into()))
-                .collect(),
+            env: env.clone(),
             directory: "/root".to_owned(),
             streams,
         }),
+        env,
     }
 }
 

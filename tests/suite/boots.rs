@@ -7,8 +7,7 @@ use std::path::PathBuf;
 use rustix::process::Signal;
 use serde_json::Value;
 use vmprof_tests::{
-    Finished, Home, checkout, eventually, finish, finish_with_input, in_labs_of_its_own, in_the_lab, spawn,
-    spawn_with_log,
+    Finished, Home, checkout, eventually, finish, finish_with_input, in_the_lab, spawn, spawn_with_log,
 };
 
 /// Words before the profile: where to run.
@@ -21,7 +20,7 @@ fn up(home: &Home, profile: &str, command: &[&str]) -> Finished {
 
 #[test]
 fn a_command_has_its_own_streams_and_its_own_status() {
-    in_labs_of_its_own(|| {
+    in_the_lab(|| {
         let home = Home::new();
         let finished =
             up(&home, "profiles/hello.kdl", &["sh", "-c", "echo out; echo err >&2; exit 7"]).expect(7);
@@ -72,7 +71,7 @@ fn a_kernel_panic_is_a_failure_that_says_so() {
 #[test]
 fn a_timeout_is_124() {
     in_the_lab(|| {
-        let words = LAB.iter().chain(&["--timeout", "40s", "profiles/hello.kdl", "--", "sleep", "1000"]);
+        let words = LAB.iter().chain(&["--timeout", "20s", "profiles/hello.kdl", "--", "sleep", "1000"]);
         Home::new().run(words).expect(124);
     });
 }

@@ -2,7 +2,7 @@
 //! serves until it is told to stop.
 
 use rustix::process::Signal;
-use vmprof_tests::{Home, in_labs_of_its_own, spawn};
+use vmprof_tests::{Home, Running, in_labs_of_its_own, spawn};
 
 const UP: [&str; 4] = ["up", "--on", "lab", "profiles/db.kdl"];
 
@@ -45,12 +45,9 @@ fn every_committed_transaction_survives_a_killed_machine_and_the_server_then_ser
         assert_eq!(first.len(), 20, "the run ended early\n{told}");
         let last: u64 = last.and_then(|id| id.parse().ok()).expect("numbers are acknowledged");
 
-        let counted = home.run(UP.iter().chain(&["--", "sh", "-c", COUNTING])).expect(0);
-        assert!(
-            counted.stderr.contains("was not properly shut down"),
-            "nothing was killed\n{}",
-            counted.stderr
-        );
+        let serving = Serving::start(&home);
+        assert!(serving.told.contains("was not properly shut down"), "nothing was killed\n{}", serving.told);
+        let counted = home.run(["exec", "db", "--", "sh", "-c", COUNTING]).expect(0);
         let mut lines = counted.stdout.lines();
         let (count, most) = lines.next().and_then(|line| line.split_once('|')).expect("two numbers");
         assert_eq!(count, most, "a row in between is lost");
@@ -61,28 +58,39 @@ fn every_committed_transaction_survives_a_killed_machine_and_the_server_then_ser
         assert_ne!(lines.next(), Some("0"), "pgbench was at work");
         let sums: Vec<&str> = lines.collect();
         assert!(sums.len() == 4 && sums.iter().all(|sum| *sum == sums[0]), "half a transaction: {sums:?}");
-        it_serves_until_ctrl_c_and_stops_cleanly(&home);
+        serving.stops_cleanly_at_ctrl_c();
     });
 }
 
-/// With the cluster that is there by now: making another one takes the lab a minute.
-fn it_serves_until_ctrl_c_and_stops_cleanly(home: &Home) {
-    let mut running = spawn(&mut home.vmprof(UP));
-    let mut errors = running.error_lines();
-    let mut told = Vec::new();
-    for line in errors.by_ref() {
-        told.push(line);
-        if told.last().is_some_and(|line| line.contains("serves until it is stopped")) {
-            break;
+/// A run without a command, with the cluster that is there by now: making another one takes the lab a minute.
+struct Serving {
+    running: Running,
+    errors: Box<dyn Iterator<Item = String>>,
+    /// Until it served.
+    told: String,
+}
+
+impl Serving {
+    fn start(home: &Home) -> Serving {
+        let mut running = spawn(&mut home.vmprof(UP));
+        let mut errors = Box::new(running.error_lines());
+        let mut told = Vec::new();
+        for line in errors.by_ref() {
+            told.push(line);
+            if told.last().is_some_and(|line| line.contains("serves until it is stopped")) {
+                break;
+            }
         }
+        Serving { running, errors, told: told.join("\n") }
     }
-    running.signal(Signal::INT);
-    told.extend(errors);
-    let (finished, told) = (running.finish(), told.join("\n"));
-    assert_eq!(finished.status, Some(130), "{told}");
-    assert!(
-        !told.contains("not properly shut down") && told.contains("database system is shut down"),
-        "{told}"
-    );
-    assert_eq!(finished.stdout, "", "nothing but a command writes there");
+
+    fn stops_cleanly_at_ctrl_c(self) {
+        let Serving { running, errors, told } = self;
+        running.signal(Signal::INT);
+        let since = errors.collect::<Vec<_>>().join("\n");
+        let finished = running.finish();
+        assert_eq!(finished.status, Some(130), "{told}\n{since}");
+        assert!(since.contains("database system is shut down"), "{told}\n{since}");
+        assert_eq!(finished.stdout, "", "nothing but a command writes there");
+    }
 }

@@ -234,6 +234,7 @@ fn job(root: &str) -> Job {
         init: Init::Vmprof,
         services: Vec::new(),
         stop_within_ms: 5_000,
+        env: Vec::new(),
         command: Some(Command {
             argv: ["/bin/sh", "-c", GUEST, "rewriter", "/dev/served"].map(Into::into).into(),
             env: vec![("PATH".into(), "/usr/bin:/bin:/usr/sbin:/sbin".into())],

@@ -27,6 +27,7 @@ pub fn job(argv: Vec<Bytes>, env: Vec<(Bytes, Bytes)>) -> Job {
         init: Init::Vmprof,
         services: Vec::new(),
         stop_within_ms: 1_000,
+        env: Vec::new(),
         command: Some(Command { argv, env, directory: "/".to_owned(), streams: Streams::Ports }),
     }
 }

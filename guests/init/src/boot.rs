@@ -79,7 +79,7 @@ fn supervise(mut control: Control) -> ! {
         Ok(readied) => readied,
         Err(failure) => fail(control, None, &failure),
     };
-    let surroundings = job.command.as_ref().map_or_else(Surroundings::of_root, Surroundings::of);
+    let surroundings = Surroundings::of(&job);
     let agent = agent::start(&surroundings);
     let supervisor = Supervisor {
         control,
@@ -119,7 +119,7 @@ fn console() -> Console {
 pub(crate) fn launch(command: Option<&vmprof_job::Command>) -> Result<Option<Launch<'_>>, Failure> {
     let Some(command) = command else { return Ok(None) };
     let outlets = Outlets::open(&command.streams)?;
-    Ok(Some(Box::new(move || outlets.start(&Surroundings::of(command), command))))
+    Ok(Some(Box::new(move || outlets.start(&Surroundings::of_command(command), command))))
 }
 
 /// Tells the outside, as long as there is one, and ends the machine. The port is closed before: closing is answered by

@@ -13,10 +13,14 @@ use std::process::Command;
 
 use rustix::io::Errno;
 use rustix::process::Pid;
-use vmprof_job::{Bytes, Ended};
+use vmprof_job::{Bytes, Ended, Job};
 
 /// Where programs are looked for when the environment names no PATH.
 const DEFAULT_PATH: &[u8] = b"/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+
+fn environment(said: &[(Bytes, Bytes)]) -> Vec<(OsString, OsString)> {
+    said.iter().map(|(name, value)| (text(name), text(value))).collect()
+}
 
 /// What a process finds around it when it starts.
 #[derive(Debug, Clone)]
@@ -26,12 +30,20 @@ pub(crate) struct Surroundings {
 }
 
 impl Surroundings {
-    pub(crate) fn of(command: &vmprof_job::Command) -> Self {
-        let environment = command.env.iter().map(|(name, value)| (text(name), text(value))).collect();
-        Surroundings { environment, directory: PathBuf::from(&command.directory) }
+    /// Of whatever is run beside the guest's services: the same for its command and for others.
+    pub(crate) fn of(job: &Job) -> Self {
+        match &job.command {
+            Some(command) => Surroundings::of_command(command),
+            None if job.env.is_empty() => Surroundings::of_root(),
+            None => Surroundings { environment: environment(&job.env), ..Surroundings::of_root() },
+        }
     }
 
-    /// Of helpers in a guest whose job has no command.
+    pub(crate) fn of_command(command: &vmprof_job::Command) -> Self {
+        Surroundings { environment: environment(&command.env), directory: PathBuf::from(&command.directory) }
+    }
+
+    /// Of root, where nobody says more.
     pub(crate) fn of_root() -> Self {
         let path = OsStr::from_bytes(DEFAULT_PATH).to_owned();
         let home = Path::new("/root");

@@ -29,9 +29,10 @@ pub(crate) fn read(path: &Path) -> Result<Job, Failure> {
 
 #[cfg(test)]
 pub(crate) mod tests {
-    use vmprof_job::{Command, Disk, Root, Streams};
+    use vmprof_job::{Bytes, Command, Disk, Root, Streams};
 
     use super::*;
+    use crate::command::Surroundings;
 
     pub(crate) fn job(argv: &[&str]) -> Job {
         Job {
@@ -52,6 +53,7 @@ pub(crate) mod tests {
             init: Init::Vmprof,
             services: Vec::new(),
             stop_within_ms: 5_000,
+            env: Vec::new(),
             command: Some(Command {
                 argv: argv.iter().map(|word| (*word).into()).collect(),
                 env: vec![("PATH".into(), "/bin".into())],
@@ -66,6 +68,21 @@ pub(crate) mod tests {
         let path = directory.path().join("job.json");
         fs::write(&path, text).unwrap();
         read(&path).map_err(|failure| failure.message())
+    }
+
+    #[test]
+    fn what_is_run_beside_services_has_the_guests_environment_with_a_command_and_without() {
+        let value = |job: &Job, wanted: &str| {
+            let all = Surroundings::of(job).environment;
+            all.into_iter().find(|(name, _)| name == wanted).map(|(_, value)| value.into_string().unwrap())
+        };
+        let of_the_recipe: Vec<(Bytes, Bytes)> = vec![("PATH".into(), "/opt/bin".into())];
+        let with_command = Job { env: of_the_recipe.clone(), ..job(&["true"]) };
+        assert_eq!(value(&with_command, "PATH").as_deref(), Some("/bin"));
+        let serving = Job { command: None, ..with_command };
+        assert_eq!(value(&serving, "PATH").as_deref(), Some("/opt/bin"));
+        let bare = Job { env: Vec::new(), ..serving };
+        assert!(value(&bare, "PATH").is_some_and(|path| path.contains("/usr/bin")));
     }
 
     #[test]

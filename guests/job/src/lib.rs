@@ -57,6 +57,9 @@ pub struct Job {
     pub services: Vec<Service>,
     /// From the beginning of a clean stop to SIGKILL for everything that is left.
     pub stop_within_ms: u64,
+    /// The environment, whole, of what is run beside a guest's services where it has no command: `exec`. Empty is root's own.
+    #[serde(default)]
+    pub env: Vec<(Bytes, Bytes)>,
     /// Where CMD or what the recipe names runs once every service is ready. `None` serves until it is stopped.
     pub command: Option<Command>,
 }

@@ -82,7 +82,7 @@ pub(crate) fn run() -> u8 {
         Ok(launch) => launch,
         Err(failure) => return fail(control, &failure),
     };
-    let surroundings = job.command.as_ref().map_or_else(Surroundings::of_root, Surroundings::of);
+    let surroundings = Surroundings::of(&job);
     let agent = agent::start(&surroundings);
     let supervisor = Supervisor {
         control,

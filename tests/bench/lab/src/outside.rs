@@ -260,6 +260,7 @@ fn guests_job(image: &GuestImage) -> Outcome<Job> {
         init: Init::Vmprof,
         services: conduct.services.clone(),
         stop_within_ms: conduct.stop_within_ms,
+        env: Vec::new(),
         command: Some(command(&["/bin/sh"], &conduct.env, "/root")),
     })
 }
@@ -281,6 +282,7 @@ fn hosts_job(environment: &[(String, String)]) -> Job {
         init: Init::Vmprof,
         services: Vec::new(),
         stop_within_ms: 5_000,
+        env: Vec::new(),
         command: Some(command(&[place::DRIVER, inside::WORD], environment, "/")),
     }
 }
