@@ -75,6 +75,11 @@ impl Places {
         self.state.join("disks").join(profile)
     }
 
+    /// The lock of those who plan. No VM can be called so.
+    pub fn turn(&self) -> PathBuf {
+        self.runtime.join(".planning")
+    }
+
     /// Where runs keep their copies of writable roots.
     pub fn roots(&self) -> PathBuf {
         self.state.join("roots")

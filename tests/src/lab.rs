@@ -30,8 +30,8 @@ const LOSSES: [&str; 4] = [
     "its first process did not say hello in time",
 ];
 
-/// How long a run of vmprof may take in the lab: several times what the longest of the suite does on two busy CPUs.
-const LIMIT: Duration = Duration::from_secs(600);
+/// How long a run of vmprof may take in the lab: twice what the longest of the suite does on two busy CPUs.
+const LIMIT: Duration = Duration::from_secs(300);
 
 /// The last loss that a run of vmprof told of.
 static SEEN: Mutex<Option<String>> = Mutex::new(None);

@@ -114,10 +114,24 @@ impl Home {
     }
 }
 
+impl Home {
+    /// What runs that were left on their own have said, and the keeper of a lab of its own.
+    fn logs(&self) -> impl Iterator<Item = String> + use<> {
+        let state = self.path().join(".local/state/vmprof");
+        let of_runs = std::fs::read_dir(state.join("logs")).into_iter().flatten().flatten();
+        let logs = of_runs.map(|entry| entry.path()).chain([state.join("lab.log")]);
+        logs.filter_map(|log| Some(String::from_utf8_lossy(&std::fs::read(log).ok()?).into_owned()))
+    }
+}
+
 impl Drop for Home {
     /// A test that fails leaves its places for whoever looks into it, where VMPROF_KEEP is set.
     fn drop(&mut self) {
-        if std::thread::panicking() && std::env::var_os("VMPROF_KEEP").is_some() {
+        if !std::thread::panicking() {
+            return;
+        }
+        self.logs().for_each(|log| lab::heard(&log));
+        if std::env::var_os("VMPROF_KEEP").is_some() {
             self.directory.disable_cleanup(true);
             eprintln!("kept: {}", self.path().display());
         }

@@ -66,6 +66,9 @@ fn prepare(name: &str, links: &[String], wanted: &[String]) -> io::Result<Prepar
         let device = wait_for(Path::new("/sys/block"), serial)?;
         lead(&Path::new("/dev").join(device), Path::new(path))?;
     }
+    // Of two at once, neither is told of files that the other removes: the second finds that it is not alone.
+    let cache = fs::File::open(PathsInside::CACHE)?;
+    cache.lock()?;
     if fs::read_dir(PathsInside::RUNS)?.count() <= 1 {
         // Nobody else boots from what lies there, or will once more.
         make_room(Path::new(PathsInside::CACHE), wanted, CACHED_BYTES)?;

@@ -15,6 +15,7 @@ use super::emulated::{FREE_PORTS, block_node, free_port, slot_of};
 use super::qmp::Qmp;
 use super::standing::{Join, Joined, Tenant, Wanted};
 use super::{Media, PathsInside, exec};
+use crate::run::ending;
 
 /// How long a run may take to its end once nobody outside has it any more: a clean stop of its guest's services.
 const LEAVES_WITHIN: Duration = Duration::from_secs(150);
@@ -128,6 +129,13 @@ impl State {
         Ok(())
     }
 
+    /// A run that was killed leaves, though its connection has not closed yet.
+    fn note_the_killed(&mut self) {
+        for place in self.held.values_mut() {
+            place.is_leaving |= ending::is_ending(place.pid);
+        }
+    }
+
     /// The name itself, or with a number where another's run has it.
     fn name_for(&self, wanted: &str) -> String {
         let is_taken = |name: &str| self.held.values().any(|place| place.name == name);
@@ -156,6 +164,7 @@ impl Tenants {
         let end = Instant::now() + WAIT_FOR_OTHERS;
         let mut state = self.state();
         loop {
+            state.note_the_killed();
             match state.in_the_way(&join.name, &behind) {
                 Ok(()) => break,
                 Err(No::Never(why)) => return Err(why),

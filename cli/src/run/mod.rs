@@ -8,6 +8,7 @@ pub mod control;
 pub mod conversation;
 pub mod copy;
 pub mod detached;
+pub mod ending;
 pub mod events;
 pub mod files;
 pub mod log;

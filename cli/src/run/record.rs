@@ -8,12 +8,22 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::thread;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use miette::Diagnostic;
 use serde::{Deserialize, Serialize};
 
+use super::ending;
 use crate::places::Places;
+
+/// From a run's lock to its record, and what whoever looks at a lock may have it for: both are moments.
+const RECORDED_WITHIN: Duration = Duration::from_secs(2);
+/// What a killed VM holds is free when its memory is, and there may be much of it.
+const KILLED_WITHIN: Duration = Duration::from_secs(60);
+const LOOK_EVERY: Duration = Duration::from_millis(20);
+/// How long others may take to plan: milliseconds, unless they are stopped.
+const PLANNED_WITHIN: Duration = Duration::from_secs(30);
 
 /// `run.json`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -172,6 +182,32 @@ pub enum RecordError {
     Io { name: String, path: PathBuf, source: io::Error },
 }
 
+/// The turn to look at what other runs hold and to say what this one will: two at once would plan with the same CPUs. It ends when it
+/// is dropped.
+#[derive(Debug)]
+pub struct Turn {
+    _lock: File,
+}
+
+impl Turn {
+    pub fn take(places: &Places) -> io::Result<Turn> {
+        DirBuilder::new().recursive(true).mode(0o700).create(&places.runtime)?;
+        let lock = File::options().create(true).truncate(false).write(true).open(places.turn())?;
+        let end = Instant::now() + PLANNED_WITHIN;
+        while let Err(error) = lock.try_lock() {
+            match error {
+                TryLockError::WouldBlock if Instant::now() < end => thread::sleep(LOOK_EVERY),
+                TryLockError::WouldBlock => {
+                    let waited = format!("another `vmprof up` plans for more than {PLANNED_WITHIN:?}");
+                    return Err(io::Error::other(waited));
+                }
+                TryLockError::Error(error) => return Err(error),
+            }
+        }
+        Ok(Turn { _lock: lock })
+    }
+}
+
 /// The record of this process's own run; dropping it removes the record.
 #[derive(Debug)]
 pub struct OwnRecord {
@@ -185,6 +221,7 @@ impl OwnRecord {
     pub fn claim(places: &Places, name: &str) -> Result<OwnRecord, RecordError> {
         let directory = places.run_of(name);
         let io = |source| RecordError::Io { name: name.to_owned(), path: directory.clone(), source };
+        let end = Instant::now() + RECORDED_WITHIN;
         loop {
             // Whoever reaches the sockets in it has the guest.
             let mut private = DirBuilder::new();
@@ -198,7 +235,14 @@ impl OwnRecord {
             match lock.try_lock() {
                 Ok(()) => {}
                 Err(TryLockError::WouldBlock) => {
-                    let pid = read(&directory).map_or("not known yet".to_owned(), |run| run.pid.to_string());
+                    let pid = read(&directory).map(|run| run.pid);
+                    // Nobody's yet, or a dead run's that somebody looks at.
+                    let is_known = pid.is_some_and(|pid| !ending::is_ending(pid));
+                    if !is_known && Instant::now() < end {
+                        thread::sleep(LOOK_EVERY);
+                        continue;
+                    }
+                    let pid = pid.map_or("not known yet".to_owned(), |pid| pid.to_string());
                     return Err(RecordError::NameInUse { name: name.to_owned(), pid });
                 }
                 Err(TryLockError::Error(error)) => return Err(io(error)),
@@ -330,6 +374,18 @@ pub fn running(places: &Places) -> Vec<Run> {
     runs
 }
 
+/// Waits until the runs that are being killed are gone, and with them their names, disks and CPUs; `told` hears of each.
+pub fn outlast_the_killed(places: &Places, mut told: impl FnMut(&Run)) {
+    let killed = running(places).into_iter().filter(|run| ending::is_ending(run.pid));
+    for run in killed.inspect(|run| told(run)) {
+        let end = Instant::now() + KILLED_WITHIN;
+        // One that stays all the same is in the way of whoever needs what it has, and is named there.
+        while is_held(&places.run_of(&run.name)) && ending::is_ending(run.pid) && Instant::now() < end {
+            thread::sleep(LOOK_EVERY);
+        }
+    }
+}
+
 /// The running VM of that name.
 pub fn find(places: &Places, name: &str) -> Result<Run, RecordError> {
     let found = running(places).into_iter().find(|run| run.name == name);
@@ -372,7 +428,7 @@ mod tests {
     }
 
     fn run(name: &str, disks: Vec<DiskInUse>) -> Run {
-        Run { pid: 7, ..Run::new(name, Path::new("p.kdl"), "kvm", String::new(), disks) }
+        Run { pid: 1, ..Run::new(name, Path::new("p.kdl"), "kvm", String::new(), disks) }
     }
 
     #[test]
@@ -381,11 +437,66 @@ mod tests {
         let own = OwnRecord::claim(&places, "db").unwrap();
         own.write(run("db", vec![])).unwrap();
         let error = OwnRecord::claim(&places, "db").unwrap_err();
-        assert!(matches!(error, RecordError::NameInUse { pid, .. } if pid == "7"));
+        assert!(matches!(error, RecordError::NameInUse { pid, .. } if pid == "1"));
         assert_eq!(running(&places).len(), 1);
         drop(own);
         assert!(running(&places).is_empty() && !places.run_of("db").exists());
         OwnRecord::claim(&places, "db").unwrap();
+    }
+
+    #[test]
+    fn who_plans_while_another_does_waits_for_his_turn() {
+        let (_keep, places) = places();
+        let first = Turn::take(&places).unwrap();
+        let (done, is_done) = std::sync::mpsc::channel();
+        thread::scope(|scope| {
+            scope.spawn(|| done.send(Turn::take(&places).map(drop)).unwrap());
+            assert!(is_done.recv_timeout(Duration::from_millis(200)).is_err(), "it has not waited");
+            assert!(running(&places).is_empty(), "a turn is no run");
+            drop(first);
+            is_done.recv_timeout(Duration::from_secs(20)).unwrap().unwrap();
+        });
+    }
+
+    #[test]
+    fn a_name_that_is_only_looked_at_is_waited_for() {
+        let (_keep, places) = places();
+        // What a killed run leaves, and somebody who asks whether it is held.
+        fs::create_dir_all(places.run_of("db")).unwrap();
+        let looking = File::create(places.run_of("db").join("lock")).unwrap();
+        looking.lock_shared().unwrap();
+        thread::scope(|scope| {
+            scope.spawn(|| {
+                thread::sleep(Duration::from_millis(100));
+                looking.unlock().unwrap();
+            });
+            OwnRecord::claim(&places, "db").unwrap();
+        });
+    }
+
+    #[test]
+    fn a_killed_run_is_waited_for_to_its_end() {
+        let (_keep, places) = places();
+        let own = OwnRecord::claim(&places, "db").unwrap();
+        let mut child = std::process::Command::new("sleep").arg("600").spawn().unwrap();
+        own.write(Run { pid: child.id(), ..run("db", vec![]) }).unwrap();
+        let mut told = Vec::new();
+        outlast_the_killed(&places, |run| told.push(run.name.clone()));
+        assert!(told.is_empty(), "it lives");
+        child.kill().unwrap();
+        thread::scope(|scope| {
+            scope.spawn(|| {
+                thread::sleep(Duration::from_millis(100));
+                drop(own);
+            });
+            while !ending::is_ending(child.id()) {
+                thread::yield_now();
+            }
+            outlast_the_killed(&places, |run| told.push(run.name.clone()));
+            assert!(!places.run_of("db").join("lock").exists());
+        });
+        assert_eq!(told, ["db"]);
+        child.wait().unwrap();
     }
 
     #[test]
@@ -433,7 +544,7 @@ mod tests {
             [(NetInUse::Tcp { port: 8080 }, "tcp port 8080 of this host"), (tap, "the tap device `tap0`")]
         {
             let error = refuse_shared_nets(&places, "second", &[wanted]).unwrap_err();
-            assert_eq!(error.to_string(), format!("{told} is in use by the running VM `first` (pid 7)"));
+            assert_eq!(error.to_string(), format!("{told} is in use by the running VM `first` (pid 1)"));
         }
         refuse_shared_nets(&places, "second", &[NetInUse::Udp { port: 8080 }]).unwrap();
     }

@@ -14,7 +14,7 @@ use crate::profile;
 use crate::progress::Stages;
 use crate::run::detached::Detached;
 use crate::run::reboots::Policy;
-use crate::run::record::{self, OwnRecord, Run};
+use crate::run::record::{self, OwnRecord, Run, Turn};
 use crate::run::supervise;
 use crate::run::terminal;
 use crate::verify::PlannedThread;
@@ -25,6 +25,13 @@ pub fn up(upping: &Upping) -> Result<u8, Failure> {
         .map_err(|error| Failure::os("a signal's handler cannot be installed", error))?;
     let directory = upping.places.disks_of(&upping.profile.name);
     let paths = sources::paths(&upping.profile, &directory);
+    // From looking at what others hold to saying what this run will.
+    let turn = match arguments.dry_run {
+        true => None,
+        false => Some(
+            Turn::take(&upping.places).map_err(|error| Failure::os("the run cannot be planned", error))?,
+        ),
+    };
     let host = profile::Host::live(&upping.profile, &directory, &record::running(&upping.places));
     let plan = upping.plan(&host)?;
     promises::of_plan(&plan)?;
@@ -36,8 +43,6 @@ pub fn up(upping: &Upping) -> Result<u8, Failure> {
     }
 
     let engines = engines::choose(&plan, report)?;
-    let store = Store::open(&upping.places.store)?;
-    let Guest { image, filesystems, work, held } = upping.guest(&store)?;
     let disks = sources::make(&upping.profile, &paths)?;
     let own = OwnRecord::claim(&upping.places, &upping.name)?;
     record::refuse_shared_disks(&upping.places, &disks)?;
@@ -46,6 +51,10 @@ pub fn up(upping: &Upping) -> Result<u8, Failure> {
     record::refuse_shared_nets(&upping.places, &upping.name, &in_use)?;
     let run = Run::new(&upping.name, &upping.path, "kvm", host.pinned(&plan), disks).with_nets(in_use);
     let keeper = own.write(run)?;
+    drop(turn);
+
+    let store = Store::open(&upping.places.store)?;
+    let Guest { image, filesystems, work, held } = upping.guest(&store)?;
     let stages = Stages::new(report);
     // With an image at hand this is the vmprof inside: passt runs outside.
     let passts = match arguments.image {

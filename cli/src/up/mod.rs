@@ -35,6 +35,7 @@ use crate::report::Report;
 use crate::run::artifacts::{Artifact, Artifacts};
 use crate::run::detached::{self, Detached, Left, Word};
 use crate::run::events::{Events, Happening};
+use crate::run::record;
 use crate::run::verdict::Ran;
 use crate::saved::SavedPlan;
 
@@ -138,6 +139,10 @@ fn try_up(
             |error| Failure::os(format!("the events cannot be written to {}", path.display()), error);
         *events = Some(Events::create(path, &name).map_err(unmade)?);
     }
+    record::outlast_the_killed(&places, |run| {
+        report
+            .notice(format_args!("waiting until `{}` is gone, which was killed (pid {})", run.name, run.pid));
+    });
     let (detached, events) = (detached.clone(), events.clone());
     let upping = Upping { arguments, profile, path, saved, name, places, report, detached, events };
     match (upping.arguments.on, kvm::probe()) {

@@ -7,6 +7,7 @@ use std::io::{self, Read, Write};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::frame::{Kind, MOST_PAYLOAD, Stream};
 use super::{Item, Sent};
@@ -275,17 +276,7 @@ fn put_file(
     keep_modes: bool,
     size: u64,
 ) -> Result<(), CopyError> {
-    let mut name = OsString::from(".");
-    name.push(place.file_name().unwrap_or_default());
-    name.push(format!(".vmprof-{}", std::process::id()));
-    let partial = place.with_file_name(name);
-    let mut options = File::options();
-    let mut file = options
-        .write(true)
-        .create_new(true)
-        .mode(mode & 0o777)
-        .open(&partial)
-        .map_err(here("written", &partial))?;
+    let (mut file, partial) = beside(place, mode & 0o777)?;
     let written = io::copy(from, &mut file).and_then(|bytes| {
         if bytes != size {
             return Err(io::ErrorKind::UnexpectedEof.into());
@@ -299,6 +290,19 @@ fn put_file(
         let _ = fs::remove_file(&partial);
         here("written", place)(error)
     })
+}
+
+/// A new file where `place` is to be. Several may be made for one place at once, and a process that was killed may have left its own.
+fn beside(place: &Path, mode: u32) -> Result<(File, PathBuf), CopyError> {
+    static NEXT: AtomicU64 = AtomicU64::new(0);
+    loop {
+        let number = NEXT.fetch_add(1, Ordering::Relaxed);
+        let path = place.with_file_name(format!(".vmprof-{}-{number}", std::process::id()));
+        match File::options().write(true).create_new(true).mode(mode).open(&path) {
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+            made => return made.map(|file| (file, path.clone())).map_err(here("written", &path)),
+        }
+    }
 }
 
 /// An archive's bytes out of their frames.
@@ -400,6 +404,44 @@ mod tests {
         let left: Vec<_> =
             fs::read_dir(keep.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
         assert_eq!(left.len(), 3, "{left:?}");
+    }
+
+    #[test]
+    fn copies_to_one_place_at_once_are_each_whole() {
+        let keep = tempfile::tempdir().unwrap();
+        // As long as a name may be.
+        let place = keep.path().join("n".repeat(255));
+        let begin = |letter: u8| {
+            let path = keep.path().join("from");
+            fs::write(&path, [letter; 300_000]).unwrap();
+            sent(&path)
+        };
+        let copies = [begin(b'a'), begin(b'b')];
+        fs::remove_file(keep.path().join("from")).unwrap();
+        std::thread::scope(|scope| {
+            for (item, bytes) in &copies {
+                let place = &place;
+                scope.spawn(move || {
+                    for _ in 0..50 {
+                        assert_eq!(received(bytes, place, item).unwrap().1, 300_000);
+                    }
+                });
+            }
+        });
+        let found = fs::read(&place).unwrap();
+        assert!(found == [b'a'; 300_000] || found == [b'b'; 300_000]);
+        assert_eq!(fs::read_dir(keep.path()).unwrap().count(), 1, "no part stays");
+    }
+
+    #[test]
+    fn what_a_killed_copy_left_is_in_nobodys_way() {
+        let keep = tempfile::tempdir().unwrap();
+        for number in 0..1000 {
+            let left = keep.path().join(format!(".vmprof-{}-{number}", std::process::id()));
+            fs::write(left, "left").unwrap();
+        }
+        let (_, path) = beside(&keep.path().join("a"), 0o600).unwrap();
+        assert_eq!(fs::read(path).unwrap(), b"");
     }
 
     #[test]
