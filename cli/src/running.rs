@@ -14,7 +14,7 @@ use crate::args::{
 use crate::failure::{Failure, Kind};
 use crate::places::Places;
 use crate::report::Report;
-use crate::run::control::{self, Request};
+use crate::run::control::{self, AskError, Request};
 use crate::run::log::{Reading, last_lines};
 use crate::run::record::{self, Run};
 use crate::run::retune::{IothreadSet, Retuned};
@@ -111,7 +111,7 @@ pub fn stop(arguments: &StopArguments, report: Report) -> Result<(), Failure> {
     // All are asked before the first is waited for.
     let asked: Vec<Run> = runs
         .into_iter()
-        .filter_map(|run| ask(&places, &run.name, Request::Stop).map_err(&mut keep).ok().map(|_| run))
+        .filter_map(|run| have_stop(&places, &run).map_err(&mut keep).ok().map(|()| run))
         .collect();
     for run in asked {
         while is_running(&places, &run) {
@@ -120,6 +120,15 @@ pub fn stop(arguments: &StopArguments, report: Report) -> Result<(), Failure> {
         report.notice(format_args!("{} has stopped", run.name));
     }
     failed.map_or(Ok(()), Err)
+}
+
+/// A run that is not so far that it can be asked is ended.
+fn have_stop(places: &Places, run: &Run) -> Result<(), Failure> {
+    match control::ask(&run.name, &places.run_of(&run.name), Request::Stop) {
+        Err(AskError::NotYet { .. }) => record::end_early(places, run)
+            .map_err(|error| Failure::os(format!("`{}` (pid {}) cannot be ended", run.name, run.pid), error)),
+        asked => Ok(asked.map(drop)?),
+    }
 }
 
 pub fn pause(arguments: &NameArguments, report: Report) -> Result<(), Failure> {

@@ -230,6 +230,12 @@ pub enum AskError {
     #[error("the running VM `{name}` cannot be reached through its control socket")]
     #[diagnostic(code(vmprof::run::control))]
     Io { name: String, source: io::Error },
+    #[error("the VM `{name}` cannot answer yet: what it runs is still being prepared")]
+    #[diagnostic(
+        code(vmprof::run::not_yet),
+        help("`vmprof ps` shows how far it is, and `vmprof stop {name}` ends it at once")
+    )]
+    NotYet { name: String },
     #[error("the running VM `{name}` gave no answer that can be read: {found}")]
     #[diagnostic(code(vmprof::run::control), help("was it started by another version of vmprof?"))]
     Answer { name: String, found: String },
@@ -260,7 +266,11 @@ pub fn exchange(name: &str, directory: &Path, request: Request) -> Result<Answer
         connection.read_to_string(&mut answer)?;
         Ok(answer)
     };
-    let answer = exchange().map_err(|source| AskError::Io { name: name.to_owned(), source })?;
+    let answer = exchange().map_err(|source| match source.kind() {
+        // Where its record is gone, it has ended.
+        io::ErrorKind::NotFound if directory.exists() => AskError::NotYet { name: name.to_owned() },
+        _ => AskError::Io { name: name.to_owned(), source },
+    })?;
     serde_json::from_str(&answer).map_err(|_| AskError::Answer { name: name.to_owned(), found: answer })
 }
 

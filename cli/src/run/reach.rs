@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use vmprof_job::agent::{Answer, Ask, Kind, PORT, Stream, VERSION, What};
 
+use super::control::AskError;
 use super::record;
 use super::sockets::{self, VSOCK};
 use crate::failure::{Failure, Kind as FailureKind};
@@ -87,6 +88,7 @@ fn greet(mut stream: &UnixStream) -> io::Result<()> {
 
 fn unreached(name: &str, source: io::Error) -> Failure {
     let (message, help) = match source.kind() {
+        io::ErrorKind::NotFound => return AskError::NotYet { name: name.to_owned() }.into(),
         io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut => (
             format!("the guest of `{name}` does not answer"),
             "a VM that is paused answers once `vmprof resume` lets it go on; `vmprof logs` and its console show what it does",

@@ -12,6 +12,8 @@ use std::thread;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use miette::Diagnostic;
+use rustix::io::Errno;
+use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use serde::{Deserialize, Serialize};
 
 use super::ending;
@@ -247,9 +249,7 @@ impl OwnRecord {
                 }
                 Err(TryLockError::Error(error)) => return Err(io(error)),
             }
-            // What we locked may be a file that its last owner has removed since we opened it.
-            let locked = lock.metadata().map_err(io)?.ino();
-            if fs::metadata(&path).is_ok_and(|found| found.ino() == locked) {
+            if is_at(&lock, &path).map_err(io)? {
                 let _ = fs::remove_file(directory.join("run.json"));
                 return Ok(OwnRecord { directory, name: name.to_owned(), lock });
             }
@@ -386,6 +386,47 @@ pub fn outlast_the_killed(places: &Places, mut told: impl FnMut(&Run)) {
     }
 }
 
+/// Removes what killed runs have left.
+pub fn sweep(places: &Places) {
+    let Ok(entries) = fs::read_dir(&places.runtime) else { return };
+    for directory in entries.flatten().map(|entry| entry.path()) {
+        // A lab's keeper looks after its own.
+        let is_hidden = directory.file_name().is_some_and(|name| name.as_encoded_bytes().starts_with(b"."));
+        let Ok(lock) = File::open(directory.join("lock")) else { continue };
+        if is_hidden || lock.try_lock().is_err() {
+            continue;
+        }
+        let is_its_own = is_at(&lock, &directory.join("lock")).unwrap_or(false);
+        if is_its_own {
+            // What cannot be removed is stale to whoever finds it.
+            let _ = fs::remove_dir_all(&directory);
+        }
+    }
+}
+
+/// Whether that path leads to this file: its last owner may have removed it since it was opened.
+fn is_at(file: &File, path: &Path) -> io::Result<bool> {
+    let opened = file.metadata()?.ino();
+    Ok(fs::metadata(path).is_ok_and(|found| found.ino() == opened))
+}
+
+/// Has a run that cannot be asked yet end: nothing of it has begun that would want a clean stop.
+pub fn end_early(places: &Places, run: &Run) -> io::Result<()> {
+    let pid = Pid::from_raw(run.pid as i32).ok_or(io::ErrorKind::InvalidData)?;
+    let process = match pidfd_open(pid, PidfdFlags::empty()) {
+        Err(Errno::SRCH) => return Ok(()),
+        other => other?,
+    };
+    // While the lock is held the number is the run's, and from here on the descriptor is.
+    if !is_held(&places.run_of(&run.name)) {
+        return Ok(());
+    }
+    match pidfd_send_signal(process, Signal::TERM) {
+        Err(Errno::SRCH) => Ok(()),
+        other => Ok(other?),
+    }
+}
+
 /// The running VM of that name.
 pub fn find(places: &Places, name: &str) -> Result<Run, RecordError> {
     let found = running(places).into_iter().find(|run| run.name == name);
@@ -497,6 +538,32 @@ mod tests {
         });
         assert_eq!(told, ["db"]);
         child.wait().unwrap();
+    }
+
+    #[test]
+    fn what_a_killed_run_left_is_swept_and_a_live_ones_is_not() {
+        let (_keep, places) = places();
+        let own = OwnRecord::claim(&places, "live").unwrap();
+        for (name, file) in [("dead", "lock"), (".lab", "lock"), ("other", "text")] {
+            fs::create_dir_all(places.run_of(name)).unwrap();
+            fs::write(places.run_of(name).join(file), "").unwrap();
+        }
+        sweep(&places);
+        let there = ["live", "dead", ".lab", "other"].map(|name| places.run_of(name).exists());
+        assert_eq!(there, [true, false, true, true]);
+        assert!(is_held(own.directory()));
+    }
+
+    #[test]
+    fn a_run_that_cannot_be_asked_yet_is_ended() {
+        let (_keep, places) = places();
+        let own = OwnRecord::claim(&places, "db").unwrap();
+        let mut child = std::process::Command::new("sleep").arg("600").spawn().unwrap();
+        own.write(Run { pid: child.id(), ..run("db", vec![]) }).unwrap();
+        end_early(&places, &running(&places)[0]).unwrap();
+        let status = child.wait().unwrap();
+        assert_eq!(std::os::unix::process::ExitStatusExt::signal(&status), Some(15));
+        end_early(&places, &running(&places)[0]).unwrap();
     }
 
     #[test]

@@ -139,6 +139,7 @@ fn try_up(
             |error| Failure::os(format!("the events cannot be written to {}", path.display()), error);
         *events = Some(Events::create(path, &name).map_err(unmade)?);
     }
+    record::sweep(&places);
     record::outlast_the_killed(&places, |run| {
         report
             .notice(format_args!("waiting until `{}` is gone, which was killed (pid {})", run.name, run.pid));
