@@ -22,6 +22,7 @@ use super::emulated::{Drive, EmulatedHost, Handle, Start};
 use super::qmp::Qmp;
 use super::standing::{Asked, Facts, OwnLab, SOCKET, Said, Standing, read_line};
 use super::tenants::Tenants;
+use super::verbs::is_up_already;
 use super::{ENVIRONMENT, PathsInside, Shape, pack};
 use crate::failure::{Failure, Kind};
 use crate::places::Places;
@@ -35,6 +36,8 @@ use crate::run::sockets::{self, VSOCK};
 const UP_WITHIN: Duration = Duration::from_secs(180);
 /// How long all runs together may take to a clean stop.
 const STOPPED_WITHIN: Duration = Duration::from_secs(150);
+/// For a lab that another starts or stops.
+const OTHERS_WITHIN: Duration = Duration::from_secs(240);
 /// How often a lab looks whether it is still found: a runtime directory goes when its user logs out.
 const LOOK_EVERY: Duration = Duration::from_secs(10);
 /// For whoever is asked by a signal and has just begun.
@@ -51,14 +54,16 @@ enum Event {
 }
 
 /// Keeps a lab to its end.
-pub fn keep(places: &Places, shape: &Shape, detached: &Detached, report: Report) -> Result<(), Failure> {
+pub fn keep(
+    places: &Places,
+    shape: Option<&Shape>,
+    detached: &Detached,
+    report: Report,
+) -> Result<(), Failure> {
     let os = |what: &'static str| move |error: io::Error| Failure::os(what, error);
     let lab = |error| Failure::caused(Kind::Lab, "vmprof::lab::prepare", error, "");
-    let Some(own) = OwnLab::take(&places.lab).map_err(os("the lab's directory cannot be taken"))? else {
-        let message = "a lab is being started, or stopped, already";
-        let help = "`vmprof lab status` says how it is doing";
-        return Err(Failure::said(Kind::Failure, "vmprof::lab::is_up", message, help));
-    };
+    let Some(own) = take(places, shape, report)? else { return Ok(()) };
+    let shape = &shape.cloned().unwrap_or_default();
     let store = vmprof_guests::Store::open(&places.store)?;
     let stages = Stages::new(report);
     let builder = crate::guest::builder(&store, &stages, crate::args::Sources::default());
@@ -110,14 +115,13 @@ pub fn keep(places: &Places, shape: &Shape, detached: &Detached, report: Report)
     serve(socket, tenants.clone(), events.clone()).map_err(os("the lab's socket cannot be served"))?;
     let started = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |time| time.as_secs());
     let facts = Facts::new(shape, &emulator.version, &kernel, started);
-    own.publish(&facts).map_err(os("the lab cannot be made known"))?;
+    facts.publish(own.directory()).map_err(os("the lab cannot be made known"))?;
     detached.started();
     detached.ready();
     report.notice(format_args!("the lab is up: {shape}, Linux {kernel}, QEMU {}", emulator.version));
 
-    let directory = own.directory().to_owned();
-    let is_there = move || Standing::find(&directory).is_some();
-    let stopping = stop_when_asked(heard, tenants, handle.clone(), control, is_there);
+    let known = Known { directory: own.directory().to_owned(), facts };
+    let stopping = stop_when_asked(heard, tenants, handle.clone(), control, known);
     let stopping = stopping.map_err(os("the lab cannot be watched"))?;
     let _ = machine.wait();
     // Its last word to whoever waits, or nobody's any more.
@@ -128,6 +132,49 @@ pub fn keep(places: &Places, shape: &Shape, detached: &Detached, report: Report)
     }
     report.notice("the lab has stopped");
     Ok(())
+}
+
+/// The lab's directory, once nobody else starts a lab there or stops one; `None`: one that is as good is up.
+fn take(places: &Places, shape: Option<&Shape>, report: Report) -> Result<Option<OwnLab>, Failure> {
+    let end = Instant::now() + OTHERS_WITHIN;
+    let mut has_said = false;
+    loop {
+        let own = OwnLab::take(&places.lab);
+        if let Some(own) = own.map_err(|error| Failure::os("the lab's directory cannot be taken", error))? {
+            return Ok(Some(own));
+        }
+        if let Some(standing) = Standing::find(&places.lab).filter(|found| !found.facts.is_stopping) {
+            return is_up_already(&standing.facts, shape, report).map(|()| None);
+        }
+        if Instant::now() >= end {
+            let message = "a lab is being started, or stopped, already";
+            let help = "`vmprof lab status` says how it is doing";
+            return Err(Failure::said(Kind::Failure, "vmprof::lab::is_up", message, help));
+        }
+        if !has_said {
+            report.notice("waiting for a lab that is being started, or stopped");
+            has_said = true;
+        }
+        thread::sleep(Duration::from_millis(50));
+    }
+}
+
+/// What others find of the lab.
+struct Known {
+    directory: PathBuf,
+    facts: Facts,
+}
+
+impl Known {
+    fn is_found(&self) -> bool {
+        Standing::find(&self.directory).is_some()
+    }
+
+    fn say_stopping(mut self) {
+        self.facts.is_stopping = true;
+        // Whoever wants to join is refused either way.
+        let _ = self.facts.publish(&self.directory);
+    }
 }
 
 /// The host's boot files, with this program and the job behind them.
@@ -253,11 +300,11 @@ fn stop_when_asked(
     tenants: Arc<Tenants>,
     machine: Handle,
     control: UnixStream,
-    is_there: impl Fn() -> bool + Send + 'static,
+    known: Known,
 ) -> io::Result<thread::JoinHandle<bool>> {
     thread::Builder::new().name("lab".into()).spawn(move || {
         let mut asking = Vec::new();
-        while is_there() {
+        while known.is_found() {
             match heard.recv_timeout(LOOK_EVERY) {
                 Ok(Event::StopAsked(who)) => {
                     asking.push(who);
@@ -269,6 +316,7 @@ fn stop_when_asked(
             }
         }
         tenants.close();
+        known.say_stopping();
         let end = Instant::now() + STOPPED_WITHIN;
         while !tenants.are_empty_within(Duration::ZERO) && Instant::now() < end {
             for tenant in tenants.all().iter().filter(|tenant| !tenant.is_leaving) {

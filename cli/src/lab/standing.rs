@@ -38,12 +38,23 @@ pub struct Facts {
     pub kernel: String,
     /// Seconds since the epoch.
     pub started: u64,
+    /// Nobody joins any more, and those who have are being stopped.
+    #[serde(default)]
+    pub is_stopping: bool,
 }
 
 impl Facts {
     pub fn new(shape: &Shape, emulator: &str, kernel: &str, started: u64) -> Facts {
         let (shape, emulator, kernel) = (shape.to_string(), emulator.to_owned(), kernel.to_owned());
-        Facts { schema: FACTS_SCHEMA.to_owned(), pid: std::process::id(), shape, emulator, kernel, started }
+        let (schema, pid) = (FACTS_SCHEMA.to_owned(), std::process::id());
+        Facts { schema, pid, shape, emulator, kernel, started, is_stopping: false }
+    }
+
+    /// Has them found in this directory, whose lock this process holds.
+    pub fn publish(&self, directory: &Path) -> io::Result<()> {
+        let new = directory.join("lab.json.new");
+        fs::write(&new, serde_json::to_vec_pretty(self)?)?;
+        fs::rename(&new, directory.join(FACTS))
     }
 }
 
@@ -172,13 +183,6 @@ impl OwnLab {
         &self.directory
     }
 
-    /// From here on it is found.
-    pub fn publish(&self, facts: &Facts) -> io::Result<()> {
-        let new = self.directory.join("lab.json.new");
-        fs::write(&new, serde_json::to_vec_pretty(facts)?)?;
-        fs::rename(&new, self.directory.join(FACTS))
-    }
-
     /// All but the lock, which the next one takes.
     fn sweep(&self) {
         for name in [FACTS, SOCKET, VSOCK] {
@@ -206,9 +210,12 @@ mod tests {
         let kept = OwnLab::take(&directory).unwrap().unwrap();
         assert!(Standing::find(&directory).is_none(), "not up yet");
         let facts = Facts::new(&Shape::default(), "11.1", "6.1", 7);
-        kept.publish(&facts).unwrap();
+        facts.publish(kept.directory()).unwrap();
         assert_eq!(Standing::find(&directory).unwrap().facts, facts);
         assert!(OwnLab::take(&directory).unwrap().is_none(), "one keeper");
+        let stopping = Facts { is_stopping: true, ..facts.clone() };
+        stopping.publish(kept.directory()).unwrap();
+        assert_eq!(Standing::find(&directory).unwrap().facts, stopping);
         drop(kept);
         assert!(Standing::find(&directory).is_none());
         // One that was killed leaves its files, and they are nobody's.

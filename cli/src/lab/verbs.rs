@@ -32,9 +32,9 @@ fn start(places: &Places, shape: Option<&Shape>, report: Report) -> Result<u8, F
     let alone = alone.map_err(|error| Failure::os("vmprof cannot go on on its own", error))?;
     if let Some(detached) = alone {
         let report = Report::without_colour();
-        return keeper::keep(places, &shape.cloned().unwrap_or_default(), &detached, report).map(|()| 0);
+        return keeper::keep(places, shape, &detached, report).map(|()| 0);
     }
-    if let Some(standing) = Standing::find(&places.lab) {
+    if let Some(standing) = Standing::find(&places.lab).filter(|found| !found.facts.is_stopping) {
         return is_up_already(&standing.facts, shape, report).map(|()| 0);
     }
     let left = detached::leave(Word::Ready);
@@ -51,7 +51,7 @@ fn start(places: &Places, shape: Option<&Shape>, report: Report) -> Result<u8, F
 }
 
 /// The second time is as good as the first, if it is the same lab that is wanted.
-fn is_up_already(facts: &Facts, shape: Option<&Shape>, report: Report) -> Result<(), Failure> {
+pub(super) fn is_up_already(facts: &Facts, shape: Option<&Shape>, report: Report) -> Result<(), Failure> {
     match shape.map(Shape::to_string).filter(|wanted| *wanted != facts.shape) {
         None => {
             report.notice(format_args!("the lab is up already (pid {}): {}", facts.pid, facts.shape));
@@ -89,7 +89,7 @@ fn stop(places: &Places, report: Report) -> Result<(), Failure> {
     // It closes with the keeper.
     let _ = io::Read::read(&mut &said, &mut [0]);
     let end = Instant::now() + Duration::from_secs(10);
-    while Standing::find(&places.lab).is_some_and(|found| found.facts == standing.facts)
+    while Standing::find(&places.lab).is_some_and(|found| found.facts.pid == standing.facts.pid)
         && Instant::now() < end
     {
         thread::sleep(LOOK_EVERY);
@@ -112,7 +112,8 @@ fn status(places: &Places, format: Format, report: Report) -> Result<(), Failure
     if format == Format::Json {
         return report.json(&json!({
             "schema": facts.schema, "up": true, "pid": facts.pid, "shape": facts.shape,
-            "emulator": facts.emulator, "kernel": facts.kernel, "started": facts.started, "runs": tenants,
+            "emulator": facts.emulator, "kernel": facts.kernel, "started": facts.started,
+            "is_stopping": facts.is_stopping, "runs": tenants,
         }));
     }
     report.data(&text(facts, &tenants))
@@ -122,8 +123,12 @@ fn text(facts: &Facts, tenants: &[Tenant]) -> String {
     let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |time| time.as_secs());
     let up = age(now.saturating_sub(facts.started));
     let mut text = format!(
-        "the lab is up for {up} (pid {}): {}, Linux {}, QEMU {}\n",
-        facts.pid, facts.shape, facts.kernel, facts.emulator
+        "the lab is {} for {up} (pid {}): {}, Linux {}, QEMU {}\n",
+        if facts.is_stopping { "stopping, and was up" } else { "up" },
+        facts.pid,
+        facts.shape,
+        facts.kernel,
+        facts.emulator
     );
     for tenant in tenants {
         let leaves = if tenant.is_leaving { "  leaving" } else { "" };

@@ -100,7 +100,7 @@ fn no_channels(error: io::Error) -> Failure {
 
 /// The lab to join: the one that is up, if it is one as it is wanted.
 fn to_join(upping: &Upping) -> Option<Standing> {
-    let standing = Standing::find(&upping.places.lab)?;
+    let standing = Standing::find(&upping.places.lab).filter(|found| !found.facts.is_stopping)?;
     let wanted = upping.arguments.lab.as_ref().map(Shape::to_string);
     if let Some(wanted) = wanted.filter(|wanted| *wanted != standing.facts.shape) {
         upping.report.notice(format_args!(
