@@ -50,6 +50,10 @@ impl<'t> Reader<'t> {
                 Kind::SlashDash => {
                     self.at += 1;
                     let off = self.node()?;
+                    // The parser takes no `;` there.
+                    if self.tokens.get(self.at - 1).is_some_and(|last| last.kind == Kind::Semicolon) {
+                        return None;
+                    }
                     // The version marker is the parser's to judge where it names another version than this.
                     let version = off.name().value() == "kdl-version";
                     if version && off.entries().first().map(KdlEntry::value) != Some(&KdlValue::Integer(2)) {

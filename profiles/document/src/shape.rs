@@ -1,16 +1,18 @@
 //! Places where a text cannot be KDL, told from its tokens: the parser calls itself once for each place that it cannot read, so
 //! they are counted before it is asked.
 
-use crate::token::{Kind, tokens};
+use crate::token::{Kind, Token, tokens};
 
 /// The places, in order: words that can be neither a name nor a value, and tokens where none of their kind can stand. None in
-/// a text that parses.
+/// a text that is KDL; behind a `/-` the parser lets some pass that is not.
 pub(crate) fn misplaced(text: &str) -> Vec<(usize, usize)> {
     let mut places = Vec::new();
     let tokens: Vec<_> = tokens(text).into_iter().filter(|token| token.kind != Kind::BlockComment).collect();
     let mut place = Place::Start;
     // Whether the node, and each one around it, is switched off: the parser then asks for no end behind its braces.
     let (mut is_off, mut around) = (false, Vec::new());
+    // The last token but for ends of lines: what `/-` switches off may stand on a later line, and so may an `=` behind a `\`.
+    let mut solid: Option<&Token<'_>> = None;
     for (at, token) in tokens.iter().enumerate() {
         let before = at.checked_sub(1).and_then(|at| tokens.get(at));
         let after = tokens.get(at + 1).map(|token| token.kind);
@@ -31,7 +33,8 @@ pub(crate) fn misplaced(text: &str) -> Vec<(usize, usize)> {
                 right
             }
             Kind::Equals => {
-                before.is_some_and(|before| before.kind == Kind::Word && before.is_name())
+                solid.is_some_and(|solid| solid.kind == Kind::Word && solid.is_name())
+                    && matches!(was, Some(Kind::Word | Kind::Continued))
                     && matches!(after, Some(Kind::Word | Kind::OpenType | Kind::Continued))
             }
             Kind::OpenType => after == Some(Kind::Word),
@@ -47,8 +50,7 @@ pub(crate) fn misplaced(text: &str) -> Vec<(usize, usize)> {
                 true
             }
             Kind::Newline | Kind::Semicolon | Kind::LineComment => {
-                // What `/-` switches off may stand on a later line.
-                if was != Some(Kind::SlashDash) {
+                if solid.is_none_or(|solid| solid.kind != Kind::SlashDash) {
                     place = Place::Start;
                     is_off = false;
                 }
@@ -63,6 +65,9 @@ pub(crate) fn misplaced(text: &str) -> Vec<(usize, usize)> {
             }
             Kind::BlockComment => true,
         };
+        if !matches!(token.kind, Kind::Newline | Kind::LineComment | Kind::Continued) {
+            solid = Some(token);
+        }
         if !right {
             places.push((token.at, token.end()));
         }

@@ -27,6 +27,12 @@ struct Item<'t> {
     trailing: Option<&'t str>,
 }
 
+impl Item<'_> {
+    fn is_line_comment(&self) -> bool {
+        matches!(self.what, What::Comment(text) if text.starts_with("//"))
+    }
+}
+
 enum What<'t> {
     Comment(&'t str),
     Node(Vec<Part<'t>>),
@@ -84,7 +90,8 @@ fn read_body<'t>(tokens: &mut Tokens<'_, 't>, file: bool) -> Body<'t> {
                         body.head = Some(text);
                         continue;
                     }
-                    Some(last) if lines == 0 && last.trailing.is_none() => {
+                    // Behind a line that was continued, a comment may come without an end of line between.
+                    Some(last) if lines == 0 && last.trailing.is_none() && !last.is_line_comment() => {
                         last.trailing = Some(text);
                         continue;
                     }

@@ -34,6 +34,7 @@ fn the_layout_is_canonical() {
         ("a { b { c 1 }; d }", "a { b { c 1 }; d }\n"),
         ("a { /* x */ b }", "a {\n    /* x */\n    b\n}\n"),
         ("/-\n// not now\na 1", "/-  // not now\n    a 1\n"),
+        ("\\// one\n// two", "// one\n// two\n"),
     ] {
         let got = formatted(text);
         assert_eq!(got, wanted, "{text:?}");

@@ -70,6 +70,8 @@ fn what_is_not_plain_is_left_to_the_parser() {
         "a;;",
         "/* a",
         "/-",
+        "/-a;",
+        "a { /- b; }",
         "/- kdl-version 1\na",
         "a /* b */ c",
         "a \"x\u{2028}y\"",
@@ -93,6 +95,7 @@ proptest! {
         let text = parts.concat();
         prop_assert!(agrees(&text), "{text:?}");
         let misplaced = crate::shape::misplaced(&text);
-        prop_assert!(misplaced.is_empty() || KdlDocument::parse_v2(&text).is_err(), "{text:?}: {misplaced:?}");
+        // Of what is switched off the parser takes some that is no KDL.
+        prop_assert!(misplaced.is_empty() || text.contains("/-") || KdlDocument::parse_v2(&text).is_err(), "{text:?}: {misplaced:?}");
     }
 }
