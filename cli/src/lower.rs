@@ -204,13 +204,9 @@ pub fn job(
             GuestInit::Systemd { .. } => Vec::new(),
         },
         stop_within_ms: milliseconds(Patience::with(conduct).guest),
-        command: work.argv().map(|argv| Command {
-            argv,
-            env: env.clone(),
-            directory: "/root".to_owned(),
-            streams,
-        }),
         env,
+        directory: "/root".to_owned(),
+        command: work.argv().map(|argv| Command { argv, streams }),
     }
 }
 

@@ -234,11 +234,10 @@ fn job(root: &str) -> Job {
         init: Init::Vmprof,
         services: Vec::new(),
         stop_within_ms: 5_000,
-        env: Vec::new(),
+        env: vec![("PATH".into(), "/usr/bin:/bin:/usr/sbin:/sbin".into())],
+        directory: "/".to_owned(),
         command: Some(Command {
             argv: ["/bin/sh", "-c", GUEST, "rewriter", "/dev/served"].map(Into::into).into(),
-            env: vec![("PATH".into(), "/usr/bin:/bin:/usr/sbin:/sbin".into())],
-            directory: "/".to_owned(),
             streams: Streams::Ports,
         }),
     }

@@ -27,7 +27,8 @@ pub fn job(argv: Vec<Bytes>, env: Vec<(Bytes, Bytes)>) -> Job {
         init: Init::Vmprof,
         services: Vec::new(),
         stop_within_ms: 1_000,
-        env: Vec::new(),
-        command: Some(Command { argv, env, directory: "/".to_owned(), streams: Streams::Ports }),
+        env,
+        directory: "/".to_owned(),
+        command: Some(Command { argv, streams: Streams::Ports }),
     }
 }

@@ -74,12 +74,14 @@ fn supervise(mut control: Control) -> ! {
     }
     // From here on it asks; what follows takes its time.
     let mut network = Network::start(&job.nets);
-    let readied = ready_services(&job).and_then(|keeper| Ok((keeper, launch(job.command.as_ref())?)));
+    let surroundings = Surroundings::of(&job);
+    let command = job.command.as_ref();
+    let readied =
+        ready_services(&job).and_then(|keeper| Ok((keeper, launch(command, surroundings.clone())?)));
     let (keeper, launch) = match readied {
         Ok(readied) => readied,
         Err(failure) => fail(control, None, &failure),
     };
-    let surroundings = Surroundings::of(&job);
     let agent = agent::start(&surroundings);
     let supervisor = Supervisor {
         control,
@@ -116,10 +118,13 @@ fn console() -> Console {
 }
 
 /// What starts the command; the ports it needs are looked for now, not when the services are ready.
-pub(crate) fn launch(command: Option<&vmprof_job::Command>) -> Result<Option<Launch<'_>>, Failure> {
+pub(crate) fn launch(
+    command: Option<&vmprof_job::Command>,
+    surroundings: Surroundings,
+) -> Result<Option<Launch<'_>>, Failure> {
     let Some(command) = command else { return Ok(None) };
     let outlets = Outlets::open(&command.streams)?;
-    Ok(Some(Box::new(move || outlets.start(&Surroundings::of_command(command), command))))
+    Ok(Some(Box::new(move || outlets.start(&surroundings, command))))
 }
 
 /// Tells the outside, as long as there is one, and ends the machine. The port is closed before: closing is answered by
@@ -157,10 +162,8 @@ fn prepare() -> Result<Job, Failure> {
     rustix::system::sethostname(job.hostname.as_bytes())
         .map_err(|error| Failure::step(&format!("setting the host name `{}`", job.hostname))(error.into()))?;
     netlink::set_up(netlink::LOOPBACK).map_err(Failure::step("bringing up the loopback interface"))?;
-    if let Some(command) = &job.command
-        && !Path::new(&command.directory).is_dir()
-    {
-        return Err(Failure::NoDirectory(command.directory.clone()));
+    if job.command.is_some() && !Path::new(&job.directory).is_dir() {
+        return Err(Failure::NoDirectory(job.directory));
     }
     Ok(job)
 }

@@ -32,15 +32,13 @@ pub(crate) struct Surroundings {
 impl Surroundings {
     /// Of whatever is run beside the guest's services: the same for its command and for others.
     pub(crate) fn of(job: &Job) -> Self {
-        match &job.command {
-            Some(command) => Surroundings::of_command(command),
-            None if job.env.is_empty() => Surroundings::of_root(),
-            None => Surroundings { environment: environment(&job.env), ..Surroundings::of_root() },
+        let root = Surroundings::of_root();
+        let directory = PathBuf::from(&job.directory);
+        Surroundings {
+            environment: if job.env.is_empty() { root.environment } else { environment(&job.env) },
+            // A command is not started without its own.
+            directory: if directory.is_dir() { directory } else { root.directory },
         }
-    }
-
-    pub(crate) fn of_command(command: &vmprof_job::Command) -> Self {
-        Surroundings { environment: environment(&command.env), directory: PathBuf::from(&command.directory) }
     }
 
     /// Of root, where nobody says more.

@@ -29,7 +29,7 @@ pub(crate) fn read(path: &Path) -> Result<Job, Failure> {
 
 #[cfg(test)]
 pub(crate) mod tests {
-    use vmprof_job::{Bytes, Command, Disk, Root, Streams};
+    use vmprof_job::{Command, Disk, Root, Streams};
 
     use super::*;
     use crate::command::Surroundings;
@@ -53,11 +53,10 @@ pub(crate) mod tests {
             init: Init::Vmprof,
             services: Vec::new(),
             stop_within_ms: 5_000,
-            env: Vec::new(),
+            env: vec![("PATH".into(), "/opt/bin".into())],
+            directory: "/".into(),
             command: Some(Command {
                 argv: argv.iter().map(|word| (*word).into()).collect(),
-                env: vec![("PATH".into(), "/bin".into())],
-                directory: "/".into(),
                 streams: Streams::Ports,
             }),
         }
@@ -76,13 +75,15 @@ pub(crate) mod tests {
             let all = Surroundings::of(job).environment;
             all.into_iter().find(|(name, _)| name == wanted).map(|(_, value)| value.into_string().unwrap())
         };
-        let of_the_recipe: Vec<(Bytes, Bytes)> = vec![("PATH".into(), "/opt/bin".into())];
-        let with_command = Job { env: of_the_recipe.clone(), ..job(&["true"]) };
-        assert_eq!(value(&with_command, "PATH").as_deref(), Some("/bin"));
-        let serving = Job { command: None, ..with_command };
-        assert_eq!(value(&serving, "PATH").as_deref(), Some("/opt/bin"));
-        let bare = Job { env: Vec::new(), ..serving };
+        let with_command = job(&["true"]);
+        let serving = Job { command: None, ..job(&["true"]) };
+        for job in [&with_command, &serving] {
+            assert_eq!(value(job, "PATH").as_deref(), Some("/opt/bin"));
+            assert_eq!(Surroundings::of(job).directory, Path::new("/"));
+        }
+        let bare = Job { env: Vec::new(), directory: "/nonexistent".into(), ..serving };
         assert!(value(&bare, "PATH").is_some_and(|path| path.contains("/usr/bin")));
+        assert!(Surroundings::of(&bare).directory.is_dir());
     }
 
     #[test]
@@ -99,9 +100,9 @@ pub(crate) mod tests {
         );
         assert_eq!(
             read_back(br#"{"schema":"vmprof.job/1"}"#),
-            Err("the job is of schema `vmprof.job/1`; this first process reads `vmprof.job/2`".into())
+            Err("the job is of schema `vmprof.job/1`; this first process reads `vmprof.job/3`".into())
         );
-        assert!(read_back(br#"{"schema":"vmprof.job/2"}"#).unwrap_err().contains("missing field"));
+        assert!(read_back(br#"{"schema":"vmprof.job/3"}"#).unwrap_err().contains("missing field"));
         assert_eq!(read_back(&vmprof_job::line(&job(&[]))), Err("the job's command has no words".into()));
         let idle = Job { command: None, ..job(&[]) };
         assert!(read_back(&vmprof_job::line(&idle)).unwrap_err().ends_with("there is nothing to run"));

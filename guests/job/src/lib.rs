@@ -18,7 +18,7 @@ pub use service::{
 /// Where the job lies in the initramfs.
 pub const JOB_PATH: &str = "vmprof/job.json";
 /// The `schema` of a job this crate writes and reads.
-pub const JOB_SCHEMA: &str = "vmprof.job/2";
+pub const JOB_SCHEMA: &str = "vmprof.job/3";
 
 /// Names of the virtio-serial ports, as /sys/class/virtio-ports/*/name shows them.
 pub mod port {
@@ -57,9 +57,11 @@ pub struct Job {
     pub services: Vec<Service>,
     /// From the beginning of a clean stop to SIGKILL for everything that is left.
     pub stop_within_ms: u64,
-    /// The environment, whole, of what is run beside a guest's services where it has no command: `exec`. Empty is root's own.
-    #[serde(default)]
+    /// The whole environment of what is run beside the guest's services, the command as well as others (`exec`), and not an addition
+    /// to one. Empty is root's own.
     pub env: Vec<(Bytes, Bytes)>,
+    /// Where they start.
+    pub directory: String,
     /// Where CMD or what the recipe names runs once every service is ready. `None` serves until it is stopped.
     pub command: Option<Command>,
 }
@@ -121,9 +123,6 @@ pub struct DeviceLink {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Command {
     pub argv: Vec<Bytes>,
-    /// The whole environment, not an addition to one.
-    pub env: Vec<(Bytes, Bytes)>,
-    pub directory: String,
     pub streams: Streams,
 }
 

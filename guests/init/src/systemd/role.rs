@@ -78,11 +78,11 @@ pub(crate) fn run() -> u8 {
         Ok(prepared) => prepared,
         Err(failure) => return fail(control, &failure),
     };
-    let launch = match boot::launch(job.command.as_ref()) {
+    let surroundings = Surroundings::of(&job);
+    let launch = match boot::launch(job.command.as_ref(), surroundings.clone()) {
         Ok(launch) => launch,
         Err(failure) => return fail(control, &failure),
     };
-    let surroundings = Surroundings::of(&job);
     let agent = agent::start(&surroundings);
     let supervisor = Supervisor {
         control,

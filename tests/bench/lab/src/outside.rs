@@ -15,7 +15,9 @@ use vmprof_guests::{
     Builder, GuestImage, Progress, Recipe, Silent, Stage, Store, Toolset, Total, append_archive, emulator,
     lab_host,
 };
-use vmprof_job::{DeviceLink, Disk, FromGuest, Init, JOB_PATH, JOB_SCHEMA, Job, Root, Streams, ToGuest};
+use vmprof_job::{
+    Bytes, DeviceLink, Disk, FromGuest, Init, JOB_PATH, JOB_SCHEMA, Job, Root, Streams, ToGuest,
+};
 
 use crate::host::{Host, Start};
 use crate::record::Record;
@@ -260,13 +262,14 @@ fn guests_job(image: &GuestImage) -> Outcome<Job> {
         init: Init::Vmprof,
         services: conduct.services.clone(),
         stop_within_ms: conduct.stop_within_ms,
-        env: Vec::new(),
-        command: Some(command(&["/bin/sh"], &conduct.env, "/root")),
+        env: environment(&conduct.env),
+        directory: "/root".to_owned(),
+        command: Some(command(&["/bin/sh"])),
     })
 }
 
 /// The job of the emulated host: the driver.
-fn hosts_job(environment: &[(String, String)]) -> Job {
+fn hosts_job(of_the_driver: &[(String, String)]) -> Job {
     Job {
         schema: JOB_SCHEMA.to_owned(),
         hostname: "lab".to_owned(),
@@ -282,8 +285,9 @@ fn hosts_job(environment: &[(String, String)]) -> Job {
         init: Init::Vmprof,
         services: Vec::new(),
         stop_within_ms: 5_000,
-        env: Vec::new(),
-        command: Some(command(&[place::DRIVER, inside::WORD], environment, "/")),
+        env: environment(of_the_driver),
+        directory: "/".to_owned(),
+        command: Some(command(&[place::DRIVER, inside::WORD])),
     }
 }
 
@@ -292,13 +296,12 @@ fn disk(serial: &str, scheduler: Option<&str>) -> Disk {
     Disk { name: serial.to_owned(), serial: serial.to_owned(), scheduler, format: None }
 }
 
-fn command(argv: &[&str], environment: &[(String, String)], directory: &str) -> vmprof_job::Command {
-    vmprof_job::Command {
-        argv: argv.iter().map(|word| (*word).into()).collect(),
-        env: environment.iter().map(|(name, value)| (name.as_str().into(), value.as_str().into())).collect(),
-        directory: directory.to_owned(),
-        streams: Streams::Ports,
-    }
+fn environment(of: &[(String, String)]) -> Vec<(Bytes, Bytes)> {
+    of.iter().map(|(name, value)| (name.as_str().into(), value.as_str().into())).collect()
+}
+
+fn command(argv: &[&str]) -> vmprof_job::Command {
+    vmprof_job::Command { argv: argv.iter().map(|word| (*word).into()).collect(), streams: Streams::Ports }
 }
 
 /// A path as an archive names it.
