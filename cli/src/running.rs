@@ -1,9 +1,12 @@
 //! The verbs on running VMs: `ps`, `logs`, `stop`, `pause`, `resume`, `verify`, `stats`, `iothread`, and `ask`, through which the lab's are reached.
 
 use std::io::ErrorKind;
+use std::os::fd::OwnedFd;
 use std::thread;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
+use rustix::event::{PollFd, PollFlags, poll};
+use rustix::io::retry_on_intr;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
@@ -109,26 +112,33 @@ pub fn stop(arguments: &StopArguments, report: Report) -> Result<(), Failure> {
         report.notice("no VM is running");
     }
     // All are asked before the first is waited for.
-    let asked: Vec<Run> = runs
-        .into_iter()
-        .filter_map(|run| have_stop(&places, &run).map_err(&mut keep).ok().map(|()| run))
-        .collect();
-    for run in asked {
-        while is_running(&places, &run) {
-            thread::sleep(LOOK_EVERY);
+    let mut asked = Vec::new();
+    for run in runs {
+        match have_stop(&places, &run) {
+            Ok(process) => asked.push((run, process)),
+            Err(failure) => keep(failure),
+        }
+    }
+    for (run, process) in asked {
+        if let Some(process) = process {
+            // Readable is a process that has ended, and with it all that it had.
+            retry_on_intr(|| poll(&mut [PollFd::new(&process, PollFlags::IN)], None))
+                .map_err(|error| Failure::os(format!("`{}` cannot be waited for", run.name), error.into()))?;
         }
         report.notice(format_args!("{} has stopped", run.name));
     }
     failed.map_or(Ok(()), Err)
 }
 
-/// A run that is not so far that it can be asked is ended.
-fn have_stop(places: &Places, run: &Run) -> Result<(), Failure> {
+/// Has it stop; its process, to be waited for. A run that is not so far that it can be asked is ended.
+fn have_stop(places: &Places, run: &Run) -> Result<Option<OwnedFd>, Failure> {
+    let not_ended = |error| Failure::os(format!("`{}` (pid {}) cannot be ended", run.name, run.pid), error);
+    let Some(process) = record::process_of(places, run).map_err(not_ended)? else { return Ok(None) };
     match control::ask(&run.name, &places.run_of(&run.name), Request::Stop) {
-        Err(AskError::NotYet { .. }) => record::end_early(places, run)
-            .map_err(|error| Failure::os(format!("`{}` (pid {}) cannot be ended", run.name, run.pid), error)),
-        asked => Ok(asked.map(drop)?),
+        Err(AskError::NotYet { .. }) => record::end_early(&process).map_err(not_ended)?,
+        asked => asked.map(drop)?,
     }
+    Ok(Some(process))
 }
 
 pub fn pause(arguments: &NameArguments, report: Report) -> Result<(), Failure> {

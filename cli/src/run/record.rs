@@ -18,7 +18,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::places::Places;
 
-pub use killed::{end_early, outlast_the_killed, sweep};
+pub use killed::{end_early, outlast_the_killed, process_of, sweep};
 pub use own::{Keeper, Kept, OwnRecord, Turn};
 
 const LOOK_EVERY: Duration = Duration::from_millis(20);

@@ -2,6 +2,7 @@
 
 use std::fs::{self, File};
 use std::io;
+use std::os::fd::OwnedFd;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -45,17 +46,19 @@ pub fn sweep(places: &Places) {
     }
 }
 
-/// Has a run that cannot be asked yet end: nothing of it has begun that would want a clean stop.
-pub fn end_early(places: &Places, run: &Run) -> io::Result<()> {
+/// The process of a run, which stays this one whatever its number becomes; `None`: it has ended.
+pub fn process_of(places: &Places, run: &Run) -> io::Result<Option<OwnedFd>> {
     let pid = Pid::from_raw(run.pid as i32).ok_or(io::ErrorKind::InvalidData)?;
     let process = match pidfd_open(pid, PidfdFlags::empty()) {
-        Err(Errno::SRCH) => return Ok(()),
+        Err(Errno::SRCH) => return Ok(None),
         other => other?,
     };
     // While the lock is held the number is the run's, and from here on the descriptor is.
-    if !is_held(&places.run_of(&run.name)) {
-        return Ok(());
-    }
+    Ok(is_held(&places.run_of(&run.name)).then_some(process))
+}
+
+/// Has a run that cannot be asked yet end: nothing of it has begun that would want a clean stop.
+pub fn end_early(process: &OwnedFd) -> io::Result<()> {
     match pidfd_send_signal(process, Signal::TERM) {
         Err(Errno::SRCH) => Ok(()),
         other => Ok(other?),

@@ -105,10 +105,16 @@ fn a_run_that_cannot_be_asked_yet_is_ended() {
     let own = OwnRecord::claim(&places, "db").unwrap();
     let mut child = std::process::Command::new("sleep").arg("600").spawn().unwrap();
     own.write(Run { pid: child.id(), ..run("db", vec![]) }).unwrap();
-    end_early(&places, &running(&places)[0]).unwrap();
+    let run = running(&places).remove(0);
+    let process = process_of(&places, &run).unwrap().unwrap();
+    end_early(&process).unwrap();
     let status = child.wait().unwrap();
     assert_eq!(std::os::unix::process::ExitStatusExt::signal(&status), Some(15));
-    end_early(&places, &running(&places)[0]).unwrap();
+    end_early(&process).unwrap();
+    assert!(process_of(&places, &run).unwrap().is_none(), "it has ended");
+    drop(own);
+    let of_another = Run { pid: std::process::id(), ..run };
+    assert!(process_of(&places, &of_another).unwrap().is_none(), "the number is another's by now");
 }
 
 #[test]
